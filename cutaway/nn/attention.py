@@ -1,0 +1,62 @@
+"""One attention: grouped heads (Ainslie et al. 2023, arXiv 2305.13245), rotary positions, a mask or a cache.
+
+B rows, T queries, S keys, H query heads, Hkv key heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.nn import ops
+from cutaway.nn.cache import KVCache
+from cutaway.nn.linear import Linear
+from cutaway.nn.position import rotate
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What all layers of one forward pass share: rotary angles of each token and who may see whom."""
+
+    rotary: Tensor  # (2, B or 1, T, D / 2)
+    documents: Tensor | None = None  # (B, T) packed documents
+    seen: Tensor | None = None  # (B or 1, 1, T, S) dense mask over a cache
+    causal: bool = True
+    counts: Tensor | None = None  # (B,) real tokens of each row when reading into a cache
+
+
+class Attention(nn.Module):
+    """``x (B, T, width) -> (B, T, width)``; queries, keys and values come from one product."""
+
+    def __init__(self, width: int, *, num_heads: int, num_kv_heads: int, head_size: int) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
+        self.qkv = Linear(width, (num_heads + 2 * num_kv_heads) * head_size)
+        self.out = Linear(num_heads * head_size, width)
+
+    def forward(self, x: Tensor, where: Where, cache: tuple[int, KVCache] | None = None) -> Tensor:
+        qkv = self.qkv(x)
+        heads = (self.num_heads, self.num_kv_heads, self.head_size)
+        if cache is None:
+            return self.out(ops.self_attention(qkv, where.rotary, heads, documents=where.documents, causal=where.causal))
+        return self.out(self._cached(qkv, where, *cache))
+
+    def _cached(self, qkv: Tensor, where: Where, layer: int, state: KVCache) -> Tensor:
+        rows, steps, _ = qkv.shape
+        sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
+        q, k, v = qkv.view(rows, steps, -1, self.head_size).split(sizes, 2)  # (B, T, H, D)
+        cos, sin = where.rotary[0, :, :, None], where.rotary[1, :, :, None]
+        k, v = state.write(layer, rotate(k, cos, sin), v, where.counts)  # (B, S, Hkv, D)
+        # a group's query heads share its keys, so they become rows of one product: (B, Hkv, G*T, D)
+        group = self.num_heads // self.num_kv_heads
+        q = rotate(q, cos, sin).view(rows, steps, self.num_kv_heads, group, -1).permute(0, 2, 3, 1, 4)
+        q = q.reshape(rows, self.num_kv_heads, group * steps, -1)
+        scores = (q @ k.permute(0, 2, 3, 1)).float() * self.head_size**-0.5  # (B, Hkv, G*T, S)
+        if where.seen is not None:
+            seen = where.seen.repeat(1, 1, group, 1) if group > 1 and steps > 1 else where.seen
+            scores = scores.masked_fill(~seen, float("-inf"))
+        mixed = torch.softmax(scores, -1).to(v.dtype) @ v.permute(0, 2, 1, 3)  # (B, Hkv, G*T, D)
+        mixed = mixed.view(rows, self.num_kv_heads, group, steps, -1).permute(0, 3, 1, 2, 4)
+        return mixed.reshape(rows, steps, -1)

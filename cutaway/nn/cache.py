@@ -1,0 +1,67 @@
+"""Carried state of a decoder: keys and values of the tokens already read, one pair of tensors a layer.
+
+Layout ``(B, capacity, num_kv_heads, head_size)``: one token's keys are contiguous, so appending is one write.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cutaway.errors import RequestError
+
+
+class KVCache:
+    """Keys and values of ``rows`` sequences of differing ``lengths (B,)``, room for ``capacity`` tokens each."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor) -> None:
+        self.keys, self.values, self.lengths = keys, values, lengths
+        self.longest = int(lengths.max()) if len(lengths) else 0
+        self.even = bool((lengths == self.longest).all())
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row has room for."""
+        return self.keys[0].shape[1]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Append ``(B, T, Hkv, D)`` behind each row's tokens (only its first ``counts``); returns all keys and values
+        up to the longest row, ``(B, S, Hkv, D)``. Lengths do not move: see ``advance``."""
+        steps = keys.shape[1]
+        end = self.longest + steps
+        if end > self.capacity and (counts is None or int((self.lengths + counts).max()) > self.capacity):
+            raise RequestError(f"{end} tokens do not fit a cache of {self.capacity}",
+                               way_out="start the state with a larger capacity")
+        end = min(end, self.capacity)
+        k, v = self.keys[layer], self.values[layer]
+        if self.even and self.longest + steps <= self.capacity:
+            k[:, self.longest : end], v[:, self.longest : end] = keys, values
+        else:
+            at = self.lengths[:, None] + torch.arange(steps, device=keys.device)
+            valid = at < (self.capacity if counts is None else self.lengths[:, None] + counts[:, None])
+            row, column = valid.nonzero(as_tuple=True)
+            k[row, at[row, column]], v[row, at[row, column]] = keys[row, column], values[row, column]
+        return k[:, :end], v[:, :end]
+
+    def advance(self, steps: int, counts: Tensor | None) -> None:
+        """Count the tokens just written: ``steps`` a row, or ``counts (B,)``."""
+        self._at(self.lengths + (steps if counts is None else counts))
+
+    def _at(self, lengths: Tensor) -> None:
+        self.lengths = lengths
+        self.longest = int(lengths.max()) if len(lengths) else 0
+        self.even = bool((lengths == self.longest).all())
+
+    def select(self, rows: Tensor) -> KVCache:
+        """The state of some rows, in the order given (rows may repeat)."""
+        return KVCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.lengths[rows])
+
+    def truncate(self, lengths: Tensor) -> None:
+        """Forget what is behind ``lengths (B,)``; longer than what is there is refused."""
+        if bool((lengths > self.lengths).any()):
+            raise RequestError("a state cannot be truncated to more tokens than it holds")
+        self._at(lengths.clone())
+
+    def copy(self) -> KVCache:
+        """An independent copy."""
+        return KVCache([k.clone() for k in self.keys], [v.clone() for v in self.values], self.lengths.clone())

@@ -1,0 +1,116 @@
+"""The few operations a transformer spends its time in, each one differentiable function.
+
+Each has a plain PyTorch form; on a CPU with a C compiler the fused kernels of ``kernels.c`` do the same
+arithmetic in fewer passes over memory. B rows, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cutaway.nn import mask
+from cutaway.nn.position import rotate
+
+Heads = tuple[int, int, int]  # query heads, key/value heads, head size
+
+
+def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``x + delta`` in float32 and its RMS-normalised value in ``dtype``; all ``(B, T, D)``, ``weight (D,)``."""
+    total = x if delta is None else x + delta.float()
+    scale = torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
+    return total, (total * scale * weight).to(dtype)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """``silu(gate) * up`` for ``gate_up (B, T, 2 I)``, the gate first; ``(B, T, I)``."""
+    gate, up = gate_up.chunk(2, -1)
+    return (F.silu(gate.float()) * up).to(gate_up.dtype)
+
+
+def self_attention(qkv: Tensor, rotary: Tensor, heads: Heads, *, documents: Tensor | None, causal: bool) -> Tensor:
+    """Rotary positions, then softmax(q k / sqrt(D)) v within each document.
+
+    ``qkv (B, T, (H + 2 Hkv) D)``, ``rotary (2, B or 1, T, D / 2)``, ``documents (B, T)`` or None; ``(B, T, H D)``.
+    """
+    rows, steps, _ = qkv.shape
+    num_heads, num_kv, size = heads
+    q, k, v = qkv.view(rows, steps, -1, size).split([num_heads, num_kv, num_kv], 2)
+    cos, sin = rotary[0, :, :, None], rotary[1, :, :, None]
+    q, k, v = (t.transpose(1, 2) for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+    seen = None
+    if documents is not None:
+        rule = mask.same_document(documents) & mask.causal() if causal else mask.same_document(documents)
+        seen = rule.dense(steps, steps, qkv.device)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal and seen is None,
+                                           enable_gqa=num_heads != num_kv)
+    return mixed.transpose(1, 2).reshape(rows, steps, -1)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of weighted negative log-likelihoods; the gradient is formed while each chunk's logits exist."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, chunk: int) -> Tensor:
+        cast = weight.to(hidden.dtype)
+        learning = hidden.requires_grad or weight.requires_grad
+        grad_hidden = torch.zeros_like(hidden) if learning else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learning else None
+        total = torch.zeros((), dtype=torch.float64 if hidden.device.type == "cpu" else torch.float32,
+                            device=hidden.device)
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            h, w, t = hidden[part], weights[part, None], targets[part, None]
+            logits = (h @ cast.T).float()
+            logits -= torch.logsumexp(logits, -1, keepdim=True)
+            total -= (logits.gather(1, t) * w).sum(dtype=total.dtype)
+            if grad_hidden is not None and grad_weight is not None:
+                slope = logits.exp_().mul_(w).scatter_add_(1, t, -w).to(hidden.dtype)
+                torch.mm(slope, cast, out=grad_hidden[part])
+                grad_weight += slope.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, *, chunk: int) -> Tensor:
+    """``-sum(weights * log softmax(hidden @ weight.T)[targets])``, a float32 scalar.
+
+    ``hidden (B, T, D)``, ``weight (V, D)``, ``targets (B, T)``, ``weights (B, T)``. Positions of weight 0 are left
+    out before the product. Peak memory is ``chunk x V`` logits, whatever ``B x T`` is.
+    """
+    hidden, targets, weights = hidden.flatten(0, 1), targets.flatten(), weights.flatten()
+    kept = weights.nonzero().squeeze(1)
+    if len(kept) < len(weights):
+        hidden, targets, weights = hidden[kept], targets[kept], weights[kept]
+    out: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights, chunk)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    logits = F.linear(hidden, weight.to(hidden.dtype)).float() / temperature
+    return logits.gather(1, targets[:, None]).squeeze(1) - torch.logsumexp(logits, -1)
+
+
+def linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, kept: Tensor, *, temperature: float,
+                    chunk: int) -> Tensor:
+    """``log softmax(hidden @ weight.T / temperature)[targets]`` ``(B, T)``, 0 where ``kept`` is False; differentiable.
+
+    Each chunk's logits are made again in the backward pass instead of being kept.
+    """
+    at = kept.flatten().nonzero().squeeze(1)
+    flat, chosen = hidden.flatten(0, 1)[at], targets.flatten()[at]
+    parts = [checkpoint(_chunk_logprobs, flat[i : i + chunk], weight, chosen[i : i + chunk], temperature,
+                        use_reentrant=False) for i in range(0, len(at), chunk)]
+    out = torch.zeros(kept.numel(), dtype=torch.float32, device=hidden.device)
+    if parts:
+        out = out.index_put((at,), torch.cat(parts))
+    return out.view(kept.shape)

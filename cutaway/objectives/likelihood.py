@@ -1,0 +1,61 @@
+"""Maximum likelihood of the weighted targets: next-token prediction, fine-tuning on answers, log-probabilities.
+
+The head and its cross-entropy run over chunks of positions and form their gradient in the same pass (as in Cut
+Cross-Entropy, arXiv 2411.09009, and Liger), so the logits of a whole batch never exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cutaway.batch import Batch
+from cutaway.errors import TrainingError
+from cutaway.models.heads import TokenHead
+from cutaway.models.model import Model
+from cutaway.nn import ops
+from cutaway.objectives.objective import Loss
+
+CHUNK = 1024  # positions whose logits exist at once; 256 to 1,024 measured equally fast, more is slower
+
+
+def _learned(batch: Batch) -> tuple[Tensor, Tensor]:
+    if batch.targets is None:
+        raise TrainingError("a batch without targets has nothing to learn")
+    weights = batch.weights
+    if weights is None:
+        weights = torch.ones(batch.targets.shape, dtype=torch.float32, device=batch.targets.device)
+    return batch.targets, weights
+
+
+def _token_head(model: Model) -> TokenHead:
+    if not isinstance(model.head, TokenHead):
+        raise TrainingError("likelihood needs a model with a token head")
+    return model.head
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """Sum over positions of ``-weight * log p(target)`` in nats."""
+
+    chunk: int = CHUNK
+
+    def weight(self, batch: Batch) -> float:
+        """Sum of the target weights."""
+        return batch.total_weight()
+
+    def __call__(self, model: Model, batch: Batch) -> Loss:
+        targets, weights = _learned(batch)
+        head = _token_head(model)
+        total = ops.linear_cross_entropy(model.hidden(batch), head.weight, targets, weights, chunk=self.chunk)
+        return Loss(total, batch.total_weight())
+
+
+def token_logprobs(model: Model, batch: Batch, *, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
+    """``log p(target)`` at every position, ``(B, T)`` float32, differentiable; 0 where the weight is 0."""
+    targets, weights = _learned(batch)
+    hidden = model.hidden(batch)
+    return ops.linear_logprobs(hidden, _token_head(model).weight, targets, weights != 0, temperature=temperature,
+                               chunk=chunk)

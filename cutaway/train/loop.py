@@ -1,0 +1,97 @@
+"""The one loop: a generator that yields after every optimizer step, so that the caller owns what happens between.
+
+Every stage is this loop over another objective and another source of batches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cutaway.batch import Batch
+from cutaway.errors import TrainingError
+from cutaway.models.model import Model
+from cutaway.objectives.objective import Objective
+from cutaway.train.optimizer import Optimizer
+from cutaway.train.parallel import SINGLE, Parallel
+from cutaway.train.schedule import Schedule
+
+Batches = Callable[[int], Sequence[Batch]]  # step -> its micro-batches on this rank
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one optimizer step did. ``loss`` and ``metrics`` are sums divided once by their global weights."""
+
+    number: int  # steps done, this one included
+    loss: float
+    weight: float  # global weight the loss was divided by
+    metrics: dict[str, float]
+    grad_norm: float  # before clipping
+    learning_rate: float
+    tokens: int  # positions read on all ranks, padding left out
+    seconds: float
+    skipped: bool  # the gradient was not finite and nothing was changed
+
+
+def steps(model: Model, batches: Batches, objective: Objective, optimizer: Optimizer, *, schedule: Schedule,
+          total: int, start: int = 0, clip: float | None = 1.0, parallel: Parallel = SINGLE,
+          patience: int = 5) -> Iterator[Step]:
+    """Train from step ``start`` to ``total``, yielding after each.
+
+    A step whose loss or gradient is not finite changes nothing, is marked ``skipped``, and after ``patience`` such
+    steps in a row TrainingError is raised. Raises TrainingError for a step whose weights are all zero.
+    """
+    bad = 0
+    for number in range(start, total):
+        began = time.perf_counter()
+        parts = batches(number)
+        model.train()
+        loss, weight, metrics, tokens = _accumulate(model, parts, objective, parallel, number)
+        norm = parallel.grad_norm(optimizer.parameters())
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        if not skipped:
+            if clip is not None and norm > clip:
+                for p in optimizer.parameters():
+                    if p.grad is not None:
+                        p.grad.mul_(clip / norm)
+            optimizer.step(schedule.factor(number, total))
+        optimizer.zero_grad()
+        bad = bad + 1 if skipped else 0
+        yield Step(number + 1, loss, weight, metrics, norm, optimizer.learning_rate, tokens,
+                   time.perf_counter() - began, skipped)
+        if bad >= patience:
+            raise TrainingError(f"{bad} steps in a row had a loss or gradient that is not finite, the last at step "
+                                f"{number + 1}", way_out="lower the learning rate, then resume from the last checkpoint")
+
+
+def _accumulate(model: Model, parts: Sequence[Batch], objective: Objective, parallel: Parallel,
+                number: int) -> tuple[float, float, dict[str, float], int]:
+    """Backward over the micro-batches; returns the step's loss, weight, metrics and tokens over all ranks."""
+    device = model.device
+    mine = sum(objective.weight(b) for b in parts)
+    weight = float(parallel.all_sum(torch.tensor(mine, dtype=torch.float64)))
+    if weight <= 0:
+        raise TrainingError(f"step {number + 1} has no target with a weight above zero", way_out="check the loss masks")
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    sums: dict[str, list[Tensor | float]] = {}
+    for i, part in enumerate(parts):
+        with parallel.accumulating(model, last=i == len(parts) - 1):
+            loss = objective(model, part.to(device))
+            (loss.total / weight).backward()  # type: ignore[no-untyped-call]
+        total += loss.total.detach()
+        for name, (value, count) in loss.metrics.items():
+            entry = sums.setdefault(name, [0.0, 0.0])
+            entry[0] = entry[0] + (value.detach() if isinstance(value, Tensor) else value)
+            entry[1] = entry[1] + count
+    parallel.finish(model)
+    tokens = sum(int(b.lengths().sum()) for p in parts for b in (p, p.pair) if b is not None)
+    flat = [float(total), float(tokens)] + [float(x) for entry in sums.values() for x in entry]
+    summed = parallel.all_sum(torch.tensor(flat, dtype=torch.float64)).tolist()
+    metrics = {name: summed[2 + 2 * i] / max(summed[3 + 2 * i], 1e-12) for i, name in enumerate(sums)}
+    return summed[0] / weight, weight, metrics, int(summed[1])

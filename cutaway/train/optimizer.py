@@ -1,0 +1,92 @@
+"""Optimizers: AdamW (arXiv 1711.05101) for every parameter, or Muon (Jordan et al. 2024) for the matrices inside blocks.
+
+``torch.optim`` does the arithmetic; here is who gets which rate, and the state as named tensors without pickle.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cutaway.errors import CheckpointError
+from cutaway.settings import Settings
+
+
+class OptimizerSettings(Settings):
+    """Rates are per kind of parameter: ``learning_rate`` for AdamW's, ``matrix_learning_rate`` for Muon's."""
+
+    kind: Literal["adamw", "muon"] = "muon"
+    learning_rate: float = Field(default=3e-3, gt=0)
+    matrix_learning_rate: float = Field(default=2e-2, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-10, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+
+
+class Optimizer:
+    """One or two torch optimizers stepped together; ``step(factor)`` scales every rate by the schedule's factor."""
+
+    def __init__(self, model: nn.Module, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        self.rates = [[float(g["lr"]) for g in part.param_groups] for part in parts]
+        names = {id(p): n for n, p in model.named_parameters()}
+        self.names = {names[id(p)]: (part, p) for part in parts for g in part.param_groups for p in g["params"]}
+
+    def step(self, factor: float) -> None:
+        """One update with every learning rate multiplied by ``factor``."""
+        for part, rates in zip(self.parts, self.rates, strict=True):
+            for group, rate in zip(part.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            part.step()
+
+    @property
+    def learning_rate(self) -> float:
+        """The first group's rate at the last step."""
+        return float(self.parts[0].param_groups[0]["lr"])
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def parameters(self) -> list[Tensor]:
+        """Every parameter that is learned."""
+        return [p for _, p in self.names.values()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as ``"parameter|slot" -> tensor``; empty before the first step."""
+        return {f"{name}|{slot}": value if isinstance(value, Tensor) else torch.tensor(float(value))
+                for name, (part, p) in self.names.items() for slot, value in part.state.get(p, {}).items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what ``tensors`` gave; a name that is not learned here is refused."""
+        for key, value in tensors.items():
+            name, _, slot = key.partition("|")
+            if name not in self.names:
+                raise CheckpointError(f"optimizer state for {name!r}, which this model does not have",
+                                      way_out="resume with the recipe the checkpoint was made by")
+            part, p = self.names[name]
+            # AdamW keeps its step counter on the CPU; the moments lie beside the parameter
+            part.state[p][slot] = value.clone() if slot == "step" else value.to(p.device).clone()
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
+    """Weight decay falls on matrices only; Muon takes the matrices inside blocks, AdamW the rest."""
+    learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    inside = [p for n, p in learned.items() if p.ndim == 2 and ".blocks." in n]
+    other = [p for n, p in learned.items() if p.ndim == 2 and ".blocks." not in n]
+    vectors = [p for p in learned.values() if p.ndim != 2]
+    decayed = other if settings.kind == "muon" else inside + other
+    fused = all(p.device.type in ("cpu", "cuda") for p in learned.values())
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    parts: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas,
+                          eps=settings.eps, fused=fused)]
+    if settings.kind == "muon" and inside:
+        parts.append(torch.optim.Muon(inside, lr=settings.matrix_learning_rate, weight_decay=settings.weight_decay,
+                                      momentum=settings.momentum))
+    return Optimizer(model, parts)
