@@ -1,0 +1,340 @@
+"""The only file that asks what machine this is: cores, memory, dtypes, measured peaks, seeds (after gpt-fast's GB/s).
+
+Peaks are measured, not looked up: the best GEMM over several shapes and the best streaming read and copy are what
+predictions and the share of the machine used (MFU, PaLM 2022, appendix B) stand on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cutaway.errors import MachineError
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["cpu", "cuda", "mps"]
+ROOT = Path("/")
+_BF16_GAIN = 1.2  # bf16 must beat fp32 by this much: casts and norms between the products eat a smaller gain
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where tensors live: ``cpu``, ``cuda`` or ``mps``, and which one of them."""
+
+    kind: Kind
+    index: int = 0
+
+    @property
+    def torch(self) -> torch.device:
+        """The same as torch's own value."""
+        import torch
+
+        return torch.device("cpu") if self.kind == "cpu" else torch.device(self.kind, self.index)
+
+    def __str__(self) -> str:
+        return self.kind if self.kind != "cuda" else f"cuda:{self.index}"
+
+
+def pick(name: str = "auto") -> Device:
+    """The device of that name (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``); one that is absent is refused."""
+    import torch
+
+    present = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+               "mps": int(torch.backends.mps.is_available())}
+    if name == "auto":
+        name = next(k for k in ("cuda", "mps", "cpu") if present[k])
+    kind, _, index = name.partition(":")
+    here = ", ".join(k for k, n in present.items() if n)
+    if kind not in present or not (index == "" or index.isdecimal()):
+        raise MachineError(f"no device is called {name!r}", way_out=f"this machine has: {here}; or say auto")
+    if int(index or 0) >= present[kind]:
+        raise MachineError(f"this machine has no {name}", way_out=f"use one of: {here}")
+    return Device(kind, int(index or 0))  # type: ignore[arg-type]
+
+
+def cores(root: Path = ROOT) -> int:
+    """Cores this process may use: its affinity, cut by the cgroup's quota (v2 or v1) rounded down, at least one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [float(allowed)]
+    for folder in _cgroups("cpu", root):
+        v2 = _read(folder / "cpu.max").split()
+        v1 = [_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")]
+        for quota, period in (p for p in (v2, v1) if len(p) == 2):
+            if quota.isdecimal() and period.isdecimal() and int(period):  # "max" and -1 mean no quota
+                limits.append(int(quota) / int(period))
+    return max(1, int(min(limits)))
+
+
+def memory_bytes(root: Path = ROOT) -> int:
+    """Memory this process may use: the machine's, cut by the cgroup's limit (v2 or v1)."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder in _cgroups("memory", root):
+        found = (_read(folder / "memory.max"), _read(folder / "memory.limit_in_bytes"))
+        limits += [int(text) for text in found if text.isdecimal()]
+    return min(limits)
+
+
+def _cgroups(controller: str, root: Path) -> Iterator[Path]:
+    """Folders whose limits bind this process: its own group and every one above it, for v2 and for v1."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        names = controllers.split(",")
+        if controllers and controller not in names:
+            continue
+        mounts = [""] if not controllers else [controllers, controller]
+        for mount in mounts:
+            base = root / "sys/fs/cgroup" / mount
+            folder = base / path.lstrip("/")
+            while folder != base and base in folder.parents:
+                yield folder
+                folder = folder.parent
+            yield base
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def peak_rss_bytes(*, children: bool = False) -> int:
+    """Largest resident memory of this process so far; with ``children`` plus that of its largest ended child.
+
+    Linux's own high-water mark is asked first: ``getrusage`` also counts the parent's size from before ``exec``.
+    """
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            mine = int(line.split()[1]) * 1024
+    return mine + (resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit if children else 0)
+
+
+def set_threads(count: int | None = None) -> int:
+    """Let torch use ``count`` threads; None means every core allowed, or fewer if OMP_NUM_THREADS says so."""
+    import torch
+
+    if count is None:
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        count = min(cores(), int(asked)) if asked.isdecimal() and int(asked) else cores()
+    if count < 1:
+        raise MachineError(f"{count} threads cannot run anything", way_out="use 1 or more, or none for all cores")
+    torch.set_num_threads(count)
+    return count
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch (every device of it)."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def compute_dtype(name: str, device: Device, machine: Machine | None = None) -> torch.dtype:
+    """``float32``, ``bfloat16``, or ``auto``: bfloat16 where this machine's measured GEMM is faster in it."""
+    import torch
+
+    known_names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name != "auto":
+        if name not in known_names:
+            raise MachineError(f"no dtype is called {name!r}", way_out="use auto, float32 or bfloat16")
+        return known_names[name]
+    here = machine if machine is not None else known(device)
+    return torch.bfloat16 if here.gemm_bf16_flops > _BF16_GAIN * here.gemm_fp32_flops else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine is and what was measured on it: FLOP/s (a multiply-add is two) and bytes/s."""
+
+    device: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    accelerator: str | None
+    accelerator_memory_bytes: int | None
+    torch_version: str
+    gemm_fp32_flops: float
+    gemm_bf16_flops: float
+    read_bytes_per_s: float
+    copy_bytes_per_s: float
+    measured_at: str
+
+    def peak(self, dtype: torch.dtype) -> float:
+        """Measured peak FLOP/s of matrix products in that dtype; other dtypes were not measured and are refused."""
+        peaks = {"torch.float32": self.gemm_fp32_flops, "torch.bfloat16": self.gemm_bf16_flops}
+        if str(dtype) not in peaks:
+            raise MachineError(f"no peak was measured for {dtype}", way_out="use float32 or bfloat16")
+        return peaks[str(dtype)]
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same hardware, limits and torch: what a stored measurement is good for."""
+        parts = (self.device, self.cpu, self.cores, self.memory_bytes, self.accelerator, self.torch_version)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def describe(device: Device) -> Machine:
+    """The machine before any measuring: every rate is 0."""
+    import torch
+
+    name, memory = _accelerator(device)
+    return Machine(str(device), _cpu_name(), cores(), memory_bytes(), name, memory, torch.__version__,
+                   0.0, 0.0, 0.0, 0.0, "")
+
+
+def _cpu_name() -> str:
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.lower().startswith(("model name", "hardware")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _accelerator(device: Device) -> tuple[str | None, int | None]:
+    import torch
+
+    if device.kind == "cuda":
+        return torch.cuda.get_device_name(device.torch), torch.cuda.mem_get_info(device.torch)[1]
+    if device.kind == "mps":
+        return f"{platform.machine()} GPU", torch.mps.recommended_max_memory()
+    return None, None
+
+
+def measure(device: Device, *, seconds: float = 3.0) -> Machine:
+    """Measure GEMM in fp32 and bf16 and memory read and copy, in about that many seconds; the best of each counts."""
+    from dataclasses import replace
+
+    import torch
+
+    before = torch.get_num_threads()
+    if device.kind == "cpu":
+        torch.set_num_threads(cores())
+    try:
+        fp32 = _gemm(device, torch.float32, seconds * 0.35)
+        bf16 = _gemm(device, torch.bfloat16, seconds * 0.35)
+        read, copied = _stream(device, seconds * 0.3)
+    finally:
+        torch.set_num_threads(before)
+    return replace(describe(device), gemm_fp32_flops=fp32, gemm_bf16_flops=bf16, read_bytes_per_s=read,
+                   copy_bytes_per_s=copied, measured_at=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def _gemm(device: Device, dtype: torch.dtype, seconds: float) -> float:
+    """Best FLOP/s of square products, size by size while the next size still fits the time that is left."""
+    import torch
+
+    sizes = (256, 512, 1024, 1536, 2048, 3072, 4096, *((8192,) if device.kind == "cuda" else ()))
+    end, best = time.perf_counter() + seconds, 0.0
+    for size in sizes:
+        flops = 2.0 * size**3
+        if best and 3 * flops / best > end - time.perf_counter():
+            break
+        a = torch.full((size, size), 0.5, dtype=dtype, device=device.torch)
+        out = torch.empty_like(a)
+        share = min(end, time.perf_counter() + seconds / 4)
+        took = _fastest(lambda a=a, out=out: torch.mm(a, a, out=out), device, share)  # type: ignore[misc]
+        best = max(best, flops / took)
+    return best
+
+
+def _stream(device: Device, seconds: float) -> tuple[float, float]:
+    """Best bytes/s of reading one large tensor, and of copying it (bytes read plus bytes written)."""
+    import torch
+
+    count = min(256 << 20, memory_bytes() // 16) // 4
+    a = torch.ones(count, dtype=torch.float32, device=device.torch)
+    b = torch.empty_like(a)
+    size, now = 4.0 * count, time.perf_counter()
+    reads: tuple[Callable[[], object], ...] = (lambda: torch.dot(a, a), a.sum)
+    read = min(_fastest(call, device, now + seconds * (i + 1) / 3) for i, call in enumerate(reads))
+    copied = _fastest(lambda: b.copy_(a), device, now + seconds)
+    return size / read, 2 * size / copied
+
+
+def _fastest(call: Callable[[], object], device: Device, until: float) -> float:
+    """Fewest seconds of one call, after one unmeasured call; on an accelerator ten calls are timed together."""
+    import torch
+
+    def wait() -> None:
+        if device.kind != "cpu":
+            torch.accelerator.synchronize(device.torch)
+
+    repeats = 1 if device.kind == "cpu" else 10
+    call()
+    wait()
+    best = float("inf")
+    while best == float("inf") or time.perf_counter() < until:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        wait()
+        best = min(best, (time.perf_counter() - start) / repeats)
+    return best
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/cutaway``, by default ``~/.cache/cutaway``: what can be made again."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "cutaway"
+
+
+def _file(machine: Machine) -> Path:
+    return cache_folder() / f"machine-{machine.fingerprint}.json"
+
+
+def stored(device: Device) -> Machine | None:
+    """The measurement kept for this very machine, or None; a damaged file counts as none (it is measured again)."""
+    here = describe(device)
+    try:
+        row = json.loads(_file(here).read_text())
+        machine = Machine(**{f.name: row[f.name] for f in fields(Machine)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return machine if machine.fingerprint == here.fingerprint and machine.gemm_fp32_flops > 0 else None
+
+
+def store(machine: Machine) -> Path:
+    """Keep the measurement for later commands; returns its file. Raises MachineError if the cache cannot be written."""
+    path = _file(machine)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(asdict(machine), indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise MachineError(f"cannot be written ({error.strerror or error})", where=path,
+                           way_out="set XDG_CACHE_HOME to a folder that can be written") from None
+    return path
+
+
+def known(device: Device) -> Machine:
+    """The stored measurement, or a new one that is stored; where the cache cannot be written it is only measured."""
+    found = stored(device)
+    if found is not None:
+        return found
+    machine = measure(device)
+    with contextlib.suppress(MachineError):  # a read-only home costs three seconds each time, not the run
+        store(machine)
+    return machine

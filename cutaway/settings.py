@@ -1,0 +1,254 @@
+"""Strict configuration: frozen pydantic models read from TOML, dotted overrides, the nearest match for every typo.
+
+One tree of small frozen values serves recipes, the command line and every schema. Unions are told apart by
+``kind``, so a setting exists only where it means something. Nothing unknown is ever accepted.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import pydantic
+import tomli_w
+from pydantic import ConfigDict
+
+from cutaway.errors import SettingsError
+
+Tree = dict[str, Any]
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(pydantic.BaseModel):
+    """A frozen, strict value: unknown names refused, types exact (an int may stand for a float, a list for a tuple)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=())
+
+
+def read_toml(path: str | Path, *, search: Sequence[Path] = ()) -> Tree:
+    """The file's tree laid over the one it ``extends`` (a path, or a name found beside the file or in ``search``).
+
+    Tables merge key by key, except where the ``kind`` differs: then the extending table stands alone.
+    Raises SettingsError if a file is missing, is not TOML, or extends itself.
+    """
+    return _read(Path(path), tuple(search), ())
+
+
+def _read(path: Path, search: Sequence[Path], above: tuple[Path, ...]) -> Tree:
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SettingsError("no such file", where=path, way_out="check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot be read ({error})", where=path) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"not TOML: {error}", where=path) from None
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    if not isinstance(parent, str):
+        raise SettingsError(f"extends takes one name or path, got {parent!r}", where=path)
+    found = _find(parent, (path.parent, *search))
+    if found is None:
+        raise SettingsError(f"extends {parent!r}, which does not exist", where=path,
+                            way_out="give a path relative to this file, or the name of a recipe")
+    if found.resolve() in {p.resolve() for p in (*above, path)}:
+        raise SettingsError(f"extends itself through {parent!r}", where=path)
+    return merge(_read(found, search, (*above, path)), tree)
+
+
+def _find(name: str, folders: Sequence[Path]) -> Path | None:
+    tries = (folder / file for folder in folders for file in (name, f"{name}.toml"))
+    return next((t for t in tries if t.is_file()), None)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """``over`` laid on ``base``; a table of another ``kind`` replaces the whole table below it."""
+    out = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        below: Any = out.get(key)
+        tables = isinstance(value, Mapping) and isinstance(below, Mapping)
+        same = tables and value.get("kind", below.get("kind")) == below.get("kind")
+        out[key] = merge(below, value) if same else copy.deepcopy(value)
+    return out
+
+
+def override(tree: Mapping[str, Any], assignments: Iterable[str], *, of: type[Settings] | None = None) -> Tree:
+    """The tree with ``a.b=value`` applied in order; values are TOML, a bare word is a string.
+
+    With ``of`` (the class to be decoded) kinds follow: a setting that only one other kind has chooses that kind
+    (``data.path=DIR`` makes ``data.kind = "path"``), and what the table's former kind alone had is left behind.
+
+    >>> override({"train": {"steps": 10}}, ["train.steps=20"])
+    {'train': {'steps': 20}}
+    """
+    out = copy.deepcopy(dict(tree))
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        names = path.strip().split(".")
+        if not equals or not all(names):
+            raise SettingsError(f"{assignment!r} is not a setting", way_out="write path=value, as in train.steps=100")
+        table, models = out, [of] if of else []
+        for depth, name in enumerate(names[:-1]):
+            table = table.setdefault(name, {})
+            models = _below(models, name)
+            if not isinstance(table, dict):
+                raise SettingsError(f"{'.'.join(names[: depth + 1])} is a value, not a table", where=assignment)
+        _assign(table, names[-1], _value(text, assignment), models)
+    return out
+
+
+def _assign(table: Tree, name: str, value: object, models: list[type[Settings]]) -> None:
+    kinds = {kind: m for m in models for kind in _kinds(m)}
+    chosen = value if name == "kind" else None
+    if name != "kind" and kinds and table.get("kind") in {*kinds, None}:
+        owners = [k for k, m in kinds.items() if name in m.model_fields]
+        if table.get("kind") not in owners and len(owners) == 1:
+            chosen = owners[0]
+    if isinstance(chosen, str) and chosen in kinds and chosen != table.get("kind"):
+        kept = {k: v for k, v in table.items() if k in kinds[chosen].model_fields}
+        table.clear()
+        table.update({"kind": chosen, **{k: v for k, v in kept.items() if k != "kind"}})
+    table[name] = value
+
+
+def _value(text: str, where: str) -> object:
+    text = text.strip()
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        if text[:1] in ("[", "{", '"', "'"):
+            raise SettingsError(f"not a TOML value: {error}", where=where) from None
+        return text
+    value = parsed["value"] if len(parsed) == 1 else text
+    return value if isinstance(value, bool | int | float | str | list | dict) else text
+
+
+def decode(cls: type[S], tree: Mapping[str, Any], *, where: object) -> S:
+    """The tree as a ``cls``; the first thing wrong is raised as a one-line SettingsError with its nearest match."""
+    try:
+        return cls.model_validate_json(json.dumps(tree), strict=True)
+    except TypeError as error:
+        raise SettingsError(f"a value cannot be used: {error}", where=where) from None
+    except pydantic.ValidationError as error:
+        errors = error.errors(include_url=False)
+        # An unknown name explains more than the missing one that it was meant for.
+        first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
+        what, way_out = _explain(cls, tree, first)
+        more = len({e["loc"][:1] for e in errors} - {first["loc"][:1]})
+        rest = f" (and {more} more wrong)" if more else ""
+        raise SettingsError(what + rest, where=where, way_out=way_out) from None
+
+
+def _explain(cls: type[Settings], tree: Mapping[str, Any], error: Any) -> tuple[str, str | None]:
+    loc, kind, context = error["loc"], error["type"], error.get("ctx", {})
+    name = _dotted(tree, loc, missing=kind == "missing")
+    if kind == "extra_forbidden":
+        here, prefix = _fields(_at(cls, loc[:-1])), name.rpartition(".")[0]
+        elsewhere = [p for p in paths(cls) if p.split(".")[-1] == str(loc[-1])]
+        near = nearest(str(loc[-1]), here)
+        guess = elsewhere[0] if elsewhere else f"{prefix}.{near}".lstrip(".") if near else None
+        known = ", ".join(sorted(here))
+        return f"unknown setting {name}", f"did you mean {guess}?" if guess else f"the settings here are {known}"
+    if kind == "missing":
+        return f"{name} is missing", f"write {name} = …"
+    if kind.startswith("union_tag"):
+        expected = [t.strip(" '") for t in str(context.get("expected_tags", "")).split(",") if t.strip(" '")]
+        expected = expected or [k for m in _at(cls, loc) for k in _kinds(m)]
+        tag = context.get("tag")
+        near = nearest(str(tag), expected)
+        what = f"{name}.kind is missing" if tag is None else f"{name}.kind {tag!r} is unknown"
+        return what, f"did you mean {near!r}?" if near else f"one of {', '.join(expected)}"
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    message = message[:1].lower() + message[1:]
+    if kind == "value_error":
+        return f"{name}: {message}" if name else message, None
+    expected = str(context.get("expected", "")).replace(" or ", ", ").replace("'", "").split(", ")
+    near = nearest(str(error["input"]), expected)
+    return f"{name} {message}, got {_shown(error['input'])}", f"did you mean {near!r}?" if near else None
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _dotted(tree: Any, loc: Sequence[str | int], *, missing: bool) -> str:
+    """The path as a person wrote it: pydantic's loc also names the union members that were tried."""
+    parts: list[str] = []
+    for i, piece in enumerate(loc):
+        inside = (isinstance(tree, Mapping) and piece in tree) or (isinstance(tree, list) and isinstance(piece, int))
+        if inside:
+            tree = tree[piece]
+        if inside or (missing and i == len(loc) - 1):
+            parts.append(str(piece))
+    return ".".join(parts)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to a misspelt one, or None if nothing is close."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), None)
+
+
+def _models(annotation: object) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _kinds(model: type[Settings]) -> tuple[str, ...]:
+    field = model.model_fields.get("kind")
+    return tuple(a for a in get_args(field.annotation) if isinstance(a, str)) if field else ()
+
+
+def _below(models: Iterable[type[Settings]], name: str) -> list[type[Settings]]:
+    return [m for c in models if name in c.model_fields for m in _models(c.model_fields[name].annotation)]
+
+
+def _at(cls: type[Settings], loc: Iterable[str | int]) -> list[type[Settings]]:
+    models = [cls]
+    for piece in loc:
+        models = _below(models, str(piece)) or [m for m in models if piece in _kinds(m)] or models
+    return models
+
+
+def _fields(models: Iterable[type[Settings]]) -> list[str]:
+    return list(dict.fromkeys(f for m in models for f in m.model_fields))
+
+
+def paths(cls: type[Settings]) -> list[str]:
+    """Every dotted path that a tree of ``cls`` may hold, all kinds of every union included."""
+    out: list[str] = []
+    for name, field in cls.model_fields.items():
+        out.append(name)
+        out += [f"{name}.{p}" for m in _models(field.annotation) for p in paths(m)]
+    return list(dict.fromkeys(out))
+
+
+def to_toml(settings: Settings) -> str:
+    """TOML with every default written. What is None has no TOML value: it is named in the first line as unset."""
+    unset: list[str] = []
+    tree = _without_none(settings.model_dump(mode="json"), "", unset)
+    head = f"# unset: {', '.join(unset)}\n\n" if unset else ""
+    return head + tomli_w.dumps(tree)
+
+
+def _without_none(tree: Mapping[str, Any], prefix: str, unset: list[str]) -> Tree:
+    out: Tree = {}
+    for key, value in tree.items():
+        if value is None:
+            unset.append(prefix + key)
+        else:
+            out[key] = _without_none(value, f"{prefix}{key}.", unset) if isinstance(value, Mapping) else value
+    return out
+
+
+def schema(cls: type[Settings]) -> Tree:
+    """JSON Schema of the settings, for forms and editors."""
+    return cls.model_json_schema()
