@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cutaway.nn import mask
+from cutaway.nn import fused, mask
+from cutaway.nn.kernels import library_for
 from cutaway.nn.position import rotate
 
 Heads = tuple[int, int, int]  # query heads, key/value heads, head size
@@ -21,6 +22,10 @@ Heads = tuple[int, int, int]  # query heads, key/value heads, head size
 
 def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``x + delta`` in float32 and its RMS-normalised value in ``dtype``; all ``(B, T, D)``, ``weight (D,)``."""
+    lib = library_for(x, delta, weight)
+    if lib is not None:
+        both: tuple[Tensor, Tensor] = fused.AddRMSNorm.apply(lib, x, delta, weight, eps, dtype)  # type: ignore[no-untyped-call]
+        return both
     total = x if delta is None else x + delta.float()
     scale = torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
     return total, (total * scale * weight).to(dtype)
@@ -28,6 +33,10 @@ def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float,
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """``silu(gate) * up`` for ``gate_up (B, T, 2 I)``, the gate first; ``(B, T, I)``."""
+    lib = library_for(gate_up)
+    if lib is not None:
+        out: Tensor = fused.SwiGLU.apply(lib, gate_up)  # type: ignore[no-untyped-call]
+        return out
     gate, up = gate_up.chunk(2, -1)
     return (F.silu(gate.float()) * up).to(gate_up.dtype)
 
@@ -39,6 +48,11 @@ def self_attention(qkv: Tensor, rotary: Tensor, heads: Heads, *, documents: Tens
     """
     rows, steps, _ = qkv.shape
     num_heads, num_kv, size = heads
+    lib = library_for(qkv) if causal else None
+    if lib is not None:
+        first = fused.first_keys(documents, rows, steps)
+        out: Tensor = fused.SelfAttention.apply(lib, qkv, rotary, first, heads)  # type: ignore[no-untyped-call]
+        return out
     q, k, v = qkv.view(rows, steps, -1, size).split([num_heads, num_kv, num_kv], 2)
     cos, sin = rotary[0, :, :, None], rotary[1, :, :, None]
     q, k, v = (t.transpose(1, 2) for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))
@@ -49,6 +63,17 @@ def self_attention(qkv: Tensor, rotary: Tensor, heads: Heads, *, documents: Tens
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal and seen is None,
                                            enable_gqa=num_heads != num_kv)
     return mixed.transpose(1, 2).reshape(rows, steps, -1)
+
+
+def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, learning: bool) -> tuple[Tensor, Tensor]:
+    """Weighted losses ``(n,)`` and their gradient ``(n, V)`` by the logits, in the logits' dtype."""
+    lib = library_for(logits, weights)
+    if lib is not None:
+        return fused.cross_entropy_(lib, logits, targets, weights, learning=learning), logits
+    logs = torch.log_softmax(logits.float(), -1)
+    losses = -logs.gather(1, targets[:, None]).squeeze(1) * weights
+    slope = logs.exp_().mul_(weights[:, None]).scatter_add_(1, targets[:, None], -weights[:, None])
+    return losses, slope.to(logits.dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -64,12 +89,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                             device=hidden.device)
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            h, w, t = hidden[part], weights[part, None], targets[part, None]
-            logits = (h @ cast.T).float()
-            logits -= torch.logsumexp(logits, -1, keepdim=True)
-            total -= (logits.gather(1, t) * w).sum(dtype=total.dtype)
+            h = hidden[part]
+            losses, slope = _losses(h @ cast.T, targets[part], weights[part], learning=learning)
+            total += losses.sum(dtype=total.dtype)
             if grad_hidden is not None and grad_weight is not None:
-                slope = logits.exp_().mul_(w).scatter_add_(1, t, -w).to(hidden.dtype)
                 torch.mm(slope, cast, out=grad_hidden[part])
                 grad_weight += slope.T @ h
         ctx.save_for_backward(grad_hidden, grad_weight)

@@ -1,0 +1,114 @@
+"""The compiled kernels: ``kernels.c``, built once a machine with its own C compiler and called through ctypes.
+
+Without a compiler everything works on plain PyTorch, only slower; ``status()`` says which, for reports and ``doctor``.
+The library links against the OpenMP that PyTorch already runs, so both share one pool of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The library, or None and why it is absent."""
+
+    library: ctypes.CDLL | None
+    reason: str
+
+
+class Shape(ctypes.Structure):
+    """``Shape`` of kernels.c."""
+
+    _fields_ = (("rows", ctypes.c_int64), ("steps", ctypes.c_int64), ("heads", ctypes.c_int64),
+                ("kv_heads", ctypes.c_int64), ("size", ctypes.c_int64), ("bf", ctypes.c_int),
+                ("cosines", ctypes.c_void_p), ("sines", ctypes.c_void_p), ("rotary_stride", ctypes.c_int64),
+                ("first", ctypes.c_void_p))
+
+
+def _folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(root) / "cutaway"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _processor() -> str:
+    # -march=native code must not travel to another processor through a shared home
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor()
+    return next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+
+
+def _openmp() -> list[str]:
+    return [str(p) for p in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))]
+
+
+def _compile(target: Path) -> str:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return "no C compiler was found"
+    handle, draft = tempfile.mkstemp(dir=target.parent, suffix=".so")
+    os.close(handle)
+    try:
+        done = subprocess.run([compiler, *FLAGS, str(SOURCE), *_openmp(), "-o", draft, "-lm"], capture_output=True,
+                              text=True, timeout=120, check=False)
+        if done.returncode:
+            return f"{compiler} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
+        Path(draft).replace(target)
+        return ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{compiler} failed: {error}"
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+@functools.cache
+def built() -> Built:
+    """Build or find the library; asked once a process. ``CUTAWAY_KERNELS=off`` is PyTorch alone, for comparison."""
+    if os.environ.get("CUTAWAY_KERNELS", "") == "off":
+        return Built(None, "switched off by CUTAWAY_KERNELS=off")
+    if not os.access(SOURCE, os.R_OK):
+        return Built(None, "kernels.c is not installed")
+    key = "|".join((SOURCE.read_text(), *FLAGS, *_openmp(), _processor(), platform.platform()))
+    try:
+        target = _folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+        if not target.exists() and (reason := _compile(target)):
+            return Built(None, reason)
+        return Built(ctypes.CDLL(str(target)), "compiled for this processor")
+    except OSError as error:
+        return Built(None, f"the compiled kernels cannot be used: {error}")
+
+
+def status() -> str:
+    """One line: whether the fused kernels run here, or why not."""
+    found = built()
+    return f"fused CPU kernels: {'on' if found.library else 'off'} ({found.reason})"
+
+
+def library_for(*tensors: torch.Tensor | None) -> ctypes.CDLL | None:
+    """The kernels, where every tensor is a contiguous float32 or bfloat16 one on the CPU."""
+    for t in tensors:
+        if t is not None and (t.device.type != "cpu" or t.dtype not in (torch.float32, torch.bfloat16)):
+            return None
+    return built().library
+
+
+def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    """Address of a tensor's first element, NULL for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
