@@ -1,0 +1,325 @@
+"""Judges: who ranks the answers to a request (Christiano et al. 2017, arXiv 1706.03741; InstructGPT, 2203.02155).
+
+A program or a person plays the same part, ``rank(request, answers) -> scores``. The program is a stand-in for people
+and is labelled so wherever its verdict is shown. No judge ever runs an answer: code is parsed, never executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from cutaway.errors import DataError, TrainingError
+from cutaway.records import Journal, Stopwatch, digest, read_journal
+from cutaway.train.reward import Answer
+
+STAND_IN = "a program standing in for people"
+PREFERENCES_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``score`` in 0..1 orders answers; ``checks`` says which demands were met."""
+
+    score: float
+    checks: Mapping[str, bool]
+
+    @property
+    def satisfies(self) -> bool:
+        """Whether every demand was met."""
+        return all(self.checks.values())
+
+
+class Judge(Protocol):
+    """Whoever ranks answers. Higher is better, equal is a tie, and an empty list is no opinion."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def stand_in(self) -> bool: ...
+    def rank(self, request: str, answers: Sequence[Answer]) -> list[float]: ...
+
+
+class Checker(Judge, Protocol):
+    """A judge with demands that can be counted, one answer at a time."""
+
+    @property
+    def checks(self) -> tuple[str, ...]: ...
+    def verdict(self, request: str, answer: Answer) -> Verdict: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramJudge:
+    """Judges a Python function: does it ``parse``, is it exactly ``one_function``, does it end by itself, does it use
+    the request's ``words``?
+
+    ``words``: the names the request gives between backticks (the function's and its parameters') must be the
+    function's name and parameters, and each parameter but ``self`` and ``cls`` must be used in the body; a request
+    without such names asks for half of its own content words among the names in the code. Comments, strings and
+    docstrings never count, so copying the request into one gains nothing.
+
+    ``score`` is 0.8 of the share of demands met, plus 0.1 of how much of the text parses (lines before the first
+    error) and 0.1 of the share of the request's content words among the names in the code, so that ties are few.
+
+    What it cannot see: whether the function does what was asked. ``return a, b`` satisfies it, and a policy that is
+    rewarded for nothing else will find that out: that is what the report's over-optimisation curve is for.
+    """
+
+    label: str = STAND_IN
+    stand_in: bool = True
+    checks: tuple[str, ...] = ("parses", "one_function", "ends", "words")
+
+    def verdict(self, request: str, answer: Answer) -> Verdict:
+        """Check one answer; never raises, whatever the text."""
+        tree, progress = _parse(answer.text)
+        function = _single(tree)
+        names = _code_words(answer.text)
+        checks = {"parses": tree is not None, "one_function": function is not None, "ends": answer.finished,
+                  "words": _uses_words(request, names, function)}
+        return Verdict(_score(checks, progress, _share(content_words(request), names)), checks)
+
+    def rank(self, request: str, answers: Sequence[Answer]) -> list[float]:
+        """The verdicts' scores."""
+        return [self.verdict(request, a).score for a in answers]
+
+
+@dataclass(frozen=True, slots=True)
+class TextJudge:
+    """Judges a continuation: does it end by itself, at a sentence's or block's end (``whole``), use one of the
+    request's content ``words``, and not repeat itself (``fresh``: no sequence of four words more than twice, and a
+    third or more of the words distinct)?
+
+    ``score`` is 0.8 of the share of demands met, plus 0.1 of the share of distinct words and 0.1 of the share of the
+    request's content words used. It cannot see sense, truth or style.
+    """
+
+    label: str = STAND_IN
+    stand_in: bool = True
+    checks: tuple[str, ...] = ("ends", "whole", "words", "fresh")
+
+    def verdict(self, request: str, answer: Answer) -> Verdict:
+        """Check one answer; never raises, whatever the text."""
+        words = [w.lower() for w in _WORD.findall(answer.text)]
+        used = _share(content_words(request.removeprefix("Continue:")), {_stem(w) for w in words})
+        distinct = len(set(words)) / len(words) if words else 0.0
+        checks = {"ends": answer.finished, "whole": _WHOLE.search(answer.text) is not None, "words": used > 0,
+                  "fresh": distinct >= 1 / 3 and not _repeats(words)}
+        return Verdict(_score(checks, distinct, used), checks)
+
+    def rank(self, request: str, answers: Sequence[Answer]) -> list[float]:
+        """The verdicts' scores."""
+        return [self.verdict(request, a).score for a in answers]
+
+
+@dataclass(frozen=True, slots=True)
+class Satisfaction:
+    """A checker as a reward: 1 where an answer meets every demand, else 0."""
+
+    judge: Checker
+
+    def __call__(self, requests: Sequence[str], answers: Sequence[Answer]) -> list[float]:
+        return [float(self.judge.verdict(r, a).satisfies) for r, a in zip(requests, answers, strict=True)]
+
+
+def program_judge(kind: str) -> ProgramJudge | TextJudge:
+    """The program that judges this kind of conversations: ``functions`` or ``continuations``."""
+    judges: dict[str, ProgramJudge | TextJudge] = {"functions": ProgramJudge(), "continuations": TextJudge()}
+    if kind not in judges:
+        raise DataError(f"no program judges {kind!r}", way_out=f"choose {' or '.join(judges)}")
+    return judges[kind]
+
+
+def _score(checks: Mapping[str, bool], *grades: float) -> float:
+    return 0.8 * sum(checks.values()) / len(checks) + 0.2 * sum(grades) / len(grades)
+
+
+class Quit(KeyboardInterrupt):
+    """The person stopped judging; what was answered is saved. Handled like Ctrl-C: save, print how to resume."""
+
+
+_KEYS = {"1": "1", "2": "2", "t": "tie", "tie": "tie", "=": "tie", "s": "skip", "skip": "skip", "q": "quit",
+         "quit": "quit"}
+_QUESTION = "Which is better? 1 / 2 / t tie / s skip / q quit (saved): "
+
+
+@dataclass(frozen=True, slots=True)
+class PersonJudge:
+    """Asks a person, blind and in random order: nothing on the screen says where an answer comes from, and which one
+    stands first depends on ``seed`` and the texts alone.
+
+    Every choice is appended to ``path`` (JSON lines, ``version`` 1) before the next question, and a pair that already
+    has one there is not asked again, so that judging can stop and go on at any time. More than two answers are asked
+    pair by pair; a score is the share of an answer's pairs it won, a tie counting half. Equal texts are a tie unasked.
+    """
+
+    path: Path
+    seed: int = 0
+    input: TextIO | None = None
+    output: TextIO | None = None
+    known: dict[str, str] = field(default_factory=dict)
+    label: str = "a person"
+    stand_in: bool = False
+
+    def __post_init__(self) -> None:
+        for row in read_journal(self.path) if self.path.exists() else ():
+            if row.get("version") != PREFERENCES_VERSION:
+                raise DataError(f"version {row.get('version')!r} of a preference is not {PREFERENCES_VERSION}",
+                                where=self.path, way_out="name another file")
+            self.known[row["pair"]] = row["choice"]
+
+    def rank(self, request: str, answers: Sequence[Answer]) -> list[float]:
+        """Scores in 0..1, or an empty list where the person skipped. Raises Quit, and TrainingError at a program's
+        standard input that is no terminal."""
+        points = [0.0] * len(answers)
+        for i, j in combinations(range(len(answers)), 2):
+            better = self._compare(request, answers[i], answers[j])
+            if better is None:
+                return []
+            points[i] += better
+            points[j] += 1.0 - better
+        return [p / max(len(answers) - 1, 1) for p in points]
+
+    def _compare(self, request: str, a: Answer, b: Answer) -> float | None:
+        """1 where ``a`` is better, 0 where ``b`` is, one half for a tie, None for a skip."""
+        if a.text == b.text:
+            return 0.5
+        low, high = sorted((a, b), key=lambda x: (x.text, x.finished))
+        pair = digest("\0".join((request, low.text, high.text)).encode())
+        turned = int(digest(f"{self.seed} {pair}".encode())[:8], 16) % 2 == 1
+        shown = (high, low) if turned else (low, high)
+        if pair not in self.known:
+            self._ask(request, shown, pair)
+        choice = self.known[pair]
+        if choice in ("tie", "skip"):
+            return 0.5 if choice == "tie" else None
+        return 1.0 if shown[int(choice) - 1] is a else 0.0
+
+    def _ask(self, request: str, shown: tuple[Answer, Answer], pair: str) -> None:
+        screen = sys.stderr if self.output is None else self.output
+        for title, text in (("Request", request), ("Answer 1", shown[0].text), ("Answer 2", shown[1].text)):
+            screen.write(f"\n── {title} ──\n{_visible(text)}\n")
+        with Stopwatch() as watch:
+            choice = self._choice(screen)
+        if choice == "quit":
+            screen.write(f"\n{len(self.known):,} choices are saved in {self.path}\n")
+            raise Quit("judging was stopped by the person")
+        Journal(self.path).append({
+            "version": PREFERENCES_VERSION, "judge": self.label, "pair": pair, "request": request,
+            "answers": [a.text for a in shown], "finished": [a.finished for a in shown], "choice": choice,
+            "seed": self.seed, "seconds": round(watch.seconds, 3)})
+        self.known[pair] = choice
+
+    def _choice(self, screen: TextIO) -> str:
+        """One of 1, 2, tie, skip, quit; the end of the input is quit."""
+        source = self.input
+        if source is None:
+            if not sys.stdin.isatty():
+                raise TrainingError("a person can only be asked at a terminal",
+                                    way_out="run it there, or set judge.kind=program")
+            source = sys.stdin
+        while True:
+            screen.write(_QUESTION)
+            screen.flush()
+            line = source.readline()
+            if not line:
+                return "quit"
+            if choice := _KEYS.get(line.strip().lower()):
+                return choice
+            screen.write(f"{_visible(line.strip())!r} is none of 1, 2, t, s, q\n")
+
+
+def _visible(text: str) -> str:
+    """The text with control characters spelt out, so that an answer cannot steer the terminal or hide."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+# ---- code
+
+_BLANKED = re.compile(r"""\"{3}.*?(?:\"{3}|\Z)|'{3}.*?(?:'{3}|\Z)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?|\#[^\n]*""",
+                      re.DOTALL)
+_NAME = re.compile(r"[^\W\d]\w*")
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_A-Za-z]+")
+_QUOTED = re.compile(r"`([^`]+)`")
+_WHOLE = re.compile(r"""[.!?…;}\])>]["'”’)\]*_]*\s*\Z""")
+_COMMON = frozenset(re.findall(r"\w+", """
+a about after all also an and any are as at be been before being but by can could did do does each else for from
+given has have he her him his how i if in into is it its let me more most my no not of on one only or other our
+out over she should so some such than that the their them then there these they this to too under up us use used
+using was we were what when where which while who whose will with would write yes yet you your
+"""))
+
+
+def _parse(source: str) -> tuple[ast.Module | None, float]:
+    """(the tree, 1.0), or (None, share of the lines before the first error)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an answer's invalid escapes are no warnings of ours
+            return ast.parse(source), 1.0
+    except SyntaxError as error:
+        return None, min(max((error.lineno or 1) - 1, 0) / max(source.count("\n") + 1, 1), 1.0)
+    except (ValueError, RecursionError, MemoryError):  # null bytes, nesting beyond the parser's stack
+        return None, 0.0
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _single(tree: ast.Module | None) -> Function | None:
+    only = tree.body[0] if tree is not None and len(tree.body) == 1 else None
+    return only if isinstance(only, Function) else None
+
+
+def _uses_words(request: str, names: set[str], function: Function | None) -> bool:
+    asked = [name for quoted in _QUOTED.findall(request)[:1] for name in _NAME.findall(quoted)]
+    if not asked:
+        return _share(content_words(request), names) >= 0.5
+    if function is None or function.name != asked[0]:
+        return False
+    a = function.args
+    taken = {p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if p is not None}
+    used = {n.id for part in function.body for n in ast.walk(part) if isinstance(n, ast.Name)}
+    return all(p in taken and (p in used or p in ("self", "cls")) for p in asked[1:])
+
+
+def _code_words(source: str) -> set[str]:
+    """The words that names in the code are made of; strings and comments are blanked first."""
+    return {_stem(w) for name in _NAME.findall(_BLANKED.sub(" ", source)) for w in _PART.findall(name)}
+
+
+# ---- words
+
+
+def content_words(text: str) -> set[str]:
+    """The stems of a text's words, without the ones every text has; names are taken apart at ``_`` and capitals."""
+    parts = [p for word in _WORD.findall(text.replace("_", " ")) for p in _PART.findall(word) or [word]]
+    return {_stem(p) for p in parts if p.lower() not in _COMMON and len(p) > 1}
+
+
+def _stem(word: str) -> str:
+    """A word without its commonest English endings, so that ``parses`` meets ``parse``."""
+    low = word.lower().replace("’", "'").removesuffix("'s")
+    for ending in ("ing", "ed", "es", "s", "e"):
+        if low.endswith(ending) and len(low) - len(ending) >= 3:
+            return low.removesuffix(ending)
+    return low
+
+
+def _share(wanted: set[str], present: set[str]) -> float:
+    return len(wanted & present) / len(wanted) if wanted else 0.0
+
+
+def _repeats(words: Sequence[str]) -> bool:
+    """Whether some sequence of four words stands more than twice."""
+    seen: dict[tuple[str, ...], int] = {}
+    for i in range(len(words) - 3):
+        key = tuple(words[i:i + 4])
+        seen[key] = seen.get(key, 0) + 1
+    return any(count > 2 for count in seen.values())
