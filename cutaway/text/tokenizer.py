@@ -1,0 +1,311 @@
+"""Tokenizer: a frozen value over the `tokenizers` library; text in, ids out, and back byte for byte.
+
+Text never becomes a control token: the encoder is built without them. Corpora go through `gigatoken` where it
+supports the vocabulary and a sample gives equal ids (some fifty times faster), else through `tokenizers`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutaway.errors import TokenizerError
+from cutaway.records import atomic_write, digest
+from cutaway.text.template import CHAT_TEMPLATE
+from cutaway.text.vocabulary import (
+    CONTINUATION,
+    CONTROL_TOKENS,
+    AnyTokenizerSettings,
+    ByteSettings,
+    TokenizerSettings,
+    bytes_of_letters,
+    learn,
+)
+
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = ["CONTROL_TOKENS", "Decoder", "Tokenizer", "TokenizerSettings", "load", "train"]
+
+ROLES = ("user", "assistant", "system")
+# No UTF-8 text holds this byte, so it parts documents in one buffer without a search for a safe separator.
+_SEPARATOR = b"\xff"
+_SAMPLE_BYTES = 100_000
+# What tokenizers disagree on first: spaces, line ends, digits, contractions, scripts, marks, control tokens as text.
+_SAMPLE = ("  two\n\n\tthree \r\n 1234567 I'LL they're <|bos|> naïve cafe\u0301 Ωmega 漢字かな 🙂👩‍👩‍👧 \u2028 \x00 ... ()=>{}",)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A vocabulary with its rules. ``json`` is the public tokenizer.json; ``learned_from`` says what text it saw."""
+
+    kind: str
+    json: str = field(repr=False)
+    learned_from: dict[str, Any] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of tokenizer.json: equal digests give equal ids."""
+        return digest(self.json.encode())
+
+    @cached_property
+    def _model(self) -> tokenizers.Tokenizer:
+        """The encoder without its control tokens: what is not there cannot be matched in anybody's text."""
+        from tokenizers import Tokenizer as Backend
+
+        return Backend.from_str(json.dumps({**json.loads(self.json), "added_tokens": []}))
+
+    @cached_property
+    def _control(self) -> dict[str, int]:
+        return {token["content"]: token["id"] for token in json.loads(self.json)["added_tokens"]}
+
+    @cached_property
+    def _table(self) -> list[bytes]:
+        """The bytes of every id; a control token has none."""
+        table = [b""] * self.vocab_size
+        for token, i in self._model.get_vocab().items():
+            data = bytes_of_letters(token.removeprefix(CONTINUATION))
+            if data is None:
+                raise TokenizerError(f"token {i} ({token!r}) has no bytes of its own",
+                                     way_out="only vocabularies over the byte alphabet can be used")
+            table[i] = data
+        return table
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to this, control tokens included."""
+        return self._model.get_vocab_size() + len(self._control)
+
+    @property
+    def pad_id(self) -> int:
+        """Fills a row; never learned."""
+        return self._control["<|pad|>"]
+
+    @property
+    def bos_id(self) -> int:
+        """Begins a document or a conversation."""
+        return self._control["<|bos|>"]
+
+    @property
+    def eos_id(self) -> int:
+        """Ends a document."""
+        return self._control["<|eos|>"]
+
+    @property
+    def end_id(self) -> int:
+        """Ends a turn."""
+        return self._control["<|end|>"]
+
+    def turn_id(self, role: str) -> int:
+        """The token that begins a turn of ``role``: user, assistant or system."""
+        if role not in ROLES:
+            raise TokenizerError(f"no role {role!r}", way_out=f"the roles are {', '.join(ROLES)}")
+        return self._control[f"<|{role}|>"]
+
+    @property
+    def control_ids(self) -> tuple[int, ...]:
+        """Every id that no text encodes to."""
+        return tuple(self._control.values())
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text``; ``<|end|>`` and its like inside are text as any other."""
+        try:
+            return list(self._model.encode(text, add_special_tokens=False).ids)
+        except (UnicodeEncodeError, TypeError):
+            raise TokenizerError(f"{text[:40]!r} is not text that UTF-8 can hold",
+                                 way_out="remove the lone surrogates") from None
+
+    def encode_documents(self, texts: Iterable[str]) -> list[NDArray[np.uint32]]:
+        """The ids of each text, equal to ``encode``, at a corpus's speed."""
+        ids, lengths = self.encode_flat(list(texts))
+        return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """All ids one after another, and how many belong to each text."""
+        try:
+            data = [text.encode() for text in texts]
+        except UnicodeEncodeError:
+            raise TokenizerError("a document holds lone surrogates, which UTF-8 cannot",
+                                 way_out="read it with cutaway.data.documents, which counts and leaves out such text") from None
+        if self._fast is None:
+            rows = [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
+            lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+            return np.fromiter((i for row in rows for i in row), np.uint32, int(lengths.sum())), lengths
+        return _encode_joined(self._fast, data)
+
+    @cached_property
+    def _fast(self) -> Any | None:
+        """gigatoken's encoder if it takes this vocabulary and agrees with `tokenizers` on the sample, else None."""
+        try:
+            import gigatoken
+
+            fast = gigatoken.Tokenizer(self._model)
+        except (ImportError, RuntimeError, ValueError, TypeError):  # it does not take this vocabulary
+            return None
+        ids, _ = _encode_joined(fast, [text.encode() for text in _SAMPLE])
+        return fast if ids.tolist() == [i for text in _SAMPLE for i in self.encode(text)] else None
+
+    def encoder(self, texts: Sequence[str] = ()) -> str:
+        """Which library ``encode_flat`` uses, after the two were compared on the head of ``texts``: never a silent difference.
+
+        Raises TokenizerError if gigatoken takes the vocabulary, agrees on the fixed sample and differs here.
+        """
+        if self._fast is None:
+            return "tokenizers"
+        room, sample = _SAMPLE_BYTES, []
+        for text in texts:
+            sample.append(text[:room])
+            room -= len(sample[-1])
+            if room <= 0:
+                break
+        ids, _ = _encode_joined(self._fast, [text.encode() for text in sample])
+        if ids.tolist() == [i for text in sample for i in self.encode(text)]:
+            return "gigatoken"
+        self.__dict__["_fast"] = None
+        return "tokenizers (gigatoken differs on a sample)"
+
+    def bytes_of(self, ids: Iterable[int]) -> bytes:
+        """The bytes of any sequence of ids, exact; control tokens have none."""
+        table = self._table
+        try:
+            return b"".join([table[i] for i in _natural(ids)])
+        except IndexError:
+            raise TokenizerError(f"an id is outside the vocabulary of {self.vocab_size}",
+                                 way_out="use the tokenizer the model was trained with") from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the bytes; what is not UTF-8 shows as U+FFFD (``bytes_of`` keeps it exact)."""
+        return self.bytes_of(ids).decode(errors="replace")
+
+    def name_of(self, token_id: int) -> str:
+        """How to show one token: a control token's name, or its text with unfinished bytes written \\xHH."""
+        names = {i: name for name, i in self._control.items()}
+        return names.get(token_id) or self.bytes_of([token_id]).decode(errors="backslashreplace")
+
+    def stream(self) -> Decoder:
+        """Decode while ids arrive: the pushes and the flush together are ``decode`` of them all."""
+        return Decoder(self)
+
+    def save(self, folder: str | Path) -> None:
+        """tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads with equal ids."""
+        folder = Path(folder)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|pad|>", "bos_token": "<|bos|>",
+            "eos_token": "<|eos|>", "extra_special_tokens": list(CONTROL_TOKENS[3:]), "chat_template": CHAT_TEMPLATE,
+            "clean_up_tokenization_spaces": False, "padding_side": "right",
+            "cutaway": {"kind": self.kind, "digest": self.digest, "learned_from": self.learned_from},
+        }
+        atomic_write(folder / "tokenizer.json", self.json)
+        atomic_write(folder / "tokenizer_config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
+class Decoder:
+    """Text from ids one at a time; a character that is not complete yet is held back."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes, often a character or two, perhaps nothing."""
+        return self._utf8.decode(self._tokenizer.bytes_of([token_id]))
+
+    def flush(self) -> str:
+        """What is still held back, as U+FFFD; the decoder starts afresh."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def _natural(ids: Iterable[int]) -> Iterator[int]:
+    for i in ids:
+        if i < 0:
+            raise IndexError
+        yield i
+
+
+def _encode_joined(fast: Any, data: Sequence[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """One buffer for all documents (a list of them is several times slower); empty ones encode to nothing."""
+    import gigatoken
+
+    lengths = np.zeros(len(data), np.int64)
+    filled = [i for i, d in enumerate(data) if d]
+    if not filled:
+        return np.zeros(0, np.uint32), lengths
+    layout = fast.encode_batch(gigatoken.BytesSource(_SEPARATOR.join([data[i] for i in filled]), _SEPARATOR)).layout
+    offsets = np.asarray(layout.offsets.data)
+    if len(offsets) != len(filled) + 1:
+        raise TokenizerError(f"gigatoken returned {len(offsets) - 1} documents of {len(filled)}")
+    lengths[filled] = np.diff(offsets)
+    return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], lengths
+
+
+def train(settings: AnyTokenizerSettings, documents: Iterable[Any]) -> Tokenizer:
+    """A tokenizer learned from documents (or plain strings), at most ``settings.sample_bytes`` of them.
+
+    Deterministic in the text and the settings. Raises TokenizerError when the text does not support the vocabulary.
+    """
+    limit = None if isinstance(settings, ByteSettings) else settings.sample_bytes
+    seen = {"documents": 0, "bytes": 0, "all": True}
+    model = learn(settings, _texts(documents, limit, seen))
+    from tokenizers import AddedToken
+
+    model.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL_TOKENS])
+    made = Tokenizer(settings.kind, model.to_str(pretty=True) + "\n", seen)
+    clash = set(CONTROL_TOKENS) & set(made._model.get_vocab())
+    if clash:
+        raise TokenizerError(f"the text made {sorted(clash)} a token of its own", way_out="use another pattern or kind")
+    return made
+
+
+def _texts(documents: Iterable[Any], limit: int | None, seen: dict[str, Any]) -> Iterator[str]:
+    for document in documents if limit is not None else ():
+        text = document if isinstance(document, str) else document.text
+        if limit is not None and seen["bytes"] >= limit:
+            seen["all"] = False
+            return
+        seen["documents"] += 1
+        seen["bytes"] += len(text.encode())
+        yield text
+
+
+def load(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises TokenizerError naming the file that is missing or damaged."""
+    folder = Path(folder)
+    parts = []
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        try:
+            parts.append((folder / name).read_text("utf-8"))
+            json.loads(parts[-1])
+        except FileNotFoundError:
+            raise TokenizerError("no such file", where=folder / name, way_out="name a folder that holds a tokenizer") from None
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"damaged or unreadable ({error})", where=folder / name,
+                                 way_out="copy it again or learn it anew") from None
+    text, config = parts[0], json.loads(parts[1])
+    ours = config.get("cutaway") if isinstance(config, dict) else None
+    if not isinstance(ours, dict) or "kind" not in ours:
+        raise TokenizerError("not a tokenizer of this package: its control tokens are unknown",
+                             where=folder / "tokenizer_config.json", way_out="learn one with `cutaway run`")
+    if digest(text.encode()) != ours.get("digest"):
+        raise TokenizerError("damaged: its sha256 is not the one it was saved with", where=folder / "tokenizer.json",
+                             way_out="copy it again or learn it anew")
+    made = Tokenizer(ours["kind"], text, ours.get("learned_from", {}))
+    missing = [t for t in CONTROL_TOKENS if t not in made._control]
+    if missing:
+        raise TokenizerError(f"lacks {', '.join(missing)}", where=folder / "tokenizer.json")
+    return made
