@@ -134,6 +134,6 @@ def linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, kept: Tenso
     parts = [checkpoint(_chunk_logprobs, flat[i : i + chunk], weight, chosen[i : i + chunk], temperature,
                         use_reentrant=False) for i in range(0, len(at), chunk)]
     out = torch.zeros(kept.numel(), dtype=torch.float32, device=hidden.device)
-    if parts:
-        out = out.index_put((at,), torch.cat(parts))
+    # without a target the sum over no rows still ties the zeros to the graph: a micro-batch may have nothing to learn
+    out = out.index_put((at,), torch.cat(parts)) if parts else out + flat.float().sum()
     return out.view(kept.shape)

@@ -18,6 +18,7 @@ B answers, T targets. One answer a row; ``weights`` is 1 on the answer's tokens 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +39,20 @@ def answers(batch: Batch) -> float:
     if batch.documents is not None and bool((batch.documents > 0).any()):
         raise DataError("packed rows hide where an answer ends", way_out="lay one answer a row with pad()")
     return float((batch.weights > 0).any(1).sum())
+
+
+def group_advantages(rewards: Tensor, size: int, *, scale: Literal["none", "group"] = "none") -> Tensor:
+    """Rewards ``(groups x size,)``, group by group, to advantages: each less the mean of the *other* answers of its group.
+
+    Leaving the answer itself out (RLOO, arXiv 2402.14740) keeps the gradient's expectation exact; with the plain
+    group mean it is ``(size - 1) / size`` of it. "group" is GRPO's ``(r - mean) / std``: a prompt whose answers hardly
+    differ then weighs as much as any other, and the optimum is no longer that of one ``kl``.
+    """
+    groups = rewards.view(-1, size)
+    centred = groups - groups.mean(1, keepdim=True)
+    if scale == "group":
+        return (centred / (groups.std(1, correction=0, keepdim=True) + 1e-6)).flatten()
+    return (centred * (size / (size - 1))).flatten()
 
 
 @dataclass(frozen=True, slots=True)
