@@ -25,6 +25,8 @@ from cutaway.text.vocabulary import (
     CONTROL_TOKENS,
     AnyTokenizerSettings,
     ByteSettings,
+    CharSettings,
+    SubwordSettings,
     TokenizerSettings,
     bytes_of_letters,
     learn,
@@ -33,7 +35,8 @@ from cutaway.text.vocabulary import (
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["CONTROL_TOKENS", "Decoder", "Tokenizer", "TokenizerSettings", "load", "train"]
+__all__ = ["CONTROL_TOKENS", "ROLES", "AnyTokenizerSettings", "ByteSettings", "CharSettings", "Decoder",
+           "SubwordSettings", "Tokenizer", "TokenizerSettings", "load", "train"]
 
 ROLES = ("user", "assistant", "system")
 # No UTF-8 text holds this byte, so it parts documents in one buffer without a search for a safe separator.

@@ -1,0 +1,247 @@
+"""Sources: files of every kind to pieces of text, one at a time, so that a file may be larger than memory.
+
+Plain files are one document each unless they are large: then they come in blocks of a mebibyte that end at a
+paragraph. Rows of jsonl, csv and parquet are one document each. ``.gz`` of any of these (but parquet) is read through.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import json
+import os
+import sys
+import sysconfig
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+from cutaway.errors import DataError
+
+BLOCK_BYTES = 1 << 20
+# Parts of the standard library that are tests, an application, or installed by somebody else.
+_NOT_STDLIB = frozenset({"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text as it was read: ``name`` says where in which file."""
+
+    text: str
+    name: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Something that holds no usable text, and why."""
+
+    name: str
+    reason: str
+    detail: str = ""
+
+
+def stdlib_root() -> Path:
+    """Where this Python keeps the source of its standard library."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def path_pieces(path: str, column: str, *, stdlib: bool = False) -> Iterator[Piece | Skip]:
+    """Every piece under a file, folder or glob, in the order of names. Raises DataError if there is no such thing."""
+    for file, name in _files(path, stdlib=stdlib):
+        if isinstance(name, Skip):
+            yield name
+        else:
+            yield from _read(file, name, column)
+
+
+def _files(path: str, *, stdlib: bool) -> Iterator[tuple[Path, str | Skip]]:
+    """Files with the names they are known by: relative to the folder that was asked for."""
+    root = Path(path).expanduser()
+    if root.is_dir():
+        yield from _walk(root, stdlib=stdlib)
+    elif root.exists():
+        yield root, root.name
+    else:
+        found = [Path(p) for p in sorted(glob.glob(str(root), recursive=True)) if not Path(p).is_dir()]
+        if not found:
+            raise DataError("no such file or folder", where=path, way_out="check data.path")
+        yield from ((p, str(p)) for p in found)
+
+
+def _walk(root: Path, *, stdlib: bool) -> Iterator[tuple[Path, str | Skip]]:
+    for folder, folders, files in os.walk(root, onerror=_refuse):
+        folders[:] = sorted(f for f in folders if not (stdlib and f in _NOT_STDLIB))
+        here = Path(folder)
+        hidden = [f for f in folders if f.startswith(".") or f == "__pycache__"]
+        folders[:] = [f for f in folders if f not in hidden]
+        for name in sorted([*hidden, *files]):
+            shown = (here / name).relative_to(root).as_posix()
+            if name in hidden or name.startswith("."):
+                yield here / name, Skip(shown, "hidden")
+            elif not stdlib or name.endswith(".py"):
+                yield here / name, shown
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"cannot be read ({error.strerror})", where=error.filename, way_out="check its permissions")
+
+
+@cache
+def _readers() -> dict[str, Any]:
+    return {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv}
+
+
+def _read(file: Path, name: str, column: str) -> Iterator[Piece | Skip]:
+    """One file's pieces. What fails midway is one Skip; what was read before it stays."""
+    kind = Path(name.removesuffix(".gz")).suffix.lower()
+    try:
+        if not file.is_file():
+            yield Skip(name, "unreadable", "not a regular file")
+        elif kind == ".parquet":
+            yield from _parquet(file, name, column)
+        else:
+            opened = gzip.open(file) if name.endswith(".gz") else file.open("rb")
+            with opened as stream:
+                reader = _readers().get(kind)
+                data = cast(BinaryIO, stream)
+                yield from reader(data, name, column) if reader else text_pieces(data, name)
+    except DataError:
+        raise
+    except (OSError, EOFError, zlib.error) as error:
+        yield Skip(name, "unreadable", str(error))
+
+
+def text_pieces(stream: BinaryIO, name: str) -> Iterator[Piece | Skip]:
+    """A plain file: one piece if it fits a block, else blocks that end at a paragraph, a line, or a character."""
+    rest, offset, first = b"", 0, True
+    while True:
+        data = stream.read(BLOCK_BYTES + 1 - len(rest))
+        block = rest + data
+        more = len(block) > BLOCK_BYTES
+        if first and b"\0" in block[:8192]:
+            yield Skip(name, "binary")
+            return
+        stop = _end(block) if more else len(block)
+        shown = name if first and not more else f"{name}[{offset}:{offset + stop}]"
+        if block or first:
+            yield _decoded(block[:stop].removeprefix(b"\xef\xbb\xbf") if first else block[:stop], shown, name)
+        if not more:
+            return
+        rest, offset, first = block[stop:], offset + stop, False
+
+
+def _end(block: bytes) -> int:
+    """Where a full block is cut: the last paragraph's end in its second half, else line's, else a character's."""
+    for mark in (b"\n\n", b"\n", b" "):
+        found = block.rfind(mark, len(block) // 2, len(block) - 1)
+        if found >= 0:
+            return found + len(mark)
+    stop = len(block) - 1
+    while stop > len(block) - 5 and block[stop] & 0xC0 == 0x80:
+        stop -= 1
+    return stop
+
+
+def _decoded(data: bytes, shown: str, source: str) -> Piece | Skip:
+    try:
+        return Piece(data.decode(), shown, source)
+    except UnicodeDecodeError as error:
+        return Skip(shown, "undecodable", f"byte {error.start} is not UTF-8")
+
+
+def _jsonl(stream: BinaryIO, name: str, column: str) -> Iterator[Piece | Skip]:
+    good = False
+    for number, line in enumerate(stream, start=1):
+        shown = f"{name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            yield Skip(shown, "undecodable", f"not JSON ({error})")
+            continue
+        text = row.get(column) if isinstance(row, dict) else None
+        if isinstance(text, str):
+            good = True
+            yield Piece(text, shown, name)
+        elif good:
+            yield Skip(shown, "without text", f"no text in {column!r}")
+        else:
+            raise _no_column(column, list(row) if isinstance(row, dict) else [], name)
+
+
+def _csv(stream: BinaryIO, name: str, column: str) -> Iterator[Piece | Skip]:
+    csv.field_size_limit(sys.maxsize)
+    delimiter = "\t" if Path(name.removesuffix(".gz")).suffix.lower() == ".tsv" else ","
+    lines = io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", newline="")
+    rows = csv.DictReader(lines, delimiter=delimiter)
+    try:
+        if column not in (rows.fieldnames or ()):
+            raise _no_column(column, list(rows.fieldnames or ()), name)
+        for row in rows:
+            text = row[column]
+            shown = f"{name}:{rows.line_num}"
+            yield Piece(text, shown, name) if isinstance(text, str) else Skip(shown, "without text", "a short row")
+    except UnicodeDecodeError as error:
+        yield Skip(f"{name}:{rows.line_num}", "undecodable", f"byte {error.start} is not UTF-8; the rest is left out")
+    except csv.Error as error:
+        yield Skip(f"{name}:{rows.line_num}", "undecodable", f"{error}; the rest is left out")
+
+
+def _parquet(file: Path, name: str, column: str) -> Iterator[Piece | Skip]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file) as table:
+            if column not in table.schema_arrow.names:
+                raise _no_column(column, table.schema_arrow.names, name)
+            number = 0
+            for batch in table.iter_batches(batch_size=1024, columns=[column]):
+                for text in batch.column(0).to_pylist():
+                    number += 1
+                    shown = f"{name}:{number}"
+                    yield Piece(text, shown, name) if isinstance(text, str) else Skip(shown, "without text")
+    except pyarrow.ArrowException as error:
+        yield Skip(name, "unreadable", str(error).split("\n")[0])
+
+
+def _no_column(column: str, names: list[str], where: str) -> DataError:
+    from cutaway.settings import nearest
+
+    near = nearest(column, names) or (names[0] if names else None)
+    return DataError(f"no text in {column!r}; it has {', '.join(names) or 'nothing by name'}", where=where,
+                     way_out=f"set data.field={near}" if near else "write one JSON object a line")
+
+
+@cache
+def _spool() -> Path:
+    """Standard input, kept for this process in a file without a name, because a stream cannot be read twice."""
+    spool = tempfile.NamedTemporaryFile(prefix="cutaway-stdin-", delete=False)  # noqa: SIM115
+    with spool:
+        while block := sys.stdin.buffer.read(BLOCK_BYTES):
+            spool.write(block)
+    path = Path(spool.name)
+    import atexit
+
+    atexit.register(path.unlink, missing_ok=True)
+    return path
+
+
+def stdin_pieces() -> Iterator[Piece | Skip]:
+    """Standard input as one plain file named ``stdin``."""
+    with _spool().open("rb") as stream:
+        yield from text_pieces(stream, "stdin")
+
+
+def stat_of(path: str, *, stdlib: bool = False) -> list[tuple[str, int, int]]:
+    """(name, size, time in ns) of every file that ``path_pieces`` would read."""
+    found = [(name, file.stat()) for file, name in _files(path, stdlib=stdlib) if not isinstance(name, Skip)]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in found]
