@@ -1,0 +1,53 @@
+# One verb each: start | test | check | bench | docs. Everything lives in .venv; nothing else on the machine is touched.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+JOBS ?= 2
+
+.PHONY: start test check bench bench-peers docs clean
+
+start: .venv/.installed
+	$(BIN)/cutaway run quickstart
+
+# A stamp is newer than what it was made from, or the installation is made again.
+.venv/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cutaway needs Python 3.11 or newer; make start PYTHON=/path/to/python3.11")'
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+.venv/.developer: .venv/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Everything CI runs.
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# The seconds-long half of it: style, types, floors.
+check: .venv/.developer
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Rough figures within a minute a script; `make bench FULL=1` for those worth quoting.
+bench: .venv/.developer
+	@for script in $$(find benchmarks -maxdepth 1 -name '*.py' | sort); do \
+	  echo "== $$script"; $(BIN)/python $$script $(if $(FULL),,--quick) || exit 1; done
+
+# The libraries we measure ourselves against, in an environment of their own.
+bench-peers: .venv-peers/.installed
+
+.venv-peers/.installed: pyproject.toml constraints.txt
+	@test -x .venv-peers/bin/python || "$(PYTHON)" -m venv .venv-peers
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
+	  torch transformers accelerate litgpt tokenizers -e .
+	@touch $@
+
+# Help pages and the settings reference, generated from the code; a test fails when they are stale.
+docs: .venv/.developer
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv .venv-peers build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
