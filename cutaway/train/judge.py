@@ -208,7 +208,7 @@ class PersonJudge:
         with Stopwatch() as watch:
             choice = self._choice(screen)
         if choice == "quit":
-            screen.write(f"\n{len(self.known):,} choices are saved in {self.path}\n")
+            screen.write(f"\n{len(self.known):,} judged so far, saved in {self.path}\n")
             raise Quit("judging was stopped by the person")
         Journal(self.path).append({
             "version": PREFERENCES_VERSION, "judge": self.label, "pair": pair, "request": request,
