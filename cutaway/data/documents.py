@@ -60,7 +60,7 @@ AnyDataSettings = StdlibSettings | PathSettings | StdinSettings
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text: ``name`` is unique in its corpus, ``source`` the file it came from, ``digest`` the sha256 of its UTF-8."""
+    """One text: ``name`` is its place, ``source`` the file it came from, ``digest`` the sha256 of its UTF-8."""
 
     text: str
     name: str
@@ -171,8 +171,8 @@ def read(settings: AnyDataSettings) -> Corpus:
     sizes = _PIECE_BYTES
     for size in sizes:
         small = dataclasses.replace(corpus, piece_bytes=size, note=(
-            f"only {count} documents for shares of {min(shares, default=1):g}: each is cut at paragraphs into pieces of "
-            f"at most {size:,} characters, and the pieces are split"))
+            f"only {count} documents for shares of {min(shares, default=1):g}: each is cut at paragraphs into pieces "
+            f"of at most {size:,} characters, and the pieces are split"))
         pieces, found = _look(small, least)
         if found >= set(corpus.wanted) and (pieces >= least or size == sizes[-1]):
             return small

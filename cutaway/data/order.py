@@ -27,7 +27,7 @@ def shuffled(numbers: NDArray[Any], size: int, *, seed: int) -> NDArray[np.int64
         raise DataError("nothing to put in order")
     epochs, places = np.divmod(np.asarray(numbers, np.int64), size)
     half = max(1, (size - 1).bit_length() + 1 >> 1)
-    keys = _mix(np.uint64(seed % 2**64) ^ _mix(epochs.astype(np.uint64) + np.uint64(1)))
+    keys = _mix(_mix(epochs.astype(np.uint64) + np.uint64(1)) ^ np.uint64(seed % 2**64))
     out = _feistel(places.astype(np.uint64), keys, half)
     while (outside := out >= size).any():
         out[outside] = _feistel(out[outside], keys[outside], half)
@@ -46,7 +46,7 @@ def _feistel(x: NDArray[np.uint64], keys: NDArray[np.uint64], half: int) -> NDAr
     bits, low = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = x >> bits, x & low
     for turn in range(_ROUNDS):
-        left, right = right, left ^ (_mix(right ^ keys ^ _mix(np.uint64([turn + 1]))) & low)
+        left, right = right, left ^ (_mix(right ^ keys ^ _mix(np.full(1, turn + 1, np.uint64))) & low)
     return (left << bits) | right
 
 

@@ -81,7 +81,7 @@ class _Writer:
     def add(self, documents: list[Document], ids: NDArray[np.uint32], lengths: NDArray[np.int64]) -> None:
         """Append documents whose ids follow one another in ``ids``."""
         framed, starts = frame(ids, lengths, *self._ends)
-        self._put("tokens", memoryview(framed.astype(self._dtype)).cast("B"))
+        self._put("tokens", framed.astype(self._dtype).data.cast("B"))
         lines = [f"{d.digest} {json.dumps(d.name)}\n".encode() for d in documents]
         name_ends = self._name_at + np.cumsum([len(line) for line in lines])
         self._put("names", b"".join(lines))
@@ -148,16 +148,17 @@ def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer, fingerprint: str 
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     writers = {s: _Writer(folder, s, dtype=dtype, bos=tokenizer.bos_id, eos=tokenizer.eos_id) for s in SPLITS}
     sources: dict[str, int] = {}
-    encoder = ""
+    fast: bool | None = None
     for block in _blocks(corpus):
-        encoder = encoder or tokenizer.encoder([d.text for d in block])
+        fast = tokenizer.agrees(d.text for d in block) if fast is None else fast
         for split, writer in writers.items():
             mine = [d for d in block if corpus.split_of(d) == split]
             if mine:
-                writer.add(mine, *tokenizer.encode_flat([d.text for d in mine]))
+                writer.add(mine, *tokenizer.encode_flat([d.text for d in mine], fast=fast))
         for document in block:
             sources[document.source] = sources.get(document.source, 0) + 1
     splits = {split: writer.close() for split, writer in writers.items()}
+    encoder = "gigatoken" if fast else "tokenizers"
     return Manifest(tokenizer.digest, encoder, dtype.name, tokenizer.bos_id, tokenizer.eos_id, splits, sources,
                     corpus.skipped.to_dict(), corpus.note, corpus.settings.model_dump(mode="json"), fingerprint)
 

@@ -69,7 +69,7 @@ def _files(path: str, *, stdlib: bool) -> Iterator[tuple[Path, str | Skip]]:
     elif root.exists():
         yield root, root.name
     else:
-        found = [Path(p) for p in sorted(glob.glob(str(root), recursive=True)) if not Path(p).is_dir()]
+        found = [Path(p) for p in sorted(glob.glob(str(root), recursive=True)) if not Path(p).is_dir()]  # noqa: PTH207
         if not found:
             raise DataError("no such file or folder", where=path, way_out="check data.path")
         yield from ((p, str(p)) for p in found)
@@ -107,15 +107,17 @@ def _read(file: Path, name: str, column: str) -> Iterator[Piece | Skip]:
         elif kind == ".parquet":
             yield from _parquet(file, name, column)
         else:
-            opened = gzip.open(file) if name.endswith(".gz") else file.open("rb")
-            with opened as stream:
-                reader = _readers().get(kind)
-                data = cast(BinaryIO, stream)
-                yield from reader(data, name, column) if reader else text_pieces(data, name)
+            reader = _readers().get(kind)
+            with _open(file) as stream:
+                yield from reader(stream, name, column) if reader else text_pieces(stream, name)
     except DataError:
         raise
     except (OSError, EOFError, zlib.error) as error:
         yield Skip(name, "unreadable", str(error))
+
+
+def _open(file: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file)) if file.name.endswith(".gz") else file.open("rb")
 
 
 def text_pieces(stream: BinaryIO, name: str) -> Iterator[Piece | Skip]:

@@ -1,4 +1,4 @@
-"""The one chat template: a turn is its role's token, its content and the end token (after nanochat's conversation tokens)."""
+"""The one chat template: a turn is its role's token, its content and the end token (after nanochat's turns)."""
 
 CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}"

@@ -38,12 +38,13 @@ if TYPE_CHECKING:
 __all__ = ["CONTROL_TOKENS", "ROLES", "AnyTokenizerSettings", "ByteSettings", "CharSettings", "Decoder",
            "SubwordSettings", "Tokenizer", "TokenizerSettings", "load", "train"]
 
+Flat = tuple[NDArray[np.uint32], NDArray[np.int64]]
 ROLES = ("user", "assistant", "system")
 # No UTF-8 text holds this byte, so it parts documents in one buffer without a search for a safe separator.
 _SEPARATOR = b"\xff"
 _SAMPLE_BYTES = 100_000
 # What tokenizers disagree on first: spaces, line ends, digits, contractions, scripts, marks, control tokens as text.
-_SAMPLE = ("  two\n\n\tthree \r\n 1234567 I'LL they're <|bos|> naïve cafe\u0301 Ωmega 漢字かな 🙂👩‍👩‍👧 \u2028 \x00 ... ()=>{}",)
+_SAMPLE = "  two\n\n\tthree \r\n 1234567 I'LL they're <|bos|> naïve cafe\u0301 Ωmega 漢字 🙂\u200d \u2028 \0 ... ()=>{}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,57 +130,47 @@ class Tokenizer:
         try:
             return list(self._model.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError):
-            raise TokenizerError(f"{text[:40]!r} is not text that UTF-8 can hold",
-                                 way_out="remove the lone surrogates") from None
+            raise _no_utf8(text) from None
 
     def encode_documents(self, texts: Iterable[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text, equal to ``encode``, at a corpus's speed."""
         ids, lengths = self.encode_flat(list(texts))
         return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
-    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """All ids one after another, and how many belong to each text."""
+    def encode_flat(self, texts: Sequence[str], *, fast: bool | None = None) -> Flat:
+        """All ids one after another, and how many belong to each text; ``fast`` is ``agrees(texts)`` if not given."""
         try:
             data = [text.encode() for text in texts]
-        except UnicodeEncodeError:
-            raise TokenizerError("a document holds lone surrogates, which UTF-8 cannot",
-                                 way_out="read it with cutaway.data.documents, which counts and leaves out such text") from None
-        if self._fast is None:
-            rows = [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
-            lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-            return np.fromiter((i for row in rows for i in row), np.uint32, int(lengths.sum())), lengths
-        return _encode_joined(self._fast, data)
+        except UnicodeEncodeError as error:
+            raise _no_utf8(error.object) from None
+        if self._fast is not None and (self.agrees(texts) if fast is None else fast):
+            return _encode_joined(self._fast, data)
+        rows = [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return np.fromiter((i for row in rows for i in row), np.uint32, int(lengths.sum())), lengths
 
     @cached_property
     def _fast(self) -> Any | None:
-        """gigatoken's encoder if it takes this vocabulary and agrees with `tokenizers` on the sample, else None."""
+        """gigatoken's encoder if it takes this vocabulary, else None."""
         try:
             import gigatoken
 
-            fast = gigatoken.Tokenizer(self._model)
-        except (ImportError, RuntimeError, ValueError, TypeError):  # it does not take this vocabulary
+            return gigatoken.Tokenizer(self._model)
+        except (ImportError, RuntimeError, ValueError, TypeError):
             return None
-        ids, _ = _encode_joined(fast, [text.encode() for text in _SAMPLE])
-        return fast if ids.tolist() == [i for text in _SAMPLE for i in self.encode(text)] else None
 
-    def encoder(self, texts: Sequence[str] = ()) -> str:
-        """Which library ``encode_flat`` uses, after the two were compared on the head of ``texts``: never a silent difference.
-
-        Raises TokenizerError if gigatoken takes the vocabulary, agrees on the fixed sample and differs here.
-        """
+    def agrees(self, texts: Iterable[str]) -> bool:
+        """Whether gigatoken takes this vocabulary and gives the ids of ``tokenizers`` on the head of ``texts``."""
         if self._fast is None:
-            return "tokenizers"
-        room, sample = _SAMPLE_BYTES, []
+            return False
+        room, sample = _SAMPLE_BYTES, [_SAMPLE]
         for text in texts:
             sample.append(text[:room])
             room -= len(sample[-1])
             if room <= 0:
                 break
         ids, _ = _encode_joined(self._fast, [text.encode() for text in sample])
-        if ids.tolist() == [i for text in sample for i in self.encode(text)]:
-            return "gigatoken"
-        self.__dict__["_fast"] = None
-        return "tokenizers (gigatoken differs on a sample)"
+        return [i for text in sample for i in self.encode(text)] == list(map(int, ids))
 
     def bytes_of(self, ids: Iterable[int]) -> bytes:
         """The bytes of any sequence of ids, exact; control tokens have none."""
@@ -234,6 +225,10 @@ class Decoder:
         return rest
 
 
+def _no_utf8(text: object) -> TokenizerError:
+    return TokenizerError(f"{str(text)[:40]!a} is not text that UTF-8 can hold", way_out="remove the lone surrogates")
+
+
 def _natural(ids: Iterable[int]) -> Iterator[int]:
     for i in ids:
         if i < 0:
@@ -241,7 +236,7 @@ def _natural(ids: Iterable[int]) -> Iterator[int]:
         yield i
 
 
-def _encode_joined(fast: Any, data: Sequence[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+def _encode_joined(fast: Any, data: Sequence[bytes]) -> Flat:
     """One buffer for all documents (a list of them is several times slower); empty ones encode to nothing."""
     import gigatoken
 
@@ -295,7 +290,8 @@ def load(folder: str | Path) -> Tokenizer:
             parts.append((folder / name).read_text("utf-8"))
             json.loads(parts[-1])
         except FileNotFoundError:
-            raise TokenizerError("no such file", where=folder / name, way_out="name a folder that holds a tokenizer") from None
+            raise TokenizerError("no such file", where=folder / name,
+                                 way_out="name a folder that holds a tokenizer") from None
         except (OSError, ValueError) as error:
             raise TokenizerError(f"damaged or unreadable ({error})", where=folder / name,
                                  way_out="copy it again or learn it anew") from None

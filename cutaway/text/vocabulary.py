@@ -1,4 +1,4 @@
-"""Vocabularies learned from text: BPE (Sennrich 2016), WordPiece (Schuster 2012), unigram (Kudo 2018), bytes, characters, words.
+"""Vocabularies: BPE (Sennrich 2016), WordPiece (Schuster 2012), unigram (Kudo 2018), bytes, characters, words.
 
 Every kind stands on the same 256 byte tokens (GPT-2's byte alphabet), so no text is unknown to any of them: what a
 vocabulary lacks is spelled in bytes, and every token has bytes of its own, whatever stands before it.
@@ -46,7 +46,7 @@ class SubwordSettings(Settings):
 
 
 class CharSettings(Settings):
-    """The 256 bytes and every other character seen at least ``min_frequency`` times; rarer ones are spelled in bytes."""
+    """The 256 bytes and every other character seen ``min_frequency`` times; rarer ones are spelled in bytes."""
 
     kind: Literal["char"] = "char"
     min_frequency: int = Field(1, ge=1)
