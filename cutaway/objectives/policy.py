@@ -42,7 +42,7 @@ def answers(batch: Batch) -> float:
 
 
 def group_advantages(rewards: Tensor, size: int, *, scale: Literal["none", "group"] = "none") -> Tensor:
-    """Rewards ``(groups x size,)``, group by group, to advantages: each less the mean of the *other* answers of its group.
+    """Rewards ``(groups x size,)``, group by group, to advantages: each less the mean of its group's *other* answers.
 
     Leaving the answer itself out (RLOO, arXiv 2402.14740) keeps the gradient's expectation exact; with the plain
     group mean it is ``(size - 1) / size`` of it. "group" is GRPO's ``(r - mean) / std``: a prompt whose answers hardly
@@ -90,7 +90,8 @@ class GRPO:
     def __post_init__(self) -> None:
         _at_least_zero("kl", self.kl)
         if not 0 < self.clip < 1 or self.clip_high <= 0:
-            raise SettingsError(f"clip must lie between 0 and 1 and clip_high above 0, got {self.clip} and {self.clip_high}")
+            raise SettingsError(f"clip must lie between 0 and 1 and clip_high above 0, "
+                                f"got {self.clip} and {self.clip_high}")
 
     def weight(self, batch: Batch) -> float:
         """The number of answers."""

@@ -30,7 +30,7 @@ def pairs(chosen: Sequence[Example], rejected: Sequence[Example], *, pad_id: int
 
 
 def with_reference(model: Model, batch: Batch) -> Batch:
-    """The batch with ``reference_logprob`` of ``model`` on both sides, computed once, before training, without gradient."""
+    """The batch with ``reference_logprob`` of ``model`` on both sides, computed once, before training."""
     with torch.no_grad():
         own = token_logprobs(model, batch)
     return replace(batch, reference_logprob=own, pair=None if batch.pair is None else with_reference(model, batch.pair))

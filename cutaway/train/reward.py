@@ -1,4 +1,4 @@
-"""What an answer is worth: programs, reward models and their mixtures behind one protocol (InstructGPT, arXiv 2203.02155).
+"""What an answer is worth: programs, reward models and mixtures behind one protocol (InstructGPT, arXiv 2203.02155).
 
 An answer that the model did not end is an answer of its own kind here, never silently the same as one that ended.
 """
@@ -23,7 +23,7 @@ from cutaway.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was sampled: ``tokens`` without the turn's end, and whether that end came (``finished``) or the room ran out."""
+    """What was sampled: ``tokens`` without the turn's end, and whether that end came (``finished``) or room ran out."""
 
     text: str
     tokens: tuple[int, ...]

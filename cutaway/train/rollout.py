@@ -1,4 +1,4 @@
-"""Rollouts: reinforcement learning as a source of Batch for the one training loop (groups as in GRPO, arXiv 2402.03300).
+"""Rollouts: reinforcement learning as a source of batches for the one loop (groups as in GRPO, arXiv 2402.03300).
 
 The model that trains is the model that generates, sampled at temperature 1 without top-k or top-p, because the
 policy gradient is that of the distribution the answers came from. P prompts, G answers to each, T targets.
@@ -84,8 +84,8 @@ class Rollouts:
         longest = max(self.prompts, key=lambda p: len(prompt(p, self.tokenizer)))
         need, room = len(prompt(longest, self.tokenizer)) + self.settings.max_tokens, self.model.context_length
         if need > room:
-            raise DataError(f"the prompt {longest[:40]!r} and an answer of {self.settings.max_tokens} tokens need {need}, "
-                            f"and the context is {room}", way_out="leave the prompt out or lower max_tokens")
+            raise DataError(f"the prompt {longest[:40]!r} and an answer of {self.settings.max_tokens} tokens need {need} "
+                            f"tokens, and the context is {room}", way_out="leave the prompt out or lower max_tokens")
 
     def sample(self, number: int, *, rank: int = 0, world: int = 1) -> Rollout:
         """Rollout ``number``; with ``world`` ranks each gets a contiguous share of the same prompts and answers."""
@@ -99,7 +99,8 @@ class Rollouts:
         answers = tuple(self._answer(c) for c in completions)
         values = tuple(float(v) for v in self.reward(requests, answers))
         if not np.isfinite(values).all():
-            raise TrainingError(f"the reward of {int((~np.isfinite(values)).sum())} of {len(values)} answers is not finite")
+            bad = int((~np.isfinite(values)).sum())
+            raise TrainingError(f"the reward of {bad} of {len(values)} answers is not finite")
         batches = self._batches(ids, completions, np.array(values))
         return Rollout(number, requests, answers, values, batches, self._statistics(requests, answers, values))
 
@@ -125,7 +126,8 @@ class Rollouts:
         if self.settings.kl > 0:
             for part, batch in zip(parts, batches, strict=True):
                 assert batch.old_logprob is not None and batch.reference_logprob is not None
-                values[part] -= self.settings.kl * (batch.old_logprob - batch.reference_logprob).sum(1).double().cpu().numpy()
+                moved = (batch.old_logprob - batch.reference_logprob).sum(1).double()
+                values[part] -= self.settings.kl * moved.cpu().numpy()
         gains = group_advantages(torch.from_numpy(values), self.settings.samples, scale=self.settings.scale)
         return tuple(_advised(b, gains[part]) for b, part in zip(batches, parts, strict=True))
 

@@ -73,7 +73,7 @@ def policy(kind: str, vocab: int, most: int, *, seed: int) -> Any:
 
 
 def logprobs(model: Any, answers: list[tuple[int, ...]]) -> Tensor:
-    """Exact ``log p(answer)``, ``(answers,)``, with gradient, from plain log-softmax: nothing shared with the objectives."""
+    """Exact ``log p(answer)``, with gradient, from plain log-softmax: nothing shared with the objectives."""
     batch = batch_of(answers)
     logits = nn.functional.linear(model.hidden(batch).double(), model.head.weight.double())
     each = logits.log_softmax(-1).gather(2, batch.targets[..., None]).squeeze(2)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from enumerated import END, REQUEST, Table, batch_of, every_answer, gradient, logprobs, policy
+from enumerated import END, Table, batch_of, every_answer, gradient, logprobs, policy
 from torch import Tensor
 
 from cutaway.batch import Batch, Example, pad
@@ -217,6 +217,3 @@ def test_accumulation_is_the_big_batch(objective: Any, parts: int) -> None:
         assert sum(loss.metrics[name][1] for loss in losses) == count
         assert float(sum(loss.metrics[name][0] for loss in losses)) == pytest.approx(float(value), rel=1e-5, abs=1e-5)
 
-
-def test_the_request_is_never_part_of_the_answer() -> None:
-    assert all(REQUEST == row[0] for row in batch_of(ANSWERS).tokens.tolist())

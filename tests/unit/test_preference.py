@@ -107,8 +107,8 @@ def test_the_reward_is_read_at_the_answers_end_whatever_the_padding() -> None:
     together = rewards(model, pad(rows, pad_id=0))
     alone = torch.cat([rewards(model, pad([row], pad_id=8, length=10)) for row in rows])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
-    plain = model(replace(pad(rows, pad_id=0), tokens=torch.tensor([[1, 5, 7, 3, 0, 0]] * 3), targets=None, weights=None,
-                          documents=None, positions=None))
+    plain = model(replace(pad(rows, pad_id=0), tokens=torch.tensor([[1, 5, 7, 3, 0, 0]] * 3), targets=None,
+                          weights=None, documents=None, positions=None))
     torch.testing.assert_close(together[0], plain[0, 3], rtol=1e-5, atol=1e-6)
 
 
