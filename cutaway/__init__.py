@@ -1,3 +1,74 @@
-"""Cutaway: the whole language model in one package, with its side cut away."""
+"""Cutaway: the whole language model in one package, with its side cut away.
+
+The public names below are imported when they are first used, so ``import cutaway`` costs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "errors": ("CutawayError",),
+    "settings": ("Settings",),
+    "records": ("Measurement",),
+    "device": ("Device", "Machine"),
+    "batch": ("Batch", "Example", "pack", "pad"),
+    "text.tokenizer": ("Tokenizer",),
+    "text.chat": ("Message", "render"),
+    "models.transformer": ("TransformerConfig",),
+    "models.model": ("LanguageModel", "Model", "build"),
+    "models.cost": ("cost",),
+    "models.folder": ("load_model", "load_tokenizer", "save_model"),
+    "objectives.objective": ("Loss", "Objective"),
+    "objectives.likelihood": ("Likelihood",),
+    "objectives.preference": ("DPO",),
+    "objectives.policy": ("GRPO",),
+    "generate.request": ("Request", "Sampling"),
+    "generate.engine": ("Engine",),
+    "generate.writer": ("Writer",),
+    "train.schedule": ("Schedule",),
+    "train.optimizer": ("OptimizerSettings", "build_optimizer"),
+    "train.loop": ("Step", "steps"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+if TYPE_CHECKING:
+    from cutaway.batch import Batch, Example, pack, pad
+    from cutaway.device import Device, Machine
+    from cutaway.errors import CutawayError
+    from cutaway.generate.engine import Engine
+    from cutaway.generate.request import Request, Sampling
+    from cutaway.generate.writer import Writer
+    from cutaway.models.cost import cost
+    from cutaway.models.folder import load_model, load_tokenizer, save_model
+    from cutaway.models.model import LanguageModel, Model, build
+    from cutaway.models.transformer import TransformerConfig
+    from cutaway.objectives.likelihood import Likelihood
+    from cutaway.objectives.objective import Loss, Objective
+    from cutaway.objectives.policy import GRPO
+    from cutaway.objectives.preference import DPO
+    from cutaway.records import Measurement
+    from cutaway.settings import Settings
+    from cutaway.text.chat import Message, render
+    from cutaway.text.tokenizer import Tokenizer
+    from cutaway.train.loop import Step, steps
+    from cutaway.train.optimizer import OptimizerSettings, build_optimizer
+    from cutaway.train.schedule import Schedule
+
+__all__ = [
+    "DPO", "GRPO", "Batch", "CutawayError", "Device", "Engine", "Example", "LanguageModel", "Likelihood", "Loss",
+    "Machine", "Measurement", "Message", "Model", "Objective", "OptimizerSettings", "Request", "Sampling",
+    "Schedule", "Settings", "Step", "Tokenizer", "TransformerConfig", "Writer", "build", "build_optimizer", "cost",
+    "load_model", "load_tokenizer", "pack", "pad", "render", "save_model", "steps",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'cutaway' has no attribute {name!r}")
+    return getattr(import_module(f"cutaway.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as _json
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout, errors included.")]
+_NUMBER = re.compile(r"[+−≈<>≤≥ -]*\d[\d,.]*( ?[%×]| \S+)?$")
 _PLAIN_SECONDS = 10.0  # without a terminal a progress line this often is enough to see that it lives
 
 
@@ -69,7 +71,7 @@ def note(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
-    """A quiet table: the first column left, what starts with a digit or a sign to the right."""
+    """A quiet table: the first column left, columns of numbers (with or without a unit) to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -78,7 +80,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
         filled = [r[i] for r in cells if r[i].strip("– ")]
-        numbers = i > 0 and bool(filled) and all(c.lstrip("+-−≈<>≤≥ ")[:1].isdigit() for c in filled)
+        numbers = i > 0 and bool(filled) and all(_NUMBER.match(c) for c in filled)
         made.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for r in cells:
         made.add_row(*(Text(c) for c in r))

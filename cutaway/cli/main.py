@@ -151,7 +151,7 @@ def _one_line_warnings() -> Iterator[None]:
         yield
 
 
-def _note(message: Warning | str, category: type[Warning], filename: str, lineno: int,  # noqa: PLR0917
+def _note(message: Warning | str, category: type[Warning], filename: str, lineno: int,
           file: TextIO | None = None, line: str | None = None) -> None:
     if not issubclass(category, DeprecationWarning | PendingDeprecationWarning | ImportWarning | ResourceWarning):
         print(f"cutaway: note: {' '.join(str(message).split())}", file=sys.stderr, flush=True)

@@ -16,8 +16,18 @@ from hypothesis import strategies as st
 
 from cutaway import records
 from cutaway.errors import DataError, RunError
-from cutaway.records import Journal, Measurement, Stopwatch, TornLine, atomic_write, bootstrap, digest, environment
-from cutaway.records import read_journal, wilson
+from cutaway.records import (
+    Journal,
+    Measurement,
+    Stopwatch,
+    TornLine,
+    atomic_write,
+    bootstrap,
+    digest,
+    environment,
+    read_journal,
+    wilson,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

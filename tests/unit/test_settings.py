@@ -47,7 +47,7 @@ def test_ints_stand_for_floats_and_arrays_for_tuples_and_nothing_else() -> None:
     root = decode(Root, {"train": {"learning_rate": 1, "betas": [0, 1]}}, where="x")
     assert root.train.learning_rate == 1.0 and root.train.betas == (0.0, 1.0)
     for tree in ({"steps": 1.5}, {"steps": "1"}, {"steps": True}, {"learning_rate": "1e-3"}, {"betas": [1, 2, 3]}):
-        with pytest.raises(SettingsError, match=f"^x: train.{next(iter(tree))}"):
+        with pytest.raises(SettingsError, match=rf"^x: train\.{next(iter(tree))}"):
             decode(Root, {"train": tree}, where="x")
 
 
@@ -104,7 +104,7 @@ def test_a_setting_of_one_kind_only_chooses_that_kind() -> None:
     by_kind = override(tree, ["data.kind=path", "data.path=/x"], of=Root)
     assert by_kind == switched
     assert override(tree, ["data.limit=7"], of=Root)["data"]["kind"] == "python-stdlib"
-    with pytest.raises(SettingsError, match="unknown setting data.pfad"):
+    with pytest.raises(SettingsError, match=r"unknown setting data\.pfad"):
         decode(Root, override(tree, ["data.pfad=/x"], of=Root), where="x")
 
 
