@@ -84,8 +84,8 @@ class Rollouts:
         longest = max(self.prompts, key=lambda p: len(prompt(p, self.tokenizer)))
         need, room = len(prompt(longest, self.tokenizer)) + self.settings.max_tokens, self.model.context_length
         if need > room:
-            raise DataError(f"the prompt {longest[:40]!r} and an answer of {self.settings.max_tokens} tokens need {need} "
-                            f"tokens, and the context is {room}", way_out="leave the prompt out or lower max_tokens")
+            raise DataError(f"the prompt {longest[:40]!r} and an answer of {self.settings.max_tokens} tokens "
+                            f"need {need}, and the context is {room}", way_out="leave the prompt out or lower max_tokens")
 
     def sample(self, number: int, *, rank: int = 0, world: int = 1) -> Rollout:
         """Rollout ``number``; with ``world`` ranks each gets a contiguous share of the same prompts and answers."""
