@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cutaway.batch import Batch, Example, pad
+from cutaway.data.order import share, shuffled
 from cutaway.errors import DataError, TrainingError
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Completion, Request, Sampling
@@ -85,17 +86,17 @@ class Rollouts:
         need, room = len(prompt(longest, self.tokenizer)) + self.settings.max_tokens, self.model.context_length
         if need > room:
             raise DataError(f"the prompt {longest[:40]!r} and an answer of {self.settings.max_tokens} tokens "
-                            f"need {need}, and the context is {room}", way_out="leave the prompt out or lower max_tokens")
+                            f"need {need}, and the context is {room}",
+                            way_out="leave the prompt out or lower max_tokens")
 
     def sample(self, number: int, *, rank: int = 0, world: int = 1) -> Rollout:
         """Rollout ``number``; with ``world`` ranks each gets a contiguous share of the same prompts and answers."""
         count, size = self.settings.prompts, self.settings.samples
-        mine = range(count * rank // world, count * (rank + 1) // world)
-        chosen = choose(len(self.prompts), count, seed=self.seed, number=number)
-        rows = [p * size + g for p in mine for g in range(size)]
-        requests = tuple(self.prompts[chosen[row // size]] for row in rows)
+        groups = share(number, count, rank=rank, world=world)
+        chosen = shuffled(groups, len(self.prompts), seed=self.seed).tolist()
+        requests = tuple(self.prompts[c] for c in chosen for _ in range(size))
         ids = [prompt(r, self.tokenizer) for r in requests]
-        completions = self._generate(ids, [row_seed(self.seed, number, row) for row in rows])
+        completions = self._generate(ids, [row_seed(self.seed, int(g), row) for g in groups for row in range(size)])
         answers = tuple(self._answer(c) for c in completions)
         values = tuple(float(v) for v in self.reward(requests, answers))
         if not np.isfinite(values).all():
@@ -113,7 +114,7 @@ class Rollouts:
 
     def _answer(self, completion: Completion) -> Answer:
         finished = completion.finish_reason == "stop"
-        tokens = tuple(t for t in completion.tokens if not (finished and t == self.tokenizer.end_id))
+        tokens = completion.tokens[:-1] if finished else completion.tokens  # the last one is the end of the turn
         return Answer(self.tokenizer.decode(tokens), tokens, finished)
 
     def _batches(self, ids: Sequence[Sequence[int]], completions: Sequence[Completion],
@@ -131,11 +132,10 @@ class Rollouts:
         gains = group_advantages(torch.from_numpy(values), self.settings.samples, scale=self.settings.scale)
         return tuple(_advised(b, gains[part]) for b, part in zip(batches, parts, strict=True))
 
-    def _example(self, ids: Sequence[int], completion: Completion) -> Example:
-        end = [self.tokenizer.end_id] if completion.finish_reason == "stop" else []
-        answer = [*(t for t in completion.tokens if not (end and t == end[0])), *end]
-        weights = np.array([0.0] * len(ids) + [1.0] * len(answer), np.float32)
-        return Example(np.array([*ids, *answer], np.int64), weights)
+    @staticmethod
+    def _example(ids: Sequence[int], completion: Completion) -> Example:
+        weights = np.array([0.0] * len(ids) + [1.0] * len(completion.tokens), np.float32)
+        return Example(np.array([*ids, *completion.tokens], np.int64), weights)
 
     def _scored(self, examples: Sequence[Example]) -> Batch:
         """Log-probabilities by the path that training takes, so that the first ratio is exactly 1."""
@@ -178,18 +178,9 @@ class Source:
         return self.latest.batches
 
 
-def choose(prompts: int, count: int, *, seed: int, number: int) -> list[int]:
-    """Which prompts rollout ``number`` asks: a fresh permutation each epoch, each prompt once in it."""
-    out = []
-    for position in range(number * count, (number + 1) * count):
-        epoch, at = divmod(position, prompts)
-        out.append(int(np.random.default_rng([seed, epoch]).permutation(prompts)[at]))
-    return out
-
-
-def row_seed(seed: int, number: int, row: int) -> int:
-    """The sampling seed of one answer, independent of every other's."""
-    return int(np.random.SeedSequence([seed, number, row]).generate_state(1)[0])
+def row_seed(seed: int, group: int, row: int) -> int:
+    """The sampling seed of answer ``row`` of a group (counted over all rollouts), independent of every other's."""
+    return int(np.random.SeedSequence([seed, group, row]).generate_state(1, np.uint64)[0])
 
 
 def _advised(batch: Batch, gains: Tensor) -> Batch:
