@@ -16,6 +16,7 @@ from pydantic import Field
 
 from cutaway.errors import TokenizerError
 from cutaway.settings import Settings
+from cutaway.text.unigram import learn_pieces
 
 if TYPE_CHECKING:
     import tokenizers
@@ -162,13 +163,14 @@ def _learn_bpe(settings: SubwordSettings, texts: Iterable[str], wanted: int) -> 
 
 
 def _learn_unigram(settings: SubwordSettings, texts: Iterable[str], wanted: int) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models
 
-    made = Tokenizer(models.Unigram())
+    words: Counter[str] = Counter()
+    for _ in _counting(texts, words, _short_words(settings.pattern)):
+        pass
+    pieces = learn_pieces(words, byte_letters(), wanted, min_frequency=settings.min_frequency)
+    made = Tokenizer(models.Unigram(list(pieces.items()), unk_id=None, byte_fallback=False))
     made.pre_tokenizer, made.decoder = _short_words(settings.pattern), decoders.ByteLevel()
-    trainer = trainers.UnigramTrainer(vocab_size=wanted, show_progress=False,
-                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(texts, trainer)
     return made
 
 
