@@ -173,3 +173,9 @@ def test_the_project_speaks_of_itself_alone() -> None:
             continue
         found += [f"{named(path)}: {m[0]}" for m in words.finditer(text) if m[0] not in skip]
     assert not found
+
+
+def test_the_reference_pages_are_what_the_code_says() -> None:
+    done = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, f"run `make docs`: {done.stdout}{done.stderr}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import json
 import os
 import sys
@@ -95,22 +96,25 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _call(command: Callable[..., int | None], verb: str, words: list[str]) -> int:
+    """Parse with typer, then run outside of it: its own handling of Ctrl-C and of closed pipes is not ours."""
     import typer
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(help=VERBS[verb])(command)
-    code: Any
+    parsed: list[dict[str, Any]] = []
+
+    @functools.wraps(command)
+    def _remember(**values: Any) -> None:
+        parsed.append(values)
+
     usage_error: type[Any] = typer.BadParameter.__mro__[1]  # typer has no public name for its UsageError
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(help=VERBS[verb])(_remember)
     try:
-        code = typer.main.get_command(app).main(words, prog_name=f"cutaway {verb}", standalone_mode=False)
+        typer.main.get_command(app).main(words, prog_name=f"cutaway {verb}", standalone_mode=False)
     except usage_error as error:
         raise SettingsError(_sentence(error), where=f"cutaway {verb}", way_out=f"see cutaway {verb} --help") from None
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except typer.Abort:
-        raise KeyboardInterrupt from None
+    code = command(**parsed[0]) if parsed else 0
     sys.stdout.flush()
-    return code if isinstance(code, int) else 0
+    return code or 0
 
 
 def _sentence(error: Any) -> str:
@@ -135,6 +139,7 @@ def _known(error: Exception) -> CutawayError | None:
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
+    message = " ".join(message.split())
     if as_json:
         print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False), flush=True)
     else:

@@ -30,7 +30,7 @@ def command(
     size = len(text.encode())
     value: dict[str, Any] = {"tokens": rows, "count": len(ids), "bytes": size, "vocab_size": tokenizer.vocab_size,
                              "kind": tokenizer.kind, "folder": str(folder)}
-    cells = ((n, r["id"], _visible(r["token"]), r["bytes"]) for n, r in enumerate(rows))
+    cells = ((n, r["id"], _visible(str(r["token"])), r["bytes"]) for n, r in enumerate(rows))
     result(value, table(("position", "id", "token", "bytes"), cells), json=json)
     if not json:
         share = f" ({size / len(ids):.2f} bytes a token)" if ids else ""
