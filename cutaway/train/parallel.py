@@ -21,6 +21,7 @@ from cutaway.errors import MachineError, SettingsError
 
 Kind = Literal["single", "ddp", "fsdp2"]
 M = TypeVar("M", bound=nn.Module)
+CPU = torch.device("cpu")
 BUCKET_BYTES = 25 << 20  # gradients travel together up to this size, as in torch's own DDP
 
 
@@ -31,7 +32,7 @@ class Parallel:
     rank: int = 0
     world: int = 1
     kind: Kind = "single"
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, on the tensor's own device; the tensor itself is left alone."""
@@ -112,7 +113,7 @@ def launch(kind: Kind, device: Device) -> Iterator[Parallel]:
         raise SettingsError(f"parallel.kind={kind} needs its processes started together",
                             way_out="torchrun --nproc-per-node 2 -m cutaway run ..., or parallel.kind=single")
     local, rank = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ["RANK"])
-    place = torch.device("cpu")
+    place = CPU
     if device.kind == "cuda":
         if local >= torch.cuda.device_count():
             raise MachineError(f"rank {rank} has no GPU: this machine has {torch.cuda.device_count()}",
@@ -127,7 +128,7 @@ def launch(kind: Kind, device: Device) -> Iterator[Parallel]:
 
 
 def _shard(model: nn.Module) -> None:
-    """``fully_shard`` on every block, then on what is left (embedding, last norm, head: one group, so they may be tied)."""
+    """``fully_shard`` on every block, then on what is left (embedding, norm, head: one group, so they may be tied)."""
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     for blocks in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:
@@ -159,7 +160,7 @@ def _sum_gradients(parameters: Sequence[Tensor]) -> None:
     for work, flat, gradients in waiting:
         assert work is not None
         work.wait()
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
