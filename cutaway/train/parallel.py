@@ -7,6 +7,7 @@ gradients are summed, never averaged: the loss was already divided by the weight
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from cutaway.device import Device
 from cutaway.errors import MachineError, SettingsError
+from cutaway.models.model import Model, build
 
 Kind = Literal["single", "ddp", "fsdp2"]
 M = TypeVar("M", bound=nn.Module)
@@ -52,6 +54,19 @@ class Parallel:
             _shard(model)
         return model
 
+    def unwrap(self, model: Model) -> Model:
+        """A whole model on every rank, on the same device: ``model`` itself, but under ``fsdp2`` a copy.
+
+        Generation needs it: ranks write answers of different lengths, and a sharded model reads in step only.
+        """
+        if self.kind != "fsdp2":
+            return model
+        plain = build(model.config, head=model.head_kind, compute_dtype=model.compute_dtype).to(model.device)
+        with torch.no_grad():
+            for (_, whole), part in zip(plain.named_parameters(), model.parameters(), strict=True):
+                whole.copy_(_whole(part))
+        return plain
+
     @contextmanager
     def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
         """Around the forward and backward of one micro-batch; gradients travel after the ``last`` only."""
@@ -74,7 +89,7 @@ class Parallel:
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         if self.kind != "fsdp2":
             return float(norm)
-        return float(self.all_sum(norm.double().square())) ** 0.5
+        return math.sqrt(float(self.all_sum(norm.double().square())))
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors from shards, on the CPU; ranks other than the first get an empty mapping back."""
