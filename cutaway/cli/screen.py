@@ -1,0 +1,86 @@
+"""The screen of a run: the pipeline's notes and progress, on stderr."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cutaway.cli.console import Bar, note, progress, result, table
+
+if TYPE_CHECKING:
+    from cutaway.records import Measurement
+    from cutaway.run.folder import Run
+
+MODELS = ("random", "base", "finetuned", "aligned")
+
+
+@dataclass(frozen=True)
+class ConsoleScreen:
+    """``quiet`` shows nothing but errors, as with --json."""
+
+    quiet: bool = False
+
+    def note(self, text: str) -> None:
+        """One line on stderr."""
+        if not self.quiet:
+            note(text)
+
+    def progress(self, name: str, *, total: float, unit: str) -> AbstractContextManager[Bar]:
+        """A bar with rate and time left on a terminal, lines elsewhere."""
+        return progress(name, total=total, unit=unit, quiet=self.quiet)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What ``--json`` of run, resume and show ends with: the folder and every headline figure with n and interval."""
+    from cutaway.run.stage_evaluate import figures
+
+    rows = run.rows(run.stages)
+    return {"run": run.name, "folder": str(run.folder), "report": str(run.folder / "report.html"),
+            "stages": {r["stage"]: r.get("seconds") for r in rows if r.get("event") == "done"},
+            "seconds": max((r["elapsed"] for r in rows), default=None),
+            "peak_rss_bytes": max((r["peak_rss_bytes"] for r in rows), default=None),
+            "figures": {name: _short(m) for name, m in figures(run).items()}}
+
+
+def _short(m: Measurement) -> dict[str, Any]:
+    return {"value": m.value, "unit": m.unit, "n": m.n, "low": m.low, "high": m.high}
+
+
+def show_end(run: Run, *, json: bool) -> None:
+    """The last lines of a run: headline numbers, then the next commands."""
+    from cutaway.run.stage_evaluate import figures
+
+    value = summary(run)
+    if json:
+        result(value, "", json=True)
+        return
+    result(value, figure_table(figures(run)), json=False)
+    minutes = "" if value["seconds"] is None else f"{value['seconds']:.0f} s, "
+    memory = "" if value["peak_rss_bytes"] is None else f"{value['peak_rss_bytes'] / 2**30:.2f} GiB at most"
+    note(f"{run.folder}: {minutes}{memory}")
+    result({}, "\n".join(next_commands(run)), json=False)
+
+
+def figure_table(found: dict[str, Measurement]) -> Any:
+    """Figures by model: one row a figure, one column a model."""
+    names = dict.fromkeys(k.split(".", 1)[1] for k in found if k.split(".", 1)[0] in MODELS)
+    rows = [[name.replace("_", " "), *(_cell(found.get(f"{m}.{name}")) for m in MODELS)] for name in names]
+    for key, m in found.items():
+        who, name = key.rsplit(".", 1)
+        if who not in MODELS:
+            rows.append([f"{who} {name.replace('_', ' ')}", _cell(m), "", "", ""])
+    return table(["figure", *MODELS], rows)
+
+
+def _cell(m: Measurement | None) -> str:
+    return "–" if m is None else str(m).removeprefix(m.name).strip().replace(" bits per byte", "")
+
+
+def next_commands(run: Run) -> list[str]:
+    """What a person may want to type now."""
+    model = run.folder / "models" / "aligned"
+    return ["", "next:", f"  open {run.folder / 'report.html'}", f"  cutaway chat {model}",
+            f'  cutaway generate {model} "def "', f"  cutaway show {run.folder}",
+            "  cutaway run quickstart data.path=DIR name=mine"]

@@ -1,0 +1,47 @@
+"""The end of a training stage: save the model, write its lineage and what it cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cutaway.models.folder import save_model
+from cutaway.models.model import Model, build
+from cutaway.run import lineage
+from cutaway.run.predict import stage_flops
+from cutaway.run.training import Job
+from cutaway.run.work import Work
+
+
+def finish(work: Work, job: Job, model: Model, name: str) -> None:
+    """Save ``models/<name>`` and mark the stage done, with what it cost; collective over the ranks."""
+    tensors = work.parallel.gathered(dict(model.named_parameters()))
+    with work.alone() as mine:
+        if not mine:
+            return
+        rows = [r for r in work.run.rows(work.run.log) if r.get("stage") == job.stage]
+        with work.run.folder_for(work.run.model(name)) as folder:
+            save_model(folder, whole(model, tensors), work.tokenizer)
+        lineage.add_model(work.run, name, len(rows))
+        work.event(job.stage, "done", **measured(work, job, rows))
+
+
+def whole(model: Model, tensors: dict[str, torch.Tensor]) -> Model:
+    """An unsharded model with these weights."""
+    out = build(model.config, head=model.head_kind, compute_dtype=model.compute_dtype)
+    with torch.no_grad():
+        for key, parameter in out.named_parameters():
+            parameter.copy_(tensors[key])
+    return out
+
+
+def measured(work: Work, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Steps, tokens, seconds of the steps alone, FLOPs, and the share of the machine's measured peak."""
+    tokens = rows[-1]["tokens"] if rows else 0
+    seconds = sum(r["seconds"] for r in rows)
+    flops = stage_flops(job.model.config, tokens, context=work.recipe.model.context_length, passes=job.passes)
+    world = work.parallel.world
+    return {"steps": len(rows), "tokens": tokens, "seconds": seconds, "flops": flops, "ranks": world,
+            "tokens_per_second": tokens / max(seconds, 1e-9), "skipped": sum(bool(r.get("skipped")) for r in rows),
+            "share_of_peak": flops / max(seconds, 1e-9) / work.machine.peak(work.dtype)}

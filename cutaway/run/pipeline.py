@@ -1,0 +1,97 @@
+"""Pipeline: the stages of a run in their order, each done once; a run that stopped goes on inside the stage it was in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from cutaway import device as machines
+from cutaway.run import lineage
+from cutaway.run.folder import Run, create
+from cutaway.run.recipe import Recipe
+from cutaway.run.report import write_report
+from cutaway.run.stage_align import align_stage
+from cutaway.run.stage_evaluate import evaluate_stage, proxy_stage
+from cutaway.run.stage_finetune import finetune_stage
+from cutaway.run.stage_preferences import preferences_stage
+from cutaway.run.stage_pretrain import pretrain_stage
+from cutaway.run.stage_reward import reward_stage
+from cutaway.run.stage_text import text_stage
+from cutaway.run.work import Interrupted, Screen, Work
+from cutaway.train.parallel import SINGLE, Parallel, launch
+from cutaway.train.signals import Stop
+
+PLAN: tuple[tuple[str, Callable[[Work], None]], ...] = (
+    ("tokenizer", text_stage),
+    ("evaluate-random", partial(evaluate_stage, name="random")),
+    ("pretrain", pretrain_stage),
+    ("evaluate-base", partial(evaluate_stage, name="base")),
+    ("finetune", finetune_stage),
+    ("evaluate-finetuned", partial(evaluate_stage, name="finetuned")),
+    ("preferences", preferences_stage),
+    ("reward", reward_stage),
+    ("evaluate-proxy", proxy_stage),
+    ("align", align_stage),
+    ("evaluate-aligned", partial(evaluate_stage, name="aligned")),
+)
+
+
+def start(recipe: Recipe, root: Path, screen: Screen) -> Run:
+    """Make the run's folder and go through every stage. Raises Interrupted, with everything saved, when asked to stop."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        run = create(root, recipe)
+    else:
+        run = Run(root / recipe.name)
+    return _session(run, recipe, screen)
+
+
+def resume(run: Run, screen: Screen) -> Run:
+    """Go on with a run exactly where it stopped."""
+    return _session(run, run.recipe, screen)
+
+
+def _session(run: Run, recipe: Recipe, screen: Screen) -> Run:
+    device = machines.pick(recipe.device)
+    with launch(recipe.parallel.kind, device) as parallel:
+        if parallel.rank > 0:
+            return _go(run, recipe, screen, device, parallel)
+        with run.lock():
+            return _go(run, recipe, screen, device, parallel)
+
+
+def _go(run: Run, recipe: Recipe, screen: Screen, device: machines.Device, parallel: Parallel = SINGLE) -> Run:
+    machines.set_threads(max(1, recipe.threads // parallel.world))
+    machines.seed_everything(recipe.seed)
+    if parallel.kind != "single" and device.kind == "cuda":
+        device = machines.Device("cuda", parallel.device.index or 0)
+    with Stop() as stop:
+        rows = run.rows(run.stages)
+        work = Work(run, recipe, device, machines.known(device), parallel, screen, lambda: stop.requested,
+                    earlier=max((r["elapsed"] for r in rows), default=0.0))
+        parallel.any(True)  # nobody reads the folder before it is there
+        if work.first:
+            lineage.begin(run, work.machine)
+        try:
+            _stages(work)
+        except Interrupted:
+            work.event("run", "stopped")
+            raise
+        if work.first:
+            write_report(run.folder)
+    return run
+
+
+def _stages(work: Work) -> None:
+    done = {name for name, _ in PLAN if work.run.done(name)}
+    work.parallel.any(True)  # every rank has read what is done before the first writes more
+    for name, stage in PLAN:
+        if name not in done:
+            stage(work)
+            if device_cache := getattr(torch, work.device.kind, None):
+                getattr(device_cache, "empty_cache", lambda: None)()
+        if work.parallel.any(work.asked()):
+            raise Interrupted(work.run.folder)

@@ -1,0 +1,123 @@
+"""Stage 7, evaluation: the same held-out text and the same held-out requests for every model of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cutaway.evaluate.answers import Answered, Asked, ask, difference
+from cutaway.evaluate.bits import Scores, score
+from cutaway.evaluate.forgetting import forgetting
+from cutaway.evaluate.proxy import kl, proxy_reward
+from cutaway.generate.request import Sampling
+from cutaway.records import Journal, Measurement, Stopwatch
+from cutaway.run.folder import Run
+from cutaway.run.preferences import answer_of
+from cutaway.run.stage_align import reward_of
+from cutaway.run.stage_pretrain import fresh
+from cutaway.run.work import Work
+from cutaway.train.judge import Verdict
+
+MODELS = ("random", "base", "finetuned", "aligned")
+
+
+def evaluate_stage(work: Work, name: str) -> None:
+    """Write evals/<name>.json and the model's answers into samples.jsonl."""
+    stage = f"evaluate-{name}"
+    with work.alone() as mine, Stopwatch() as watch:
+        if not mine:
+            return
+        model = fresh(work) if name == "random" else work.load(name)
+        model.eval()
+        scores = score(model, work.tokenizer, work.text.held)
+        settings = work.recipe.evaluate
+        answered = ask(model, work.tokenizer, _requests(work), work.judge, max_tokens=settings.max_tokens,
+                       sampling=Sampling(temperature=settings.temperature), seed=work.recipe.seed)
+        row = _measured(work, name, scores, answered)
+        if name == "aligned":
+            per = kl(model, work.load("finetuned"), answered, work.tokenizer, temperature=settings.temperature or 1.0)
+            row |= {"kl": per["per_answer"], "kl_per_token": per["per_token"],
+                    "proxy_reward": proxy_reward(reward_of(work), answered)}
+        work.run.write_json(f"evals/{name}.json", row)
+        work.event(stage, "done", seconds=watch.seconds)
+        shown = [row["bits_per_byte"], row["answers"]["satisfies"]]
+        work.note(f"{name}: " + " · ".join(str(m) for m in shown))
+
+
+def _requests(work: Work) -> list[str]:
+    """Held-out requests, the first of an order made from their own hashes, so that no stage chooses its own."""
+    fitting = work.fitting(work.text.test, work.recipe.evaluate.max_tokens)
+    order = np.random.default_rng([0, len(fitting)]).permutation(len(fitting))
+    return [fitting[i] for i in order[: work.recipe.evaluate.requests]]
+
+
+def _measured(work: Work, name: str, scores: Scores, answered: Answered) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "stage": name, "bits_per_byte": scores.measurement(), "answers": answered.measurements(), "forgetting": None,
+        "change": None, "proxy_reward": None, "kl": None,
+        "samples": [a.to_dict() for a in answered.items[: work.recipe.evaluate.samples]],
+        "documents": {"nats": scores.nats.tolist(), "tokens": scores.tokens.tolist(), "bytes": scores.bytes.tolist()}}
+    if name in ("finetuned", "aligned"):
+        row["forgetting"] = forgetting(_scores(work.run, "base"), scores)
+    if name != "random":
+        row["change"] = difference(answers(work.run, MODELS[MODELS.index(name) - 1]), answered)
+    samples = Journal(work.run.folder / "samples.jsonl")
+    work.run.keep(samples, lambda r: r["stage"] != name)
+    for asked in answered.items:
+        samples.append({"stage": name, **asked.to_dict(), "tokens": asked.answer.tokens,
+                        "checks": dict(asked.verdict.checks), "score": asked.verdict.score})
+    return row
+
+
+def _eval(run: Run, name: str) -> dict[str, Any]:
+    row = run.read_json(f"evals/{name}.json")
+    assert row is not None, name
+    return row
+
+
+def _scores(run: Run, name: str) -> Scores:
+    row = _eval(run, name)
+    nats, tokens, size = (np.array(row["documents"][k]) for k in ("nats", "tokens", "bytes"))
+    return Scores(nats, tokens, size, row["bits_per_byte"]["conditions"])
+
+
+def answers(run: Run, name: str) -> Answered:
+    """What a model of the run answered, from samples.jsonl."""
+    rows = [r for r in run.rows(Journal(run.folder / "samples.jsonl")) if r["stage"] == name]
+    items = tuple(Asked(r["request"], answer_of({"text": r["answer"], "tokens": r["tokens"], "finished": r["finished"]}),
+                        Verdict(r["score"], r["checks"])) for r in rows)
+    return Answered(items, _eval(run, name)["answers"]["satisfies"]["conditions"])
+
+
+def proxy_stage(work: Work) -> None:
+    """Once there is a reward model: what it thinks of the earlier models' answers."""
+    with work.alone() as mine, Stopwatch() as watch:
+        if not mine:
+            return
+        reward = reward_of(work)
+        for name in MODELS[:-1]:
+            row = _eval(work.run, name)
+            row["proxy_reward"] = proxy_reward(reward, answers(work.run, name))
+            work.run.write_json(f"evals/{name}.json", row)
+        work.event("evaluate-proxy", "done", seconds=watch.seconds)
+
+
+def figures(run: Run) -> dict[str, Measurement]:
+    """The headline figures of a run, as far as it has come, by ``model.figure``."""
+    out: dict[str, Measurement] = {}
+    for name in MODELS:
+        row = run.read_json(f"evals/{name}.json")
+        if row is None:
+            continue
+        found = {"bits_per_byte": row["bits_per_byte"], "parses": row["answers"].get("parses"),
+                 "satisfies": row["answers"]["satisfies"], "forgetting": row["forgetting"],
+                 "proxy_reward": row["proxy_reward"], "kl": row["kl"], "change": row["change"]}
+        out |= {f"{name}.{k}": Measurement.from_dict(v) for k, v in found.items() if v is not None}
+    reward = run.read_json("evals/reward.json")
+    if reward is not None:
+        out["reward.accuracy"] = Measurement.from_dict(reward["accuracy"])
+    for tool, value in (run.read_json("evals/compression.json") or {}).items():
+        out[f"{tool}.bits_per_byte"] = Measurement.from_dict(value)
+    return out
+

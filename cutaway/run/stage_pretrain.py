@@ -1,0 +1,39 @@
+"""Stage 2, pre-training: the next token of packed documents."""
+
+from __future__ import annotations
+
+from cutaway.data.loader import Loader
+from cutaway.evaluate.bits import score
+from cutaway.models.model import Model, build
+from cutaway.objectives.likelihood import Likelihood
+from cutaway.run.finish import finish
+from cutaway.run.training import Job, length, train
+from cutaway.run.work import Work
+
+STAGE, MODEL = "pretrain", "base"
+
+
+def fresh(work: Work) -> Model:
+    """The model before any learning: equal seeds give equal weights."""
+    config = work.recipe.model.config(work.tokenizer.vocab_size)
+    return build(config, seed=work.recipe.seed, compute_dtype=work.dtype).to(work.device.torch)
+
+
+def loader(work: Work, rows: int, seed: int) -> Loader:
+    """The training split in rows of the context's length."""
+    return Loader(work.shards("train"), rows=rows, length=work.recipe.model.context_length, seed=seed)
+
+
+def valid_bits(work: Work, model: Model) -> dict[str, float]:
+    """Bits per byte of the validation text: what best checkpoints are chosen by, never the test split."""
+    return {"valid_bits_per_byte": score(model, work.tokenizer, work.text.valid, overlap=0).measurement().value}
+
+
+def pretrain_stage(work: Work) -> None:
+    """Train the base model."""
+    settings, context = work.recipe.pretrain, work.recipe.model.context_length
+    source, rank, world = loader(work, settings.rows, work.recipe.seed), work.parallel.rank, work.parallel.world
+    model = fresh(work)
+    job = Job(STAGE, model, lambda n: source.batch(n, rank=rank, world=world).micro(settings.micro), Likelihood(),
+              settings, look=lambda m: valid_bits(work, m), best=("valid_bits_per_byte", -1), step_tokens=settings.rows * context)
+    finish(work, job, train(work, job, length(work, job, settings.budget)), MODEL)

@@ -1,0 +1,134 @@
+"""One stage of training as the caller's own loop over ``steps``: log, look at held-out data, save, stop when asked."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from cutaway.models.model import Model
+from cutaway.objectives.objective import Objective
+from cutaway.run.predict import predict
+from cutaway.run.recipe import Learning, SecondsBudget, StepsBudget, TokensBudget
+from cutaway.run.saver import Saver
+from cutaway.run.work import Interrupted, Work
+from cutaway.train.loop import Batches, Step, steps
+from cutaway.train.optimizer import build_optimizer
+
+WARM, TIMED_STEPS, CALIBRATION_SECONDS = 2, 3, 3.0
+Facts = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage: what is trained, on which batches, towards what; ``look`` measures on held-out data, ``facts`` adds to
+    each row of the log. ``stride``: a step can only be resumed at a multiple of it."""
+
+    stage: str
+    model: Model
+    batches: Batches
+    objective: Objective
+    settings: Learning
+    look: Callable[[Model], Facts] | None = None
+    facts: Callable[[], Facts] | None = None
+    best: tuple[str, int] | None = None  # the figure of ``look`` that says which checkpoint is best, and its sign
+    step_tokens: int = 0  # most tokens a step can read
+    passes: float = 3.0  # forward passes' worth of work on each token: 3 is a forward and a backward
+    stride: int = 1
+
+
+def length(work: Work, job: Job, budget: StepsBudget | TokensBudget | SecondsBudget) -> int:
+    """The stage's number of steps; a budget in seconds is measured once, and the number is written down."""
+    if isinstance(budget, StepsBudget):
+        _plan(work, job, budget.steps, "steps")
+        return budget.steps
+    if isinstance(budget, TokensBudget):
+        total = -(-budget.tokens // job.step_tokens)
+        _plan(work, job, total, "tokens")
+    else:
+        seconds = work.allowance(job.stage, budget.seconds)
+        total, each = calibrate(work, job, seconds)
+        _plan(work, job, total, "calibration", each=each)
+        if seconds < 0.95 * budget.seconds:
+            work.note(f"{job.stage}: {seconds:.0f} s instead of {budget.seconds:.0f} s, to keep the whole run within "
+                      f"{work.recipe.seconds:.0f} s")
+    work.with_budget(job.stage, StepsBudget(steps=total))
+    return total
+
+
+def _plan(work: Work, job: Job, total: int, basis: str, *, each: float | None = None) -> None:
+    """Write down what the stage should cost: by the configuration alone, and by the calibration where there was one."""
+    context = work.recipe.model.context_length
+    by_machine = predict(job.model.config, total * job.step_tokens, context=context,
+                         rows=max(1, job.step_tokens // context), machine=work.machine, dtype=work.dtype, passes=job.passes)
+    seconds = by_machine.seconds if each is None else total * each
+    work.event(job.stage, "plan", basis=basis, steps=total, tokens=total * job.step_tokens, flops=by_machine.flops,
+               seconds=seconds, seconds_by_configuration=by_machine.seconds, memory_bytes=by_machine.memory_bytes)
+
+
+def calibrate(work: Work, job: Job, seconds: float) -> tuple[int, float]:
+    """How many steps fit into ``seconds``, and the seconds of one, from a few steps of a copy on this rank's batches."""
+    began = time.perf_counter()
+    trial = copy.deepcopy(job.model)
+    took: list[float] = []
+    loop = steps(trial, lambda n: job.batches(n), job.objective, build_optimizer(trial, job.settings.optimizer),
+                 schedule=job.settings.schedule, total=10**6, clip=job.settings.clip)
+    for step in loop:
+        took.append(step.seconds)
+        spent = time.perf_counter() - began
+        if step.number >= WARM + TIMED_STEPS and (spent > CALIBRATION_SECONDS or step.number >= 4 * WARM):
+            break
+        if step.number > WARM and spent > max(CALIBRATION_SECONDS, seconds / 8):
+            break
+    each = work.shared(median(took[WARM:] or took))
+    left = seconds - work.shared(time.perf_counter() - began)
+    count = max(1, int(left / each))
+    return -(-count // job.stride) * job.stride, each
+
+
+def train(work: Work, job: Job, total: int) -> Model:
+    """Run the stage to its end and return its model. Raises Interrupted after saving when the run was asked to stop."""
+    work.parallel.wrap(job.model)
+    optimizer = build_optimizer(job.model, job.settings.optimizer)
+    saver = Saver(work, job.stage, job.model, optimizer, job.best)
+    start, tokens = saver.restore()
+    with work.screen.progress(job.stage, total=total - start, unit="steps") as bar:
+        for step in steps(job.model, job.batches, job.objective, optimizer, schedule=job.settings.schedule, total=total,
+                          start=start, clip=job.settings.clip, parallel=work.parallel):
+            tokens += step.tokens
+            row = _row(job, step, tokens)
+            if _due(step.number, total, job.settings.looks) and job.look is not None:
+                row |= job.look(job.model)
+            work.append(row)
+            bar.advance(1, _shown(row))
+            stop = work.parallel.any(work.asked())
+            if step.number < total and step.number % job.stride == 0 and (stop or saver.due(step.number, row)):
+                saver.save(step.number, row)
+                if stop:
+                    raise Interrupted(work.run.folder)
+    return job.model
+
+
+def _row(job: Job, step: Step, tokens: int) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "stage": job.stage, "step": step.number, "tokens": tokens, "loss": step.loss,
+        "learning_rate": step.learning_rate, "grad_norm": step.grad_norm,
+        "tokens_per_second": step.tokens / max(step.seconds, 1e-9), "seconds": step.seconds, **step.metrics,
+        **(job.facts() if job.facts else {})}
+    return row | ({"skipped": True} if step.skipped else {})
+
+
+def _due(number: int, total: int, looks: int) -> bool:
+    """Whether one of ``looks`` evenly spaced looks, the last at the end, falls on this step."""
+    return looks > 0 and number * looks // total > (number - 1) * looks // total
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    text = f"loss {row['loss']:.3f}"
+    for key in ("accuracy", "reward", "judge", "kl"):
+        if key in row:
+            text += f" {key} {row[key]:.2f}"
+    return text + (" SKIPPED: not finite" if row.get("skipped") else "")
