@@ -6,6 +6,7 @@ documents packed into a row, so that attention can stay inside each; -1 is paddi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -19,7 +20,7 @@ from cutaway.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sequence before batching: ``tokens (T,)`` and ``weights (T,)``; ``weights[t]`` is how much token t is learned."""
+    """One sequence: ``tokens (T,)`` and ``weights (T,)``; ``weights[t]`` is how much token t is learned."""
 
     tokens: NDArray[np.int64]
     weights: NDArray[np.float32]
@@ -36,7 +37,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tensors of one step; every field but ``pair`` is ``(B, T)``, and ``targets[:, t]`` is what follows ``tokens[:, t]``.
+    """Tensors of one step, each ``(B, T)`` but ``pair``; ``targets[:, t]`` is what follows ``tokens[:, t]``.
 
     ``documents`` None means that each row is one document without padding; ``positions`` None means 0..T-1.
     ``advantage``, ``old_logprob`` and ``reference_logprob`` stand beside ``targets``; ``pair`` is the rejected side.
@@ -70,7 +71,7 @@ class Batch:
         if not 1 <= parts <= count:
             raise DataError(f"{count} rows cannot be split into {parts} micro-batches")
         edges = [count * i // parts for i in range(parts + 1)]
-        return [self.rows(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        return [self.rows(a, b) for a, b in itertools.pairwise(edges)]
 
     def lengths(self) -> Tensor:
         """Tokens of each row that are not padding, ``(B,)`` int64."""
@@ -131,4 +132,5 @@ def _lay(rows: Sequence[Sequence[Example]], *, pad_id: int, width: int) -> Batch
             weights[r, at:end], documents[r, at:end] = example.weights[1:], d
             positions[r, at:end] = np.arange(end - at)
             at = end
-    return Batch(*(torch.from_numpy(a) for a in (tokens, targets, weights, documents, positions)))
+    laid = [torch.from_numpy(a) for a in (tokens, targets, weights, documents, positions)]
+    return Batch(laid[0], laid[1], laid[2], laid[3], laid[4])

@@ -60,7 +60,10 @@ def spelled(annotation: Any) -> str:
 
 def written(value: object) -> str:
     """A default as a recipe would hold it."""
-    return "unset" if value is None else f"`{tomli_w.dumps({'v': value}).removeprefix('v = ').strip()}`"
+    if value is None:
+        return "unset"
+    text = " ".join(tomli_w.dumps({"v": value}).removeprefix("v = ").split())
+    return "`" + text.replace("[ ", "[").replace(", ]", "]") + "`"
 
 
 def rows(cls: type[Settings], prefix: str) -> Iterator[str]:

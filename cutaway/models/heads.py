@@ -10,8 +10,9 @@ from torch import Tensor, nn
 class TokenHead(nn.Module):
     """Hidden ``(…, D)`` -> logits ``(…, V)`` in float32; the weight may be the embedding's own."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
+        assert isinstance(weight, nn.Parameter)
         self.weight = weight
 
     def forward(self, hidden: Tensor) -> Tensor:

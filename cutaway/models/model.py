@@ -73,7 +73,8 @@ class Model(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """``(B, T, D)`` in ``compute_dtype``. Raises ModelError where a row is longer than the context."""
         if batch.tokens.shape[1] > self.context_length:
-            raise ModelError(f"a row of {batch.tokens.shape[1]} tokens is longer than the context of {self.context_length}")
+            raise ModelError(f"a row of {batch.tokens.shape[1]} tokens is longer than the context of "
+                             f"{self.context_length}")
         out: Tensor = self.backbone(batch.tokens, dtype=self.compute_dtype, positions=batch.positions,
                                     documents=batch.documents)
         return out
@@ -99,7 +100,8 @@ class Model(nn.Module):
         assert isinstance(state, KVCache)
         hidden = self.backbone(tokens, dtype=self.compute_dtype, state=state, counts=counts)
         if not every:
-            hidden = hidden[:, -1] if counts is None else hidden[torch.arange(len(tokens), device=tokens.device), counts - 1]
+            rows = torch.arange(len(tokens), device=tokens.device)
+            hidden = hidden[:, -1] if counts is None else hidden[rows, counts - 1]
         out: Tensor = self.head(hidden)
         return out
 
@@ -121,5 +123,5 @@ def with_head(model: Model, head: HeadKind, *, seed: int = 0) -> Model:
     fresh = build(model.config, head=head, seed=seed, compute_dtype=model.compute_dtype).to(model.device)
     fresh.backbone = copy.deepcopy(model.backbone)
     if isinstance(fresh.head, TokenHead) and model.config.tie_embeddings:
-        fresh.head.weight = fresh.backbone.embedding.weight
+        fresh.head = TokenHead(fresh.backbone.embedding.weight)
     return fresh

@@ -1,4 +1,4 @@
-"""The transformer's configuration and backbone; the decoder has Llama's shape (Touvron et al. 2023, arXiv 2302.13971)."""
+"""The transformer's configuration and backbone; the decoder has Llama's shape (Touvron 2023, arXiv 2302.13971)."""
 
 from __future__ import annotations
 

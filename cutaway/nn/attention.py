@@ -40,8 +40,11 @@ class Attention(nn.Module):
         qkv = self.qkv(x)
         heads = (self.num_heads, self.num_kv_heads, self.head_size)
         if cache is None:
-            return self.out(ops.self_attention(qkv, where.rotary, heads, documents=where.documents, causal=where.causal))
-        return self.out(self._cached(qkv, where, *cache))
+            mixed = ops.self_attention(qkv, where.rotary, heads, documents=where.documents, causal=where.causal)
+        else:
+            mixed = self._cached(qkv, where, *cache)
+        out: Tensor = self.out(mixed)
+        return out
 
     def _cached(self, qkv: Tensor, where: Where, layer: int, state: KVCache) -> Tensor:
         rows, steps, _ = qkv.shape

@@ -41,6 +41,8 @@ class Stack(nn.Module):
     Raises no error of its own: lengths are checked by the model that owns it.
     """
 
+    rotary: Tensor
+
     def __init__(self, vocab_size: int, width: int, *, num_layers: int, heads: tuple[int, int, int], inner: int,
                  eps: float, theta: float, context_length: int, causal: bool) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class Stack(nn.Module):
         delta: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             x, delta = block(x, delta, where, dtype=dtype, cache=None if state is None else (layer, state))
-        _, h = self.norm(x, delta, dtype=dtype)
+        h: Tensor = self.norm(x, delta, dtype=dtype)[1]
         if state is not None:
             state.advance(tokens.shape[1], counts)
         return h
@@ -67,7 +69,7 @@ class Stack(nn.Module):
     def _where(self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None, state: KVCache | None,
                counts: Tensor | None) -> Where:
         steps = tokens.shape[1]
-        table: Tensor = self.rotary
+        table = self.rotary
         if state is None:
             rotary = table[:, None, :steps] if positions is None else table[:, positions]
             return Where(rotary, documents=documents, causal=self.causal)

@@ -17,4 +17,5 @@ class Gated(nn.Module):
         self.down = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(ops.swiglu(self.gate_up(x)))
+        out: Tensor = self.down(ops.swiglu(self.gate_up(x)))
+        return out

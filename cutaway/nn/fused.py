@@ -1,4 +1,4 @@
-"""The kernels of ``kernels.c`` as differentiable functions; each has its plain twin in ``ops``, and tests compare them."""
+"""The kernels of ``kernels.c`` as differentiable functions; each has its plain twin in ``ops``, and tests compare."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AddRMSNorm(torch.autograd.Function):
         return (x.view_as(x) if delta is None else total), normed
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor | None) -> tuple[Any, ...]:
         total, weight, scale = ctx.saved_tensors
         if grad_normed is None:
             assert grad_total is not None
@@ -69,7 +69,7 @@ class SwiGLU(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         (gate_up,) = ctx.saved_tensors
         grad, inner, out = grad.contiguous(), gate_up.shape[-1] // 2, torch.empty_like(gate_up)
         ctx.lib.swiglu_grad(pointer(gate_up), pointer(grad), c_int64(grad.numel() // inner), c_int64(inner),
@@ -91,7 +91,7 @@ class SelfAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         qkv, rotary, first = ctx.saved_tensors
         grad, out = grad.contiguous(), torch.empty_like(qkv)
         ctx.lib.attention_grad(ctypes.byref(_shape(qkv, rotary, first, ctx.heads)), pointer(qkv), pointer(grad),

@@ -40,8 +40,9 @@ def window(size: int) -> Mask:
 
 
 def same_document(documents: Tensor) -> Mask:
-    """Inside a packed row a query sees its own document only; padding (-1) sees itself, so that softmax stays finite."""
-    return Mask(lambda q, k: (documents[:, :, None] == documents[:, None, :]) & ((documents >= 0)[:, None, :] | (q == k)))
+    """In a packed row a query sees its own document only; padding (-1) sees itself, so that softmax is finite."""
+    same, real = documents[:, :, None] == documents[:, None, :], (documents >= 0)[:, None, :]
+    return Mask(lambda q, k: same & (real | (q == k)))
 
 
 def cached(lengths: Tensor) -> Mask:

@@ -20,7 +20,8 @@ from cutaway.nn.position import rotate
 Heads = tuple[int, int, int]  # query heads, key/value heads, head size
 
 
-def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float,
+                 dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``x + delta`` in float32 and its RMS-normalised value in ``dtype``; all ``(B, T, D)``, ``weight (D,)``."""
     lib = library_for(x, delta, weight)
     if lib is not None:
@@ -99,7 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None
 

@@ -67,7 +67,7 @@ def steps(model: Model, batches: Batches, objective: Objective, optimizer: Optim
                    time.perf_counter() - began, skipped)
         if bad >= patience:
             raise TrainingError(f"{bad} steps in a row had a loss or gradient that is not finite, the last at step "
-                                f"{number + 1}", way_out="lower the learning rate, then resume from the last checkpoint")
+                                f"{number + 1}", way_out="lower the learning rate and resume from the last checkpoint")
 
 
 def _accumulate(model: Model, parts: Sequence[Batch], objective: Objective, parallel: Parallel,
@@ -83,7 +83,7 @@ def _accumulate(model: Model, parts: Sequence[Batch], objective: Objective, para
     for i, part in enumerate(parts):
         with parallel.accumulating(model, last=i == len(parts) - 1):
             loss = objective(model, part.to(device))
-            (loss.total / weight).backward()  # type: ignore[no-untyped-call]
+            (loss.total / weight).backward()
         total += loss.total.detach()
         for name, (value, count) in loss.metrics.items():
             entry = sums.setdefault(name, [0.0, 0.0])

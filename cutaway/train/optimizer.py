@@ -1,4 +1,4 @@
-"""Optimizers: AdamW (arXiv 1711.05101) for every parameter, or Muon (Jordan et al. 2024) for the matrices inside blocks.
+"""Optimizers: AdamW (arXiv 1711.05101) for every parameter, or Muon (Jordan et al. 2024) for the matrices in blocks.
 
 ``torch.optim`` does the arithmetic; here is who gets which rate, and the state as named tensors without pickle.
 """
