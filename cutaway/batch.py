@@ -89,7 +89,7 @@ class Batch:
 def pad(examples: Sequence[Example], *, pad_id: int, length: int | None = None) -> Batch:
     """One example a row, padded on the right to ``length`` (default: the longest); a longer example is refused."""
     width = max(len(e) for e in examples) - 1 if length is None else length
-    return _lay([[e] for e in examples], pad_id=pad_id, width=width)
+    return lay([[e] for e in examples], pad_id=pad_id, width=width)
 
 
 def pack(examples: Sequence[Example], *, pad_id: int, length: int, rows: int | None = None) -> Batch:
@@ -111,10 +111,11 @@ def pack(examples: Sequence[Example], *, pad_id: int, length: int, rows: int | N
     if rows is not None and len(laid) > rows:
         raise DataError(f"{len(examples)} examples need {len(laid)} rows of {length}, and only {rows} were given")
     laid += [[] for _ in range((rows or 0) - len(laid))]
-    return _lay(laid, pad_id=pad_id, width=length)
+    return lay(laid, pad_id=pad_id, width=length)
 
 
-def _lay(rows: Sequence[Sequence[Example]], *, pad_id: int, width: int) -> Batch:
+def lay(rows: Sequence[Sequence[Example]], *, pad_id: int, width: int) -> Batch:
+    """Rows of examples as they are given, each padded on the right to ``width``; too many for a row are refused."""
     shape = (len(rows), width)
     tokens = np.full(shape, pad_id, np.int64)
     targets = np.full(shape, pad_id, np.int64)

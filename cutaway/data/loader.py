@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cutaway.batch import Batch, Example, pack, pad
+from cutaway.batch import Batch, Example, lay
 from cutaway.data.order import share, shuffled
 from cutaway.data.shards import Shards
 from cutaway.errors import DataError
@@ -167,22 +167,18 @@ class ExampleLoader:
 
     def take(self, numbers: NDArray[np.int64]) -> Batch:
         """The rows with these global numbers."""
-        rows = [self.bins[i] for i in shuffled(numbers, self.epoch_rows, seed=self.seed)]
-        examples = [self.examples[i] for row in rows for i in row]
-        if not self.packed:
-            return pad(examples, pad_id=self.pad_id, length=self.length)
-        return pack(examples, pad_id=self.pad_id, length=self.length, rows=len(rows))
+        places = shuffled(numbers, self.epoch_rows, seed=self.seed)
+        return lay([[self.examples[i] for i in self.bins[p]] for p in places], pad_id=self.pad_id, width=self.length)
 
     def trace_rows(self, numbers: NDArray[np.int64]) -> list[Span]:
         """Where these rows come from, by ``names`` or by the example's number."""
-        spans, room = [], [self.length] * len(numbers)
-        for place in shuffled(numbers, self.epoch_rows, seed=self.seed):
+        spans = []
+        for row, place in enumerate(shuffled(numbers, self.epoch_rows, seed=self.seed)):
+            start = 0
             for i in self.bins[place]:
-                need = len(self.examples[i]) - 1
-                row = next(r for r, free in enumerate(room) if free >= need)
-                start = self.length - room[row]
-                room[row] -= need
-                spans.append(Span(row, start, start + need, self.names[i] if self.names else f"example {i}", 0))
+                stop = start + len(self.examples[i]) - 1
+                spans.append(Span(row, start, stop, self.names[i] if self.names else f"example {i}", 0))
+                start = stop
         return spans
 
 

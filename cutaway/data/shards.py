@@ -7,6 +7,7 @@ document: digest, name). ``manifest.json`` is written last, so a folder with a m
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutaway.data.documents import SPLITS, Corpus, Document, Split
-from cutaway.errors import DataError
+from cutaway.errors import DataError, RunError
 from cutaway.records import atomic_write, digest
 from cutaway.text.tokenizer import Tokenizer
 
@@ -93,10 +94,14 @@ class _Writer:
             self.bytes += len(document.text.encode())
             self._content.update(bytes.fromhex(document.digest))
 
-    def close(self) -> SplitCounts:
-        """Flush and describe."""
+    def close(self) -> None:
+        """Flush and close; again is harmless."""
         for file in self._files.values():
             file.close()
+
+    def counts(self) -> SplitCounts:
+        """What was written; the files are closed."""
+        self.close()
         files = {kind: {"bytes": path.stat().st_size, "sha256": self._hashes[kind].hexdigest()}
                  for kind, path in self.paths.items()}
         return SplitCounts(self.documents, self.tokens, self.bytes, self._content.hexdigest(), files)
@@ -137,8 +142,6 @@ def write_shards(folder: str | Path, corpus: Corpus, tokenizer: Tokenizer) -> Ma
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        from cutaway.errors import RunError
-
         raise RunError(f"cannot be written ({error.strerror or error})", where=folder,
                        way_out="free space or make the folder writable, then resume") from None
     return manifest
@@ -149,15 +152,18 @@ def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer, fingerprint: str 
     writers = {s: _Writer(folder, s, dtype=dtype, bos=tokenizer.bos_id, eos=tokenizer.eos_id) for s in SPLITS}
     sources: dict[str, int] = {}
     fast: bool | None = None
-    for block in _blocks(corpus):
-        fast = tokenizer.agrees(d.text for d in block) if fast is None else fast
-        for split, writer in writers.items():
-            mine = [d for d in block if corpus.split_of(d) == split]
-            if mine:
-                writer.add(mine, *tokenizer.encode_flat([d.text for d in mine], fast=fast))
-        for document in block:
-            sources[document.source] = sources.get(document.source, 0) + 1
-    splits = {split: writer.close() for split, writer in writers.items()}
+    with contextlib.ExitStack() as closing:
+        for writer in writers.values():
+            closing.callback(writer.close)
+        for block in _blocks(corpus):
+            fast = tokenizer.agrees(d.text for d in block) if fast is None else fast
+            for split, writer in writers.items():
+                mine = [d for d in block if corpus.split_of(d) == split]
+                if mine:
+                    writer.add(mine, *tokenizer.encode_flat([d.text for d in mine], fast=fast))
+            for document in block:
+                sources[document.source] = sources.get(document.source, 0) + 1
+    splits = {split: writer.counts() for split, writer in writers.items()}
     encoder = "gigatoken" if fast else "tokenizers"
     return Manifest(tokenizer.digest, encoder, dtype.name, tokenizer.bos_id, tokenizer.eos_id, splits, sources,
                     corpus.skipped.to_dict(), corpus.note, corpus.settings.model_dump(mode="json"), fingerprint)

@@ -182,19 +182,16 @@ def _jsonl(stream: BinaryIO, name: str, column: str) -> Iterator[Piece | Skip]:
 def _csv(stream: BinaryIO, name: str, column: str) -> Iterator[Piece | Skip]:
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if Path(name.removesuffix(".gz")).suffix.lower() == ".tsv" else ","
-    lines = io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", newline="")
-    rows = csv.DictReader(lines, delimiter=delimiter)
-    try:
-        if column not in (rows.fieldnames or ()):
-            raise _no_column(column, list(rows.fieldnames or ()), name)
-        for row in rows:
-            text = row[column]
-            shown = f"{name}:{rows.line_num}"
-            yield Piece(text, shown, name) if isinstance(text, str) else Skip(shown, "without text", "a short row")
-    except UnicodeDecodeError as error:
-        yield Skip(f"{name}:{rows.line_num}", "undecodable", f"byte {error.start} is not UTF-8; the rest is left out")
-    except csv.Error as error:
-        yield Skip(f"{name}:{rows.line_num}", "undecodable", f"{error}; the rest is left out")
+    with io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", newline="") as lines:
+        rows = csv.DictReader(lines, delimiter=delimiter)
+        try:
+            if column not in (rows.fieldnames or ()):
+                raise _no_column(column, list(rows.fieldnames or ()), name)
+            for row in rows:
+                text, shown = row[column], f"{name}:{rows.line_num}"
+                yield Piece(text, shown, name) if isinstance(text, str) else Skip(shown, "without text", "short row")
+        except (UnicodeDecodeError, csv.Error) as error:
+            yield Skip(f"{name}:{rows.line_num}", "undecodable", f"{error}; the rest of the file is left out")
 
 
 def _parquet(file: Path, name: str, column: str) -> Iterator[Piece | Skip]:

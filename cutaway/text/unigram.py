@@ -15,8 +15,10 @@ _SEEDS = 8
 _KEPT = 0.75
 
 
-def learn_pieces(words: Mapping[str, int], letters: Sequence[str], wanted: int, *, min_frequency: int) -> dict[str, float]:
-    """Pieces with their log-probabilities, ``letters`` always among them; fewer than ``wanted`` if the words lack more."""
+def learn_pieces(
+    words: Mapping[str, int], letters: Sequence[str], wanted: int, *, min_frequency: int
+) -> dict[str, float]:
+    """Pieces with their log-probabilities, ``letters`` always among them; fewer than ``wanted`` if words lack them."""
     scores = _seed(words, letters, _SEEDS * wanted, min_frequency)
     while True:
         for _ in range(2):

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutaway.text.tokenizer import CONTROL_TOKENS, ByteSettings, CharSettings, SubwordSettings, Tokenizer, train
+from cutaway.text.tokenizer import (
+    CONTROL_TOKENS,
+    ByteSettings,
+    CharSettings,
+    SubwordSettings,
+    Tokenizer,
+    train,
+)
 
 KINDS = ("bpe", "bpe-gpt2", "bpe-qwen2", "wordpiece", "unigram", "word", "char", "byte")
 FAST = {"bpe", "bpe-gpt2", "bpe-qwen2", "word", "byte"}
@@ -29,7 +36,8 @@ def made(kind: str) -> Tokenizer:
 def pieces() -> st.SearchStrategy[str]:
     """Text made to be awkward: control tokens and their halves, runs, line ends, marks, every plane of Unicode."""
     awkward = [*CONTROL_TOKENS, "<|", "|>", "end|>", "\r\n", "\r", "\n\n", "    ", "\t", "\u2028", "\x00", "\u200d",
-               "e\u0301", "漢字", "🙂", "def f(x):\n", "I'LL they're", "1234567", "##a", "↪a", "Ġa", "a" * 200, " " * 130]
+               "e\u0301", "漢字", "🙂", "def f(x):\n", "I'LL they're", "1234567", "##a", "↪a", "Ġa", "a" * 200,
+               " " * 130]
     plain = st.characters(exclude_categories=["Cs"])
     return st.lists(st.one_of(st.sampled_from(awkward), st.text(plain, max_size=8)), max_size=12).map("".join)
 

@@ -66,7 +66,7 @@ def test_patterns_cut_digits_and_lines_as_they_say(pattern: str, pieces: list[st
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram", "word"])
 def test_a_vocabulary_the_text_cannot_fill_is_refused_with_both_numbers(kind: str) -> None:
     settings = SubwordSettings(kind=kind, vocab_size=50_000)  # type: ignore[arg-type]
-    with pytest.raises(TokenizerError, match=r"vocab_size = 50000 was asked for and the training text supports \d+; set"):
+    with pytest.raises(TokenizerError, match=r"vocab_size = 50000 was asked for and .* supports \d+; set"):
         train(settings, TEXT)
 
 
@@ -80,7 +80,7 @@ def test_the_number_named_is_the_number_that_works() -> None:
 
 
 def test_a_vocabulary_below_the_bytes_is_refused() -> None:
-    with pytest.raises(TokenizerError, match="256 byte tokens and 7 control tokens; set tokenizer.vocab_size to 263"):
+    with pytest.raises(TokenizerError, match=r"256 byte tokens and 7 control tokens; set tokenizer.vocab_size to 263"):
         train(SubwordSettings(vocab_size=262), TEXT)
 
 
@@ -125,13 +125,13 @@ def test_saved_is_loaded_and_damage_is_named(bpe: Tokenizer, tmp_path: Path) -> 
     path = tmp_path / "tokenizer.json"
     good = path.read_bytes()
     path.write_bytes(good.replace(b'"the"', b'"teh"', 1))
-    with pytest.raises(TokenizerError, match="tokenizer.json: damaged: its sha256 .*; copy it again"):
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: damaged: its sha256 .*; copy it again"):
         load(tmp_path)
     path.write_bytes(good[:-100])
-    with pytest.raises(TokenizerError, match="tokenizer.json: damaged"):
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: damaged"):
         load(tmp_path)
     path.unlink()
-    with pytest.raises(TokenizerError, match="tokenizer.json: no such file; name a folder"):
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: no such file; name a folder"):
         load(tmp_path)
     path.write_bytes(good)
     config = tmp_path / "tokenizer_config.json"
