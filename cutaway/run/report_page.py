@@ -1,0 +1,78 @@
+"""The report as one HTML page: no network, light and dark, readable by keyboard; every text is escaped by jinja2."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from cutaway.run import report_figures as figures
+from cutaway.run import report_words as words
+from cutaway.run.report_read import MODELS, NAMES, Evidence, Row
+
+SECTIONS = (("numbers", "What came out"), ("answers", "The same requests"), ("learning", "How it learned"),
+            ("alignment", "What alignment did"), ("cost", "Cost"), ("data", "Data"), ("preferences", "Preferences"),
+            ("lineage", "Lineage"), ("limits", "When this is wrong"))
+# The button only flips an attribute; without a script the page follows the system's choice.
+SCRIPT = """(() => {
+  const root = document.documentElement, button = document.getElementById('theme');
+  const dark = () => root.dataset.theme ? root.dataset.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
+  const show = () => { button.textContent = dark() ? 'Light' : 'Dark'; };
+  button.hidden = false; show();
+  button.addEventListener('click', () => { root.dataset.theme = dark() ? 'light' : 'dark'; show(); });
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', show);
+})();"""
+
+
+def page(e: Evidence) -> str:
+    """The whole page."""
+    here = files("cutaway.run")
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
+        (here / "report.html").read_text("utf-8"))
+    script_hash = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    return template.render(**_facts(e), none=words.NONE, sections=SECTIONS, script=Markup(SCRIPT),
+                           script_hash=Markup(script_hash), style=Markup((here / "report.css").read_text("utf-8")))
+
+
+def _facts(e: Evidence) -> dict[str, Any]:
+    return {
+        "name": e.name, "summary": words.summary(e), "headlines": words.headlines(e), "stand_in": e.stand_in,
+        "headline_pictures": figures.headline_pictures(e), "samples": samples(e), "learning": figures.learning_pictures(e),
+        "alignment": figures.alignment_pictures(e), "verdict": words.over_optimised(e.log.get("align", ())),
+        "no_alignment": words.no_alignment(e), "cost": words.cost_table(e), "cost_words": words.cost_words(e),
+        "source": words.source_sentence(e), "data_note": words.data_note(e), "data": words.data_table(e),
+        "left_out": words.left_out_table(e), "judge": words.judge_of(e), "preferences": words.preferences_table(e),
+        "pair": pair(e), "lineage": words.lineage_table(e), "machine": words.machine_table(e),
+        "recipe": (e.folder / "recipe.toml").read_text("utf-8"), "limits": words.limits(e)}
+
+
+def samples(e: Evidence) -> list[dict[str, Any]]:
+    """Each request that every evaluated model answered, with the answers side by side."""
+    found = {m: {str(s["request"]): s for s in v.samples} for m, v in e.evaluations.items()}
+    if not found:
+        return []
+    first = next(iter(found.values()))
+    shared = [r for r in first if all(r in answers for answers in found.values())]
+    return [{"request": r, "answers": [_answer(m, found[m][r]) for m in MODELS if m in found]} for r in shared]
+
+
+def _answer(model: str, row: Row) -> dict[str, Any]:
+    verdict = row.get("verdict")
+    known: Mapping[str, Any] = verdict if isinstance(verdict, Mapping) else {}
+    marks = [(words.words(k).lower(), v) for k, v in known.items() if isinstance(v, bool) and k != "satisfies"]
+    return {"model": NAMES[model], "tone": figures.TONES[model], "text": str(row.get("answer", "")), "marks": marks,
+            "satisfies": known.get("satisfies")}
+
+
+def pair(e: Evidence) -> dict[str, str] | None:
+    """The first pair of preferences.jsonl."""
+    for p in e.preferences:
+        for better, worse in p.get("pairs") or ():
+            text = [str(a["text"]) for a in p["answers"]]
+            return {"request": str(p["request"]), "better": text[better], "worse": text[worse]}
+    return None
