@@ -33,8 +33,15 @@ def command(
         note(f"stored in {path}")
     dtype = str(machines.compute_dtype("auto", where, machine)).removeprefix("torch.")
     threads = machines.set_threads()
-    result({**asdict(machine), "compute_dtype": dtype, "threads": threads},
+    result({**asdict(machine), "compute_dtype": dtype, "threads": threads, "kernels": _kernels()},
            _shown(machine, where, dtype, threads), json=json)
+
+
+def _kernels() -> dict[str, object]:
+    from cutaway.nn.kernels import built
+
+    found = built()
+    return {"compiled": found.library is not None, "reason": found.reason}
 
 
 def _shown(machine: Machine, where: Device, dtype: str, threads: int) -> Table:
@@ -49,6 +56,8 @@ def _shown(machine: Machine, where: Device, dtype: str, threads: int) -> Table:
         (f"{machine.cores} cores", machine.cpu, f"affinity and cgroup quota; torch uses {threads} threads"),
         (f"{machine.memory_bytes / 2**30:,.1f} GiB", "memory", "of the machine or of the cgroup"),
     ]
+    kernels = _kernels()
+    rows.append(("compiled" if kernels["compiled"] else "plain", "CPU kernels", str(kernels["reason"])))
     if machine.accelerator is not None:
         size = machine.accelerator_memory_bytes or 0
         rows.append((f"{size / 2**30:,.1f} GiB", machine.accelerator, "accelerator memory"))
