@@ -1,0 +1,117 @@
+"""What is asked of the engine and what comes back: frozen values, checked before any work is done.
+
+The names are the field's (transformers' GenerationConfig, vLLM's SamplingParams).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from cutaway.errors import RequestError
+from cutaway.settings import Settings
+
+FinishReason = Literal["stop", "length"]
+SEEDS = 2**64
+COLDEST = 1e-6
+
+
+class Sampling(Settings):
+    """How the next token is drawn, applied in this order.
+
+    ``repetition_penalty`` (Keskar et al. 2019, arXiv 1909.05858) divides positive and multiplies negative logits of
+    tokens in the prompt or the answer; ``presence_penalty`` is taken off the logits of tokens in the answer; then
+    ``temperature`` (0 is arg-max), ``top_k``, ``top_p`` (Holtzman et al. 2020, arXiv 1904.09751) and ``min_p`` (a share
+    of the likeliest token's probability, arXiv 2407.01082).
+    """
+
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
+
+    @field_validator("temperature")
+    @classmethod
+    def _divides(cls, value: float) -> float:
+        if 0 < value < COLDEST:
+            raise ValueError(f"must be 0 (arg-max) or at least {COLDEST}, below which float32 overflows")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Continue ``tokens`` by at most ``max_tokens`` ("fit": whatever the context has room for).
+
+    The random numbers depend on ``seed`` and the position alone. Any of ``stop_ids`` ends the answer and is its last
+    token. ``logprobs`` None gives none, 0 the chosen token's, n also those of the n likeliest.
+    """
+
+    tokens: tuple[int, ...]
+    max_tokens: int | Literal["fit"]
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+
+    def checked(self, *, vocab_size: int, context_length: int, name: str = "request") -> Request:
+        """The same request with a number for "fit". Raises RequestError for what cannot be served."""
+        room = context_length - len(self.tokens)
+        if not self.tokens:
+            raise RequestError("a prompt needs at least one token", where=name, way_out="begin with the bos token")
+        if not 0 <= min(self.tokens) <= max(self.tokens) < vocab_size:
+            raise RequestError(f"token {_outside(self.tokens, vocab_size)} is outside the vocabulary of {vocab_size}",
+                               where=name, way_out="encode the prompt with the model's own tokenizer")
+        if room < 1:
+            raise RequestError(f"a prompt of {len(self.tokens)} tokens leaves no room in a context of {context_length}",
+                               where=name, way_out=f"shorten the prompt to {context_length - 1} tokens at most")
+        wanted = room if self.max_tokens == "fit" else self.max_tokens
+        if wanted < 1:
+            raise RequestError(f"max_tokens must be at least 1, got {wanted}", where=name)
+        if wanted > room:
+            raise RequestError(f"a prompt of {len(self.tokens)} tokens and max_tokens {wanted} need "
+                               f"{len(self.tokens) + wanted}, and the context is {context_length}", where=name,
+                               way_out=f"lower max_tokens to {room}, or shorten the prompt")
+        if not 0 <= self.seed < SEEDS:
+            raise RequestError(f"a seed must lie between 0 and 2**64 - 1, got {self.seed}", where=name)
+        if self.logprobs is not None and not 0 <= self.logprobs <= vocab_size:
+            raise RequestError(f"logprobs must lie between 0 and the vocabulary's {vocab_size}, got {self.logprobs}",
+                               where=name)
+        return replace(self, max_tokens=wanted)
+
+
+def _outside(tokens: tuple[int, ...], vocab_size: int) -> int:
+    return next(t for t in tokens if not 0 <= t < vocab_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One of the likeliest tokens at a position."""
+
+    token: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer. ``tokens`` includes the stop id that ended it. ``logprobs`` are of the chosen tokens under the model's
+    own distribution: temperature 1, no penalty, nothing left out; empty if they were not asked for."""
+
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[float, ...] = ()
+    alternatives: tuple[tuple[Alternative, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One token of one request, the moment it exists; ``finish`` stands on its last."""
+
+    request: int
+    token: int
+    finish: FinishReason | None = None
+    logprob: float | None = None
+    alternatives: tuple[Alternative, ...] = ()

@@ -1,0 +1,213 @@
+"""Drawing the next token for many rows at once: samplers as frozen values, chained (after gemma's samplers).
+
+Every row has its own settings, so a sampler holds one number a row. A link exists only where a row asks for it: plain
+sampling is exp, a sum and a search; greedy is an arg-max. B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cutaway.generate.request import Sampling
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_BLOCK = 64  # entries of the vocabulary whose sum is searched first
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele et al. 2014): every bit of the input reaches every bit of the output."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def keys(seeds: Sequence[int]) -> NDArray[np.uint64]:
+    """Where each seed's stream begins: hashed, so that neighbouring seeds share nothing."""
+    return _mixed(_mixed(np.array(seeds, np.uint64) + _GOLDEN) + _GOLDEN)
+
+
+def uniforms(streams: NDArray[np.uint64], position: int) -> NDArray[np.float64]:
+    """One number in [0, 1) a row, a function of its stream and the position alone (a counter, no state)."""
+    step = np.uint64((position + 1) * int(_GOLDEN) & 0xFFFFFFFFFFFFFFFF)
+    return (_mixed(streams + step) >> np.uint64(11)) * 2.0**-53
+
+
+class Sampler(Protocol):
+    """Logits ``(B, V)`` to logits; ``select`` keeps some rows."""
+
+    def __call__(self, logits: Tensor, seen: Seen | None) -> Tensor: ...
+    def select(self, rows: Tensor) -> Sampler: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which tokens stand in the prompt or answer, and in the answer alone: bool ``(B, V)``, kept only for penalties."""
+
+    anywhere: Tensor
+    answered: Tensor
+
+    def add(self, tokens: Tensor) -> None:
+        """Mark the token just drawn in each row."""
+        self.anywhere.scatter_(1, tokens[:, None], True)
+        self.answered.scatter_(1, tokens[:, None], True)
+
+    def select(self, rows: Tensor) -> Seen:
+        """Some rows."""
+        return Seen(self.anywhere[rows], self.answered[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Repetition ``(B, 1)`` and presence ``(B, 1)``; see ``Sampling``."""
+
+    repetition: Tensor
+    presence: Tensor
+
+    def __call__(self, logits: Tensor, seen: Seen | None) -> Tensor:
+        assert seen is not None
+        less = torch.where(logits > 0, logits / self.repetition, logits * self.repetition)
+        return torch.where(seen.anywhere, less, logits) - self.presence * seen.answered
+
+    def select(self, rows: Tensor) -> Penalties:
+        return Penalties(self.repetition[rows], self.presence[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """Divides by ``value (B, 1)``; 1 stands for greedy rows, whose arg-max it does not move."""
+
+    value: Tensor
+
+    def __call__(self, logits: Tensor, seen: Seen | None) -> Tensor:
+        return logits / self.value
+
+    def select(self, rows: Tensor) -> Temperature:
+        return Temperature(self.value[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Nucleus:
+    """Keeps the ``top_k (B, 1)`` likeliest (0: all), then the fewest whose share reaches ``top_p (B, 1)``; ties stay.
+
+    ``depth`` is how many of the likeliest must be sorted to decide both.
+    """
+
+    top_k: Tensor
+    top_p: Tensor
+    depth: int
+
+    def __call__(self, logits: Tensor, seen: Seen | None) -> Tensor:
+        depth = min(self.depth, logits.shape[1])
+        best = torch.topk(logits, depth, dim=1).values  # (B, depth), descending
+        rank = torch.arange(depth, device=logits.device)
+        limit = torch.where(self.top_k > 0, self.top_k, depth)
+        shares = torch.softmax(best.masked_fill(rank >= limit, -torch.inf), 1)
+        before = shares.cumsum(1, dtype=torch.float64) - shares
+        wanted = (rank < limit) & ((before < self.top_p) | (self.top_p >= 1))
+        last = wanted.sum(1, keepdim=True).clamp(min=1) - 1
+        floor = best.gather(1, last).masked_fill((self.top_k == 0) & (self.top_p >= 1), -torch.inf)
+        return logits.masked_fill(logits < floor, -torch.inf)
+
+    def select(self, rows: Tensor) -> Nucleus:
+        return Nucleus(self.top_k[rows], self.top_p[rows], self.depth)
+
+
+@dataclass(frozen=True, slots=True)
+class MinP:
+    """Keeps what has at least ``log_share (B, 1)`` (negative or -inf) of the likeliest token's log-probability."""
+
+    log_share: Tensor
+
+    def __call__(self, logits: Tensor, seen: Seen | None) -> Tensor:
+        return logits.masked_fill(logits < logits.amax(1, keepdim=True) + self.log_share, -torch.inf)
+
+    def select(self, rows: Tensor) -> MinP:
+        return MinP(self.log_share[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The links that some row needs, and which rows are greedy: None is no row, else bool ``(B,)``."""
+
+    links: tuple[Sampler, ...]
+    greedy: Tensor | None
+    all_greedy: bool
+
+    def __call__(self, logits: Tensor, uniform: Tensor | None, seen: Seen | None = None) -> Tensor:
+        """Tokens ``(B,)`` drawn with one uniform number a row, ``(B,)`` float64 (unused where greedy)."""
+        for link in self.links:
+            logits = link(logits, seen)
+        if self.all_greedy:
+            return logits.argmax(1)
+        assert uniform is not None
+        drawn = invert(logits, uniform)
+        return drawn if self.greedy is None else torch.where(self.greedy, logits.argmax(1), drawn)
+
+    def select(self, rows: Tensor) -> Chain:
+        """The chain of some rows."""
+        greedy = None if self.greedy is None else self.greedy[rows]
+        return Chain(tuple(link.select(rows) for link in self.links), greedy, self.all_greedy)
+
+
+def chain(samplings: Sequence[Sampling], *, vocab_size: int, device: torch.device) -> Chain:
+    """The chain of a batch of rows with differing settings."""
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+
+    greedy = [s.temperature == 0 for s in samplings]
+    mixed = torch.tensor(greedy, device=device) if any(greedy) else None
+    links: list[Sampler] = []
+    if any(penalised(s) for s in samplings):
+        links.append(Penalties(column([s.repetition_penalty for s in samplings]),
+                               column([s.presence_penalty for s in samplings])))
+    if all(greedy):
+        return Chain(tuple(links), mixed, True)
+    if any(s.temperature not in (0, 1) for s in samplings):
+        links.append(Temperature(column([s.temperature or 1.0 for s in samplings])))
+    ks = [0 if s.top_k is None or s.top_k >= vocab_size else s.top_k for s in samplings]
+    ps = [s.top_p for s in samplings]
+    if any(k or p < 1 for k, p in zip(ks, ps, strict=True)):
+        depth = max((k or vocab_size) if k or p < 1 else 1 for k, p in zip(ks, ps, strict=True))
+        links.append(Nucleus(torch.tensor(ks, device=device)[:, None], column(ps), depth))
+    if any(s.min_p > 0 for s in samplings):
+        links.append(MinP(column([s.min_p for s in samplings]).log()))
+    return Chain(tuple(links), mixed, False)
+
+
+def penalised(sampling: Sampling) -> bool:
+    """Whether what has been said before changes what may be said."""
+    return sampling.repetition_penalty != 1 or sampling.presence_penalty != 0
+
+
+def invert(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens ``(B,)`` where the cumulative distribution of ``logits (B, V)`` passes ``uniform (B,)`` float64.
+
+    In two steps, a block of the vocabulary and then a place in it, so that the long sum is one vectorised pass; the
+    search is in float64, and a token of probability 0 is never drawn.
+    """
+    mass = torch.exp(logits - logits.amax(1, keepdim=True))
+    rest = -mass.shape[1] % _BLOCK
+    blocks = (F.pad(mass, (0, rest)) if rest else mass).view(len(mass), -1, _BLOCK)
+    outer, left = _search(blocks.sum(2), uniform)
+    inner = blocks.gather(1, outer[:, None, None].expand(-1, 1, _BLOCK)).squeeze(1)
+    place, _ = _search(inner, left)
+    return outer * _BLOCK + place
+
+
+def _search(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Index ``(B,)`` where the running sum of ``mass (B, n)`` passes ``uniform`` of it, and how far into it, in [0, 1)."""
+    total = mass.cumsum(1, dtype=torch.float64)
+    end = total[:, -1]
+    wanted = torch.minimum(uniform * end, torch.nextafter(end, torch.zeros_like(end)))[:, None]
+    at = torch.searchsorted(total, wanted, right=True)
+    here = mass.gather(1, at).double()
+    into = (wanted - (total.gather(1, at) - here)) / here
+    return at.squeeze(1), into.squeeze(1).clamp(0, 1 - 2**-53)
