@@ -97,23 +97,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(slope, cast, out=grad_hidden[part])
                 grad_weight += slope.T @ h
         ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.spent = False
         return total.float()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # scaled in place: a second gradient of a vocabulary's size would be the largest tensor of a step
+        if ctx.spent:
+            raise RuntimeError("the gradient of linear_cross_entropy was already taken; call it again")
+        ctx.spent = True
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, *, chunk: int) -> Tensor:
     """``-sum(weights * log softmax(hidden @ weight.T)[targets])``, a float32 scalar.
 
-    ``hidden (B, T, D)``, ``weight (V, D)``, ``targets (B, T)``, ``weights (B, T)``. Positions of weight 0 are left
-    out before the product. Peak memory is ``chunk x V`` logits, whatever ``B x T`` is.
+    ``hidden (B, T, D)``, ``weight (V, D)``, ``targets (B, T)``, ``weights (B, T)``. Where many positions have
+    weight 0 they are left out before the product. Peak memory is ``chunk x V`` logits, whatever ``B x T`` is.
     """
     hidden, targets, weights = hidden.flatten(0, 1), targets.flatten(), weights.flatten()
     kept = weights.nonzero().squeeze(1)
-    if len(kept) < len(weights):
+    if len(kept) < 0.9 * len(weights):  # a few positions without weight cost less than copying the others
         hidden, targets, weights = hidden[kept], targets[kept], weights[kept]
     out: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights, chunk)  # type: ignore[no-untyped-call]
     return out
