@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from cutaway.data.conversations import Conversation
 from cutaway.evaluate.answers import Answered, Asked, ask, difference
 from cutaway.evaluate.bits import Scores, score
 from cutaway.evaluate.forgetting import forgetting
@@ -14,9 +16,11 @@ from cutaway.generate.request import Sampling
 from cutaway.records import Journal, Measurement, Stopwatch
 from cutaway.run.folder import Run
 from cutaway.run.preferences import answer_of
+from cutaway.run.recipe import Recipe
 from cutaway.run.stage_align import reward_of
 from cutaway.run.stage_pretrain import fresh
-from cutaway.run.work import Work
+from cutaway.run.work import Work, fitting
+from cutaway.text.tokenizer import Tokenizer
 from cutaway.train.judge import Verdict
 
 MODELS = ("random", "base", "finetuned", "aligned")
@@ -32,7 +36,11 @@ def evaluate_stage(work: Work, name: str) -> None:
         model.eval()
         scores = score(model, work.tokenizer, work.text.held)
         settings = work.recipe.evaluate
-        answered = ask(model, work.tokenizer, _requests(work), work.judge, max_tokens=settings.max_tokens,
+        requests, left_out = chosen_requests(work.text.test, work.tokenizer, work.recipe)
+        if left_out and name == "random":
+            work.note(f"{left_out:,} held-out requests are left out: they and an answer of {settings.max_tokens} tokens "
+                      f"do not fit the context of {model.context_length}")
+        answered = ask(model, work.tokenizer, requests, work.judge, max_tokens=settings.max_tokens,
                        sampling=Sampling(temperature=settings.temperature), seed=work.recipe.seed)
         row = _measured(work, name, scores, answered)
         if name == "aligned":
@@ -45,11 +53,13 @@ def evaluate_stage(work: Work, name: str) -> None:
         work.note(f"{name}: " + " · ".join(str(m) for m in shown))
 
 
-def _requests(work: Work) -> list[str]:
-    """Held-out requests, the first of an order made from their own hashes, so that no stage chooses its own."""
-    fitting = work.fitting(work.text.test, work.recipe.evaluate.max_tokens)
-    order = np.random.default_rng([0, len(fitting)]).permutation(len(fitting))
-    return [fitting[i] for i in order[: work.recipe.evaluate.requests]]
+def chosen_requests(conversations: Sequence[Conversation], tokenizer: Tokenizer, recipe: Recipe) -> tuple[list[str], int]:
+    """Held-out requests in an order that depends on their number alone, so that no stage chooses its own; and how many
+    do not fit the context."""
+    settings = recipe.evaluate
+    kept, left_out = fitting(conversations, tokenizer, recipe.model.context_length - settings.max_tokens)
+    order = np.random.default_rng([0, len(kept)]).permutation(len(kept))
+    return [kept[i] for i in order[: settings.requests]], left_out
 
 
 def _measured(work: Work, name: str, scores: Scores, answered: Answered) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from cutaway.data.loader import Loader
+from cutaway.data.shards import Shards
 from cutaway.evaluate.bits import score
 from cutaway.models.model import Model, build
 from cutaway.objectives.likelihood import Likelihood
 from cutaway.run.finish import finish
+from cutaway.run.folder import Run
+from cutaway.run.recipe import Recipe
 from cutaway.run.training import Job, length, train
 from cutaway.run.work import Work
 
@@ -19,9 +22,10 @@ def fresh(work: Work) -> Model:
     return build(config, seed=work.recipe.seed, compute_dtype=work.dtype).to(work.device.torch)
 
 
-def loader(work: Work, rows: int, seed: int) -> Loader:
+def loader(run: Run, recipe: Recipe, rows: int, seed: int) -> Loader:
     """The training split in rows of the context's length."""
-    return Loader(work.shards("train"), rows=rows, length=work.recipe.model.context_length, seed=seed)
+    return Loader(Shards.open(run.folder / "data" / "shards", "train"), rows=rows,
+                  length=recipe.model.context_length, seed=seed)
 
 
 def valid_bits(work: Work, model: Model) -> dict[str, float]:
@@ -32,7 +36,8 @@ def valid_bits(work: Work, model: Model) -> dict[str, float]:
 def pretrain_stage(work: Work) -> None:
     """Train the base model."""
     settings, context = work.recipe.pretrain, work.recipe.model.context_length
-    source, rank, world = loader(work, settings.rows, work.recipe.seed), work.parallel.rank, work.parallel.world
+    source = loader(work.run, work.recipe, settings.rows, work.recipe.seed)
+    rank, world = work.parallel.rank, work.parallel.world
     model = fresh(work)
     job = Job(STAGE, model, lambda n: source.batch(n, rank=rank, world=world).micro(settings.micro), Likelihood(),
               settings, look=lambda m: valid_bits(work, m), best=("valid_bits_per_byte", -1), step_tokens=settings.rows * context)

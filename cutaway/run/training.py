@@ -74,7 +74,7 @@ def calibrate(work: Work, job: Job, seconds: float) -> tuple[int, float]:
     began = time.perf_counter()
     trial = copy.deepcopy(job.model)
     took: list[float] = []
-    loop = steps(trial, lambda n: job.batches(n), job.objective, build_optimizer(trial, job.settings.optimizer),
+    loop = steps(trial, job.batches, job.objective, build_optimizer(trial, job.settings.optimizer),
                  schedule=job.settings.schedule, total=10**6, clip=job.settings.clip)
     for step in loop:
         took.append(step.seconds)

@@ -1,4 +1,4 @@
-"""Work: what every stage of a running run shares: the folder, the recipe, the machine, the ranks, the screen, the clock."""
+"""Work: what all stages of a run share: folder, recipe, machine, ranks, screen, clock."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 
 from cutaway.data.conversations import Conversation
-from cutaway.data.shards import Shards
 from cutaway.device import Device, Machine, compute_dtype, peak_rss_bytes
+from cutaway.errors import DataError
 from cutaway.evaluate.held import HeldOut
 from cutaway.models.folder import load_model
 from cutaway.models.model import Model
@@ -41,6 +41,92 @@ class Bar(Protocol):
 
 class Screen(Protocol):
     """Where people see what happens; a run also works without anybody looking."""
+
+    def note(self, text: str) -> None: ...
+    def progress(self, name: str, *, total: float, unit: str) -> AbstractContextManager[Bar]: ...
+
+
+def fitting(conversations: Sequence[Conversation], tokenizer: Tokenizer, room: int) -> tuple[list[str], int]:
+    """The distinct requests of at most ``room`` tokens, and how many are longer. Raises DataError if all are."""
+    requests = list(dict.fromkeys(c.request for c in conversations))
+    kept = [r for r in requests if len(prompt(r, tokenizer)) <= room]
+    if not kept:
+        raise DataError(f"none of {len(requests):,} requests fits {room} tokens",
+                        way_out="raise model.context_length or lower max_tokens")
+    return kept, len(requests) - len(kept)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a run reads of its corpus once and keeps in ``data/``: later changes of the files cannot change the run."""
+
+    train: tuple[Conversation, ...]
+    test: tuple[Conversation, ...]
+    kind: str
+    valid: HeldOut
+    held: HeldOut
+
+
+@dataclass
+class Work:
+    """A session on a run. ``earlier`` is the seconds that former sessions took."""
+
+    run: Run
+    recipe: Recipe
+    device: Device
+    machine: Machine
+    parallel: Parallel
+    screen: Screen
+    asked: Callable[[], bool]
+    earlier: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this run so far, all sessions together."""
+        return self.earlier + time.perf_counter() - self.started
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes."""
+        return self.parallel.rank == 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are computed in."""
+        return compute_dtype(self.recipe.dtype, self.device)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        return load_tokenizer(self.run.folder / "tokenizer")
+
+    @cached_property
+    def text(self) -> Text:
+        """The run's conversations and held-out text."""
+        from cutaway.run.stage_text import read_text
+
+        return read_text(self.run)
+
+    @cached_property
+    def judge(self) -> ProgramJudge | TextJudge:
+        """The program that checks answers of this run's kind."""
+        return program_judge(self.text.kind)
+
+    def load(self, name: str) -> Model:
+        """A finished model of this run on this run's device."""
+        model = load_model(self.run.model(name)).to(self.device.torch)
+        model.compute_dtype = self.dtype
+        return model
+
+    def fitting(self, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
+        """The distinct requests that leave room for an answer of ``max_tokens``; how many do not is noted."""
+        context = self.recipe.model.context_length
+        kept, left_out = fitting(conversations, self.tokenizer, context - max_tokens)
+        if left_out:
+            self.note(f"{left_out:,} of {len(kept) + left_out:,} requests are left out: with an answer of {max_tokens} "
+                      f"tokens they do not fit the context of {context}")
+        return kept
 
     def note(self, text: str) -> None: ...
     def progress(self, name: str, *, total: float, unit: str) -> AbstractContextManager[Bar]: ...
@@ -103,10 +189,6 @@ class Work:
         """The program that checks answers of this run's kind."""
         return program_judge(self.text.kind)
 
-    def shards(self, split: str) -> Shards:
-        """The run's tokens."""
-        return Shards.open(self.run.folder / "data" / "shards", split)  # type: ignore[arg-type]
-
     def load(self, name: str) -> Model:
         """A finished model of this run on this run's device."""
         model = load_model(self.run.model(name)).to(self.device.torch)
@@ -168,7 +250,7 @@ class Work:
             self.run.write_recipe(self.recipe)
 
     def allowance(self, stage: str, seconds: float) -> float:
-        """What a stage may take so that the whole keeps ``recipe.seconds``: its own budget, or its part of what is left.
+        """What a stage may take so that the whole keeps ``recipe.seconds``: its budget, or its part of what is left.
 
         The evaluations still to come are expected to take as long as the longest one did so far.
         """

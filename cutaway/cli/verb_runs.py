@@ -1,0 +1,33 @@
+"""``cutaway runs``: the runs of a folder, how far each has come, and its headline figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cutaway.cli.console import Json, result, table
+
+
+def command(
+    runs: Annotated[Path, typer.Argument(help="The folder that runs lie in.")] = Path("runs"),
+    *,
+    json: Json = False,
+) -> None:
+    """List the runs of a folder."""
+    from cutaway.cli.screen import summary
+    from cutaway.run.folder import runs as all_runs
+
+    found = [summary(run) for run in all_runs(runs)]
+    rows = []
+    for value in found:
+        stages, figures = list(value["stages"]), value["figures"]
+        bits = next((figures[k]["value"] for k in ("aligned.bits_per_byte", "finetuned.bits_per_byte", "base.bits_per_byte")
+                     if k in figures), None)
+        good = figures.get("aligned.satisfies", figures.get("finetuned.satisfies", {})).get("value")
+        rows.append((value["run"], stages[-1] if stages else "–", "–" if bits is None else f"{bits:.3f}",
+                     "–" if good is None else f"{100 * good:.1f} %",
+                     "–" if value["seconds"] is None else f"{value['seconds']:.0f} s"))
+    text = table(("run", "last stage done", "bits per byte", "satisfies", "time"), rows) if rows else f"no runs in {runs}"
+    result({"folder": str(runs), "runs": found}, text, json=json)

@@ -1,0 +1,74 @@
+"""Suites: a finished model measured again, on its run's held-out text and requests or on other text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cutaway.data.documents import PathSettings, read
+from cutaway.device import Device, compute_dtype
+from cutaway.errors import ModelError, SettingsError
+from cutaway.evaluate.answers import ask
+from cutaway.evaluate.bits import bits_per_byte
+from cutaway.evaluate.held import HeldOut, held_out
+from cutaway.generate.request import Sampling
+from cutaway.models.folder import load_model, load_tokenizer
+from cutaway.models.model import Model
+from cutaway.records import Measurement
+from cutaway.run.folder import Run
+from cutaway.run.stage_evaluate import chosen_requests
+from cutaway.run.stage_text import read_text
+from cutaway.settings import nearest
+from cutaway.train.judge import program_judge
+
+SUITES = ("all", "bits", "answers")
+ANSWERING = ("base", "finetuned", "aligned")
+
+
+def models_of(name: str, runs: Path) -> tuple[Run | None, list[Path]]:
+    """The run and the model folders that a run's or a model folder's name stands for."""
+    for folder in (Path(name), runs / name):
+        if (folder / "recipe.toml").is_file():
+            found = [folder / "models" / m for m in ANSWERING if (folder / "models" / m).is_dir()]
+            if not found:
+                raise ModelError("holds no finished model yet", where=folder, way_out=f"cutaway resume {folder}")
+            return Run(folder), found
+        if (folder / "config.json").is_file():
+            above = folder.resolve().parents
+            inside = len(above) > 1 and (above[1] / "recipe.toml").is_file()
+            return (Run(above[1]) if inside else None), [folder]
+    raise ModelError(f"no run and no model folder is called {name!r}", way_out="see cutaway runs")
+
+
+def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, device: Device) -> dict[str, Measurement]:
+    """Figures of one model. Raises SettingsError for an unknown suite, or where there is nothing to measure on."""
+    if suite not in SUITES:
+        near = nearest(suite, SUITES)
+        raise SettingsError(f"no suite {suite!r}", way_out=f"did you mean {near}?" if near else f"one of {', '.join(SUITES)}")
+    if run is None and data is None:
+        raise SettingsError("a model outside a run has no held-out text of its own", where=folder, way_out="add --data PATH")
+    if suite == "answers" and run is None:
+        raise SettingsError("only a run has held-out requests", where=folder, way_out="name a run, or the suite bits")
+    model, tokenizer = load_model(folder).to(device.torch), load_tokenizer(folder)
+    model.compute_dtype = compute_dtype("float32" if run is None else run.recipe.dtype, device)
+    model.eval()
+    out: dict[str, Measurement] = {}
+    if suite in ("all", "bits"):
+        out["bits_per_byte"] = bits_per_byte(model, tokenizer, _text(run, data))
+    if suite in ("all", "answers") and run is not None:
+        out |= _answers(model, run)
+    return out
+
+
+def _text(run: Run | None, data: Path | None) -> HeldOut:
+    if data is not None:
+        return held_out(read(PathSettings(path=str(data), valid_share=0.0, test_share=0.0)))
+    assert run is not None
+    return read_text(run).held
+
+
+def _answers(model: Model, run: Run) -> dict[str, Measurement]:
+    recipe, text, tokenizer = run.recipe, read_text(run), load_tokenizer(run.folder / "tokenizer")
+    requests, _ = chosen_requests(text.test, tokenizer, recipe)
+    answered = ask(model, tokenizer, requests, program_judge(text.kind), max_tokens=recipe.evaluate.max_tokens,
+                   sampling=Sampling(temperature=recipe.evaluate.temperature), seed=recipe.seed)
+    return answered.measurements()
