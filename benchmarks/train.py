@@ -24,9 +24,33 @@ from cutaway import device, records
 
 HERE = Path(__file__).resolve().parent
 SHAPES: dict[str, dict[str, int]] = {
-    "S": {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "context": 256, "batch": 32, "vocab_size": 4096, "inner": 344},
-    "M": {"num_layers": 6, "hidden_size": 384, "num_heads": 6, "context": 256, "batch": 16, "vocab_size": 4096, "inner": 1024},
-    "L": {"num_layers": 12, "hidden_size": 768, "num_heads": 12, "context": 512, "batch": 4, "vocab_size": 50304, "inner": 2048},
+    "S": {
+        "num_layers": 4,
+        "hidden_size": 128,
+        "num_heads": 4,
+        "context": 256,
+        "batch": 32,
+        "vocab_size": 4096,
+        "inner": 344,
+    },
+    "M": {
+        "num_layers": 6,
+        "hidden_size": 384,
+        "num_heads": 6,
+        "context": 256,
+        "batch": 16,
+        "vocab_size": 4096,
+        "inner": 1024,
+    },
+    "L": {
+        "num_layers": 12,
+        "hidden_size": 768,
+        "num_heads": 12,
+        "context": 512,
+        "batch": 4,
+        "vocab_size": 50304,
+        "inner": 2048,
+    },
 }
 TARGETS = {"S": 1.5, "M": 1.25, "L": 1.15}
 OURS = "cutaway"
@@ -87,14 +111,21 @@ class Contender:
 
 def start(name: str, script: str, python: str, case: dict[str, Any]) -> Contender:
     """Start one contender; what it prints goes to a log that is read only if it dies."""
-    log = tempfile.TemporaryFile("w+")
-    process = subprocess.Popen([python, str(HERE / "peers" / script), json.dumps(case)], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - the contender closes it at its end
+    process = subprocess.Popen(
+        [python, str(HERE / "peers" / script), json.dumps(case)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    )
     return Contender(name, process, log)
 
 
-def race(names: Sequence[str], case: dict[str, Any], python: str, seconds: float, rounds: int,
-         deadline: float) -> list[Contender]:
+def race(
+    names: Sequence[str], case: dict[str, Any], python: str, seconds: float, rounds: int, deadline: float
+) -> list[Contender]:
     """Warm everybody up, one after the other, then alternate; the order turns by one each round."""
     entries = {OURS: (sys.executable, "ours.py", False)} | {n: (python, *PEERS[n]) for n in names}
     racers = []
@@ -121,16 +152,20 @@ def groups(names: Sequence[str], size: str) -> list[list[str]]:
     """Peers that race together: all of them, or few at a time where that many models would not fit the memory."""
     if size != "L":
         return [list(names)]
-    together = max(1, int(device.memory_bytes() / 7e9) - 1)  # up to 5 GB each measured at L, and ours races with each group
+    together = max(
+        1, int(device.memory_bytes() / 7e9) - 1
+    )  # up to 5 GB each measured at L, and ours races with each group
     return [list(names[i : i + together]) for i in range(0, len(names), together)]
 
 
 def flops_per_token(shape: dict[str, int], parameters: int) -> float:
-    """Six per parameter (a tied head is multiplied once, its look-up not) and causal attention (PaLM 2022, appendix B)."""
+    """Six a parameter (the tied head is multiplied, its look-up is free) and causal attention (PaLM 2022, B)."""
     return 6.0 * parameters + 6.0 * shape["num_layers"] * shape["hidden_size"] * (shape["context"] + 1)
 
 
-def contest(size: str, dtype: str, names: Sequence[str], options: argparse.Namespace) -> dict[str, dict[str, float]]:
+def contest(
+    size: str, dtype: str, names: Sequence[str], options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
     """Every contender's figures at one size and dtype; ``ratio`` of a peer is ours ÷ peer, paired by round."""
     shape = SHAPES[size]
     case = {**shape, "dtype": dtype, "device": options.device, "threads": device.cores()}
@@ -152,29 +187,56 @@ def figure(racer: Contender, shape: dict[str, int]) -> dict[str, float]:
     rates = [r * shape["batch"] * shape["context"] for r in racer.rates]
     low, middle, high = statistics.quantiles(rates, n=4) if len(rates) > 1 else rates * 3
     flops = flops_per_token(shape, racer.last["parameters"])
-    return {"tokens_per_second": middle, "low": low, "high": high, "rounds": len(rates), "flops_per_second": middle * flops,
-            "memory_bytes": racer.last["memory"], "parameters": racer.last["parameters"], "loss": racer.last["loss"]}
+    return {
+        "tokens_per_second": middle,
+        "low": low,
+        "high": high,
+        "rounds": len(rates),
+        "flops_per_second": middle * flops,
+        "memory_bytes": racer.last["memory"],
+        "parameters": racer.last["parameters"],
+        "loss": racer.last["loss"],
+    }
 
 
 def table(title: str, figures: dict[str, dict[str, float]], peak: float) -> None:
     """One case for people."""
     print(f"\n{title}  (measured peak {peak / 1e9:,.0f} GFLOP/s)")
-    print(f"  {'':<18}{'tokens/s':>10}{'quartiles':>19}{'GFLOP/s':>9}{'of peak':>9}{'memory':>10}{'ours ÷ it':>11}{'loss':>7}")
+    columns = (
+        ("tokens/s", 10),
+        ("quartiles", 19),
+        ("GFLOP/s", 9),
+        ("of peak", 9),
+        ("memory", 10),
+        ("ours ÷ it", 11),
+    )
+    print(" " * 20 + "".join(f"{name:>{width}}" for name, width in (*columns, ("loss", 7))))
     for name, f in sorted(figures.items(), key=lambda item: -item[1]["tokens_per_second"]):
         ratio = "" if name == OURS else f"{f['ratio']:.2f}"
-        print(f"  {name:<18}{f['tokens_per_second']:>10,.0f}{f['low']:>10,.0f}–{f['high']:<8,.0f}"
-              f"{f['flops_per_second'] / 1e9:>9,.0f}{100 * f['flops_per_second'] / peak:>7.1f} %"
-              f"{f['memory_bytes'] / 2**30:>6.2f} GiB{ratio:>11}{f['loss']:>7.2f}", flush=True)
+        print(
+            f"  {name:<18}{f['tokens_per_second']:>10,.0f}{f['low']:>10,.0f}–{f['high']:<8,.0f}"
+            f"{f['flops_per_second'] / 1e9:>9,.0f}{100 * f['flops_per_second'] / peak:>7.1f} %"
+            f"{f['memory_bytes'] / 2**30:>6.2f} GiB{ratio:>11}{f['loss']:>7.2f}",
+            flush=True,
+        )
 
 
 def available(python: str) -> tuple[list[str], dict[str, str]]:
     """Peers that the environment can run, and its versions."""
-    probe = ("import json; from importlib.metadata import version, PackageNotFoundError as E\nv = {}\n"
-             "for n in ('torch', 'transformers', 'accelerate', 'litgpt'):\n"
-             "    try: v[n] = version(n)\n    except E: pass\nprint(json.dumps(v))")
-    found: dict[str, str] = json.loads(subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True).stdout)
-    needs = {"plain.py": {"torch"}, "hf_llama.py": {"transformers"}, "hf_trainer.py": {"transformers", "accelerate"},
-             "lit_gpt.py": {"litgpt"}}
+    probe = (
+        "import json; from importlib.metadata import version, PackageNotFoundError as E\nv = {}\n"
+        "for n in ('torch', 'transformers', 'accelerate', 'litgpt'):\n"
+        "    try: v[n] = version(n)\n    except E: pass\nprint(json.dumps(v))"
+    )
+    found: dict[str, str] = json.loads(
+        subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True).stdout
+    )
+    needs = {
+        "plain.py": {"torch"},
+        "hf_llama.py": {"transformers"},
+        "hf_trainer.py": {"transformers", "accelerate"},
+        "lit_gpt.py": {"litgpt"},
+    }
     return [n for n, (script, _) in PEERS.items() if needs[script] <= found.keys()], found
 
 
@@ -187,15 +249,21 @@ def judged(ratios: dict[str, float], memory: dict[str, float]) -> tuple[dict[str
 def arguments() -> argparse.Namespace:
     """The command line; a peers' environment made by ``make bench-peers`` is found by itself."""
     own = HERE.parent / ".venv-peers" / "bin" / "python"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", default="S,M,L", help="of S, M, L")
     parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--peers", default="", help=f"of {', '.join(PEERS)}; default all that are installed")
-    parser.add_argument("--python", default=str(own) if own.exists() else sys.executable, help="interpreter of the peers")
+    parser.add_argument(
+        "--python", default=str(own) if own.exists() else sys.executable, help="interpreter of the peers"
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="a contender's turn in each round")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="S in bfloat16 against the plain loop, within 60 s")
+    parser.add_argument(
+        "--quick", action="store_true", help="S in bfloat16 against the plain loop, within 60 s"
+    )
     options = parser.parse_args()
     options.deadline = time.monotonic() + (45 if options.quick else 1e9)
     if options.quick:
@@ -208,7 +276,9 @@ def main() -> None:
     options = arguments()
     machine = device.known(device.pick(options.device))
     found, versions = available(options.python)
-    wanted = [n.strip() for n in options.peers.split(",") if n.strip()] or list(QUICK if options.quick else PEERS)
+    wanted = [n.strip() for n in options.peers.split(",") if n.strip()] or list(
+        QUICK if options.quick else PEERS
+    )
     if unknown := [n for n in wanted if n not in PEERS]:
         raise SystemExit(f"no peer is called {unknown[0]!r}; there are: {', '.join(PEERS)}")
     missing = [n for n in wanted if n not in found]
@@ -227,15 +297,35 @@ def main() -> None:
             table(name, figures[name], peaks[dtype])
             peers = {n: f for n, f in figures[name].items() if n != OURS}
             ratios[name] = min(f["ratio"] for f in peers.values())
-            memory[name] = figures[name][OURS]["memory_bytes"] / min(f["memory_bytes"] for f in peers.values())
+            memory[name] = figures[name][OURS]["memory_bytes"] / min(
+                f["memory_bytes"] for f in peers.values()
+            )
     targets, ok = judged(ratios, memory)
-    print("\n" + "\n".join(f"{c}: {r:.2f}x the best peer (wanted {targets[c]}x), {memory[c]:.2f}x the memory of the leanest"
-                           for c, r in ratios.items()))
-    print(json.dumps({"name": "train", "figures": figures, "ratios": ratios, "targets": targets,
-                      "ok": ok and not missing, "memory": memory, "missing": missing,
-                      "machine": {f: getattr(machine, f) for f in ("device", "cpu", "cores", "accelerator", "gemm_fp32_flops",
-                                                                   "gemm_bf16_flops")},
-                      "versions": {"peers": versions, **records.environment()["versions"]}}))
+    print(
+        "\n"
+        + "\n".join(
+            f"{c}: {r:.2f}x the best peer (wanted {targets[c]}x), {memory[c]:.2f}x the memory of the leanest"
+            for c, r in ratios.items()
+        )
+    )
+    print(
+        json.dumps(
+            {
+                "name": "train",
+                "figures": figures,
+                "ratios": ratios,
+                "targets": targets,
+                "ok": ok and not missing,
+                "memory": memory,
+                "missing": missing,
+                "machine": {
+                    f: getattr(machine, f)
+                    for f in ("device", "cpu", "cores", "accelerator", "gemm_fp32_flops", "gemm_bf16_flops")
+                },
+                "versions": {"peers": versions, **records.environment()["versions"]},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from worker import enter, race
 if __name__ == "__main__":
     case, turns = enter()
 
-    def loss_of(model, tokens, targets):  # noqa: ANN001, ANN201 - torch.compile wraps the module
+    def loss_of(model, tokens, targets):
         logits = model(input_ids=tokens).logits
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
 

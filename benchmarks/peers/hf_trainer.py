@@ -43,11 +43,25 @@ if __name__ == "__main__":
     rows = torch.cat([tokens.cpu() for tokens, _ in case.batches()])
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=case.batch, max_steps=1 << 25, learning_rate=ADAMW["lr"],
-            lr_scheduler_type="constant", weight_decay=ADAMW["weight_decay"], adam_beta1=ADAMW["betas"][0],
-            adam_beta2=ADAMW["betas"][1], adam_epsilon=ADAMW["eps"], max_grad_norm=CLIP, optim="adamw_torch_fused",
-            bf16=case.dtype == "bfloat16", use_cpu=case.device == "cpu", report_to=[], save_strategy="no",
-            logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False)
+            output_dir=folder,
+            per_device_train_batch_size=case.batch,
+            max_steps=1 << 25,
+            learning_rate=ADAMW["lr"],
+            lr_scheduler_type="constant",
+            weight_decay=ADAMW["weight_decay"],
+            adam_beta1=ADAMW["betas"][0],
+            adam_beta2=ADAMW["betas"][1],
+            adam_epsilon=ADAMW["eps"],
+            max_grad_norm=CLIP,
+            optim="adamw_torch_fused",
+            bf16=case.dtype == "bfloat16",
+            use_cpu=case.device == "cpu",
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
         turn = iter(turns)
         next(turn)
         Trainer(model=model, args=arguments, train_dataset=Rows(rows), callbacks=[Wait(turn)]).train()

@@ -16,18 +16,38 @@ from cutaway.train.schedule import Schedule
 if __name__ == "__main__":
     case, turns = enter()
     config = TransformerConfig(
-        vocab_size=case.vocab_size, hidden_size=case.hidden_size, num_layers=case.num_layers, num_heads=case.num_heads,
-        num_kv_heads=case.num_heads, intermediate_size=case.inner, context_length=case.context)
+        vocab_size=case.vocab_size,
+        hidden_size=case.hidden_size,
+        num_layers=case.num_layers,
+        num_heads=case.num_heads,
+        num_kv_heads=case.num_heads,
+        intermediate_size=case.inner,
+        context_length=case.context,
+    )
     model = build(config, compute_dtype=getattr(torch, case.dtype)).to(case.device)
     turns.note["parameters"] = sum(p.numel() for p in model.parameters())
-    optimizer = build_optimizer(model, OptimizerSettings(
-        kind="adamw", learning_rate=ADAMW["lr"], betas=ADAMW["betas"], eps=ADAMW["eps"],
-        weight_decay=ADAMW["weight_decay"]))
+    optimizer = build_optimizer(
+        model,
+        OptimizerSettings(
+            kind="adamw",
+            learning_rate=ADAMW["lr"],
+            betas=ADAMW["betas"],
+            eps=ADAMW["eps"],
+            weight_decay=ADAMW["weight_decay"],
+        ),
+    )
     batches = [[Batch(tokens, targets)] for tokens, targets in case.batches()]
     turn = iter(turns)
     next(turn)  # waits until the race asks for the first step
-    for step in steps(model, lambda number: batches[number % len(batches)], Likelihood(), optimizer,
-                      schedule=Schedule(kind="constant", warmup=0.0), total=1 << 30, clip=CLIP):
+    for step in steps(
+        model,
+        lambda number: batches[number % len(batches)],
+        Likelihood(),
+        optimizer,
+        schedule=Schedule(kind="constant", warmup=0.0),
+        total=1 << 30,
+        clip=CLIP,
+    ):
         turns.note["loss"] = step.loss
         if next(turn, None) is None:
             break

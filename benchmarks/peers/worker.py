@@ -48,7 +48,10 @@ class Case:
     def batches(self, count: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Random tokens and what follows them, ``(batch, context)`` each: what they are makes no step faster."""
         draw = torch.Generator().manual_seed(1)
-        rows = [torch.randint(self.vocab_size, (self.batch, self.context + 1), generator=draw) for _ in range(count)]
+        rows = [
+            torch.randint(self.vocab_size, (self.batch, self.context + 1), generator=draw)
+            for _ in range(count)
+        ]
         return [(r[:, :-1].contiguous().to(self.device), r[:, 1:].contiguous().to(self.device)) for r in rows]
 
 
@@ -65,9 +68,8 @@ class Turns:
     def __iter__(self) -> Iterator[int]:
         number = 0
         while True:
-            if self.left == 0:
-                if not self._wait():
-                    return
+            if self.left == 0 and not self._wait():
+                return
             self.left -= 1
             yield number
             number += 1
@@ -75,8 +77,14 @@ class Turns:
     def _wait(self) -> bool:
         self._sync()
         if self.asked:
-            self._say({"steps": self.asked, "seconds": time.perf_counter() - self.began,
-                       "memory": peak_memory(self.case.device), **self.note})
+            self._say(
+                {
+                    "steps": self.asked,
+                    "seconds": time.perf_counter() - self.began,
+                    "memory": peak_memory(self.case.device),
+                    **self.note,
+                }
+            )
         line = sys.stdin.readline()
         self.asked = self.left = int(line) if line.strip() else 0
         self._sync()

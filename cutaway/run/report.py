@@ -25,10 +25,18 @@ def headline(folder: str | Path) -> dict[str, Any]:
     """The headline figures as plain JSON, each a Measurement or None; ``seconds`` and ``memory_bytes`` are numbers."""
     e = read(folder)
     found: dict[str, Measurement | None] = {
-        "bits_per_byte": e.measured("base", "bits_per_byte"), "gzip": e.compression.get("gzip -9"),
-        "xz": e.compression.get("xz -9"), **{f"satisfies_{m}": e.measured(m, "satisfies") for m in MODELS},
-        "reward_accuracy": e.reward_accuracy, "forgetting": e.measured("aligned", "forgetting"),
-        "forgetting_finetuned": e.measured("finetuned", "forgetting"), "kl": e.measured("aligned", "kl"),
-        "proxy_reward": e.measured("aligned", "proxy_reward")}
-    return {**{k: None if m is None else m.to_dict() for k, m in found.items()}, "seconds": e.seconds,
-            "memory_bytes": e.memory}
+        "bits_per_byte": e.measured("base", "bits_per_byte"),
+        "gzip": e.compression.get("gzip -9"),
+        "xz": e.compression.get("xz -9"),
+        **{f"satisfies_{m}": e.measured(m, "satisfies") for m in MODELS},
+        "reward_accuracy": e.reward_accuracy,
+        "forgetting": e.measured("aligned", "forgetting"),
+        "forgetting_finetuned": e.measured("finetuned", "forgetting"),
+        "kl": e.measured("aligned", "kl"),
+        "proxy_reward": e.measured("aligned", "proxy_reward"),
+    }
+    return {
+        **{k: None if m is None else m.to_dict() for k, m in found.items()},
+        "seconds": e.seconds,
+        "memory_bytes": e.memory,
+    }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-LEFT, RIGHT, TOP, BOTTOM = 52, 20, 14, 40
+LEFT, RIGHT, TOP, BOTTOM, ROW = 52, 20, 14, 40, 38
 DENSE = 1000  # points a line may have before its pixel columns are drawn by their extremes
 Format = Callable[[float], str]
 
@@ -91,14 +91,18 @@ def curves(frame: Frame, series: Sequence[Series], rules: Sequence[Rule] = ()) -
     high = max(ys) if frame.y_high is None else frame.y_high
     pad = (high - low) * 0.06 or max(abs(high), 1e-9) * 0.1
     low, high = (low - pad if frame.y_low is None else low), (high + pad if frame.y_high is None else high)
-    x_of = _scale(0.0, max(max(xs), 1e-12), LEFT, frame.width - RIGHT)
+    x_of = _scale(0.0, max([*xs, 1e-12]), LEFT, frame.width - RIGHT)
     y_of = _scale(low, high, frame.height - BOTTOM, TOP)
     y_format = frame.y_format or compact
     parts = [_grid(frame, t, y_of(t), y_format) for t in ticks(low, high)]
     parts += [_x_tick(t, x_of(t), frame.height) for t in ticks(0.0, max(xs), 6)]
-    parts += [Markup('<line class="rule" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/><text class="rule-label" x="{}" y="{:.1f}" '
-                     'text-anchor="end">{}</text>').format(LEFT, frame.width - RIGHT, y_of(r.y), y_of(r.y), frame.width - RIGHT,
-                                                           y_of(r.y) - 5, r.label) for r in rules]
+    parts += [
+        Markup(
+            '<line class="rule" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/><text class="rule-label" x="{}" y="{:.1f}" '
+            'text-anchor="end">{}</text>'
+        ).format(LEFT, frame.width - RIGHT, y_of(r.y), y_of(r.y), frame.width - RIGHT, y_of(r.y) - 5, r.label)
+        for r in rules
+    ]
     for s in series:
         points = [(x_of(a), y_of(b)) for a, b in zip(s.x, s.y, strict=True)]
         parts.append(_dots(points, s.tone) if s.dots else _line(points, s.tone))
@@ -106,33 +110,47 @@ def curves(frame: Frame, series: Sequence[Series], rules: Sequence[Rule] = ()) -
     return _svg(frame, frame.height, parts)
 
 
-def intervals(frame: Frame, rows: Sequence[Interval], *, high: float | None = None,
-              rules: Sequence[tuple[float, str]] = (), text: Format = compact) -> Markup:
-    """A dot and its interval a row, on an axis from zero: overlap or its absence is seen at once."""
-    row_height, left, right = 38, 112, 196
-    height = TOP + row_height * len(rows) + BOTTOM
-    top = high if high is not None else 1.08 * max([r.high or r.value for r in rows] + [x for x, _ in rules])
-    x_of = _scale(0.0, top, left, frame.width - right)
-    parts = []
-    for t in ticks(0.0, top, 5):
-        parts.append(Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/><text class="tick" x="{0:.1f}" '
-                            'y="{3}" text-anchor="middle">{4}</text>').format(
-                                x_of(t), TOP, height - BOTTOM, height - BOTTOM + 17, text(t)))
-    for x, label in rules:
-        parts.append(Markup('<line class="rule" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/><text class="rule-label" '
-                            'x="{0:.1f}" y="{3}" text-anchor="middle">{4}</text>').format(
-                                x_of(x), TOP, height - BOTTOM, TOP - 3, label))
-    for i, r in enumerate(rows):
-        y = TOP + row_height * (i + 0.5)
-        if r.low is not None and r.high is not None:
-            parts.append(Markup('<line class="whisker {}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                r.tone, x_of(r.low), x_of(r.high), y, y))
-        parts.append(Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="5.5"/>').format(r.tone, x_of(r.value), y))
-        parts.append(Markup('<text class="name" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(left - 14, y + 4, r.label))
-        parts.append(Markup('<text class="value" x="{}" y="{:.1f}">{}</text>').format(frame.width - right + 16, y + 4, r.note))
-    parts.append(Markup('<text class="axis" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-        (left + frame.width - right) / 2, height - 5, frame.x_label))
+def intervals(
+    frame: Frame,
+    rows: Sequence[Interval],
+    *,
+    low: float = 0.0,
+    high: float | None = None,
+    text: Format = compact,
+) -> Markup:
+    """A dot and its interval a row on one axis: overlap or its absence is seen at once."""
+    left, right = 92, frame.width - 76
+    height = TOP + ROW * len(rows) + BOTTOM
+    largest = max(r.value if r.high is None else r.high for r in rows)
+    top = high if high is not None else largest + 0.06 * (largest - low)
+    x_of = _scale(low, top, left, right)
+    parts = [
+        Markup(
+            '<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>'
+            '<text class="tick" x="{0:.1f}" y="{3}" text-anchor="middle">{4}</text>'
+        ).format(x_of(t), TOP, height - BOTTOM, height - BOTTOM + 17, text(t))
+        for t in ticks(low, top)
+    ]
+    parts += [_row(r, TOP + ROW * (i + 0.5), x_of, left, right) for i, r in enumerate(rows)]
+    parts.append(
+        Markup('<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>').format(
+            right, height - 5, frame.x_label
+        )
+    )
     return _svg(frame, height, parts)
+
+
+def _row(r: Interval, y: float, x_of: Callable[[float], float], left: float, right: float) -> Markup:
+    drawn = Markup("")
+    if r.low is not None and r.high is not None:
+        drawn = Markup('<line class="whisker {}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
+            r.tone, x_of(r.low), x_of(r.high), y, y
+        )
+    return drawn + Markup(
+        '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="5.5"/>'
+        '<text class="name" x="{}" y="{:.1f}" text-anchor="end">{}'
+        '</text><text class="value" x="{}" y="{:.1f}">{}</text>'
+    ).format(r.tone, x_of(r.value), y, left - 16, y + 5, r.label, right + 18, y + 5, r.note)
 
 
 def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
@@ -160,7 +178,10 @@ def _columns(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     column: list[tuple[float, float]] = []
     for point in [*points, (math.inf, 0.0)]:
         if column and (point[0] == math.inf or int(point[0]) != int(column[0][0])):
-            extremes = {column.index(min(column, key=lambda p: p[1])), column.index(max(column, key=lambda p: p[1]))}
+            extremes = {
+                column.index(min(column, key=lambda p: p[1])),
+                column.index(max(column, key=lambda p: p[1])),
+            }
             kept += [column[i] for i in sorted({0, len(column) - 1} | extremes)]
             column = []
         column.append(point)
@@ -168,26 +189,34 @@ def _columns(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _dots(points: Sequence[tuple[float, float]], tone: str) -> Markup:
-    return Markup("").join(Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(tone, x, y)
-                           for x, y in points if math.isfinite(x + y))
+    return Markup("").join(
+        Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(tone, x, y)
+        for x, y in points
+        if math.isfinite(x + y)
+    )
 
 
 def _grid(frame: Frame, value: float, y: float, text: Format) -> Markup:
-    return Markup('<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/><text class="tick" x="{3}" y="{4:.1f}" '
-                  'text-anchor="end">{5}</text>').format(LEFT, frame.width - RIGHT, y, LEFT - 9, y + 4, text(value))
+    return Markup(
+        '<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/><text class="tick" x="{3}" y="{4:.1f}" '
+        'text-anchor="end">{5}</text>'
+    ).format(LEFT, frame.width - RIGHT, y, LEFT - 9, y + 4, text(value))
 
 
 def _x_tick(value: float, x: float, height: int) -> Markup:
     return Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-        x, height - BOTTOM + 17, compact(value))
+        x, height - BOTTOM + 17, compact(value)
+    )
 
 
 def _axis_names(frame: Frame) -> Markup:
     return Markup('<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>').format(
-        frame.width - RIGHT, frame.height - 5, frame.x_label)
+        frame.width - RIGHT, frame.height - 5, frame.x_label
+    )
 
 
 def _svg(frame: Frame, height: int, parts: Sequence[Markup]) -> Markup:
-    return Markup('<svg class="chart" viewBox="0 0 {0} {1}" role="img" aria-labelledby="{2}-t {2}-d"><title id="{2}-t">{3}'
-                  '</title><desc id="{2}-d">{4}</desc>{5}</svg>').format(
-                      frame.width, height, escape(frame.key), frame.title, frame.description, Markup("").join(parts))
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {0} {1}" role="img" aria-labelledby="{2}-t {2}-d"><title id="{2}-t">{3}'
+        '</title><desc id="{2}-d">{4}</desc>{5}</svg>'
+    ).format(frame.width, height, escape(frame.key), frame.title, frame.description, Markup("").join(parts))

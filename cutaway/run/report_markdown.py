@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from cutaway.run import report_tables as tables
 from cutaway.run import report_words as words
+from cutaway.run.report_forms import Table
 from cutaway.run.report_page import samples
 from cutaway.run.report_read import Evidence
-from cutaway.run.report_words import Table
 
 
 def markdown(e: Evidence) -> str:
@@ -23,27 +24,34 @@ def _lines(e: Evidence) -> Iterator[str]:
         beside = f" ({escape(h.beside)})" if h.beside else ""
         yield f"- **{escape(h.label)}:** {h.number} {h.unit}".rstrip() + beside
     yield ""
-    yield from _table(words.models_table(e))
-    yield from _table(words.compression_table(e))
+    yield from _table(tables.models_table(e))
+    yield from _table(tables.compression_table(e))
     yield from _asked(e)
     yield from ("## How it learned", "")
     for stage in e.stages:
         rows = [r for r in e.log.get(stage.key, ()) if r.get("loss") is not None]
         if rows:
-            yield (f"- {stage.name}: {len(rows):,} steps, loss {rows[0]['loss']:.3f} → {rows[-1]['loss']:.3f}"
-                   + (f", {stage.skipped} skipped" if stage.skipped else ""))
-    yield from ("", "## What alignment did", "",
-                escape(words.over_optimised(e.log.get("align", ())) or words.no_alignment(e)), "")
+            yield (
+                f"- {stage.name}: {len(rows):,} steps, loss {rows[0]['loss']:.3f} → {rows[-1]['loss']:.3f}"
+                + (f", {stage.skipped} skipped" if stage.skipped else "")
+            )
+    yield from (
+        "",
+        "## What alignment did",
+        "",
+        escape(words.over_optimised(e.log.get("align", ())) or words.no_alignment(e)),
+        "",
+    )
     yield from ("## What it cost", "", escape(words.cost_words(e)), "")
-    yield from _table(words.cost_table(e))
+    yield from _table(tables.cost_table(e))
     yield from ("## What it read", "", escape(f"{words.source_sentence(e)} {words.data_note(e)}".strip()), "")
-    yield from _table(words.data_table(e))
-    yield from _table(words.left_out_table(e))
-    yield from ("## Who preferred what", "", f"Ranked by {escape(words.judge_of(e))}.", "")
-    yield from _table(words.preferences_table(e))
+    yield from _table(tables.data_table(e))
+    yield from _table(tables.left_out_table(e))
+    yield from ("## Who preferred what", "", f"Ranked by {escape(tables.judge_of(e))}.", "")
+    yield from _table(tables.preferences_table(e))
     yield from ("## Where it came from", "")
-    yield from _table(words.lineage_table(e))
-    yield from _table(words.machine_table(e))
+    yield from _table(tables.lineage_table(e))
+    yield from _table(tables.machine_table(e))
     yield from ("## When this is wrong", "")
     for limit in words.limits(e):
         yield f"- {escape(limit)}"
@@ -63,7 +71,12 @@ def _table(t: Table) -> Iterator[str]:
         return
     head = t.head if any(t.head) else ("",) * len(t.rows[0])
     align = "---:" if t.numeric else "---"
-    yield from (f"**{escape(t.caption)}**", "", _row(head), _row(("---", *(align for _ in head[1:])), raw=True))
+    yield from (
+        f"**{escape(t.caption)}**",
+        "",
+        _row(head),
+        _row(("---", *(align for _ in head[1:])), raw=True),
+    )
     for row in t.rows:
         yield _row(row)
     yield ""

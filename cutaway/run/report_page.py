@@ -12,20 +12,32 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cutaway.run import report_figures as figures
+from cutaway.run import report_tables as tables
 from cutaway.run import report_words as words
+from cutaway.run.report_forms import NONE
+from cutaway.run.report_forms import words as spelt
 from cutaway.run.report_read import MODELS, NAMES, Evidence, Row
 
-SECTIONS = (("numbers", "What came out"), ("answers", "The same requests"), ("learning", "How it learned"),
-            ("alignment", "What alignment did"), ("cost", "Cost"), ("data", "Data"), ("preferences", "Preferences"),
-            ("lineage", "Lineage"), ("limits", "When this is wrong"))
+SECTIONS = (
+    ("numbers", "What came out"),
+    ("answers", "The same requests"),
+    ("learning", "How it learned"),
+    ("alignment", "What alignment did"),
+    ("cost", "Cost"),
+    ("data", "Data"),
+    ("preferences", "Preferences"),
+    ("lineage", "Lineage"),
+    ("limits", "When this is wrong"),
+)
 # The button only flips an attribute; without a script the page follows the system's choice.
 SCRIPT = """(() => {
   const root = document.documentElement, button = document.getElementById('theme');
-  const dark = () => root.dataset.theme ? root.dataset.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
+  const system = matchMedia('(prefers-color-scheme: dark)');
+  const dark = () => root.dataset.theme ? root.dataset.theme === 'dark' : system.matches;
   const show = () => { button.textContent = dark() ? 'Light' : 'Dark'; };
   button.hidden = false; show();
   button.addEventListener('click', () => { root.dataset.theme = dark() ? 'light' : 'dark'; show(); });
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', show);
+  system.addEventListener('change', show);
 })();"""
 
 
@@ -33,22 +45,45 @@ def page(e: Evidence) -> str:
     """The whole page."""
     here = files("cutaway.run")
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        (here / "report.html").read_text("utf-8"))
+        (here / "report.html").read_text("utf-8")
+    )
     script_hash = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    return template.render(**_facts(e), none=words.NONE, sections=SECTIONS, script=Markup(SCRIPT),
-                           script_hash=Markup(script_hash), style=Markup((here / "report.css").read_text("utf-8")))
+    return template.render(
+        **_facts(e),
+        none=NONE,
+        sections=SECTIONS,
+        script=Markup(SCRIPT),
+        script_hash=Markup(script_hash),
+        style=Markup((here / "report.css").read_text("utf-8")),
+    )
 
 
 def _facts(e: Evidence) -> dict[str, Any]:
     return {
-        "name": e.name, "summary": words.summary(e), "headlines": words.headlines(e), "stand_in": e.stand_in,
-        "headline_pictures": figures.headline_pictures(e), "samples": samples(e), "learning": figures.learning_pictures(e),
-        "alignment": figures.alignment_pictures(e), "verdict": words.over_optimised(e.log.get("align", ())),
-        "no_alignment": words.no_alignment(e), "cost": words.cost_table(e), "cost_words": words.cost_words(e),
-        "source": words.source_sentence(e), "data_note": words.data_note(e), "data": words.data_table(e),
-        "left_out": words.left_out_table(e), "judge": words.judge_of(e), "preferences": words.preferences_table(e),
-        "pair": pair(e), "lineage": words.lineage_table(e), "machine": words.machine_table(e),
-        "recipe": (e.folder / "recipe.toml").read_text("utf-8"), "limits": words.limits(e)}
+        "name": e.name,
+        "summary": words.summary(e),
+        "headlines": words.headlines(e),
+        "stand_in": e.stand_in,
+        "headline_pictures": figures.headline_pictures(e),
+        "samples": samples(e),
+        "learning": figures.learning_pictures(e),
+        "alignment": figures.alignment_pictures(e),
+        "verdict": words.over_optimised(e.log.get("align", ())),
+        "no_alignment": words.no_alignment(e),
+        "cost": tables.cost_table(e),
+        "cost_words": words.cost_words(e),
+        "source": words.source_sentence(e),
+        "data_note": words.data_note(e),
+        "data": tables.data_table(e),
+        "left_out": tables.left_out_table(e),
+        "judge": tables.judge_of(e),
+        "preferences": tables.preferences_table(e),
+        "pair": pair(e),
+        "lineage": tables.lineage_table(e),
+        "machine": tables.machine_table(e),
+        "recipe": (e.folder / "recipe.toml").read_text("utf-8"),
+        "limits": words.limits(e),
+    }
 
 
 def samples(e: Evidence) -> list[dict[str, Any]]:
@@ -58,15 +93,22 @@ def samples(e: Evidence) -> list[dict[str, Any]]:
         return []
     first = next(iter(found.values()))
     shared = [r for r in first if all(r in answers for answers in found.values())]
-    return [{"request": r, "answers": [_answer(m, found[m][r]) for m in MODELS if m in found]} for r in shared]
+    return [
+        {"request": r, "answers": [_answer(m, found[m][r]) for m in MODELS if m in found]} for r in shared
+    ]
 
 
 def _answer(model: str, row: Row) -> dict[str, Any]:
     verdict = row.get("verdict")
     known: Mapping[str, Any] = verdict if isinstance(verdict, Mapping) else {}
-    marks = [(words.words(k).lower(), v) for k, v in known.items() if isinstance(v, bool) and k != "satisfies"]
-    return {"model": NAMES[model], "tone": figures.TONES[model], "text": str(row.get("answer", "")), "marks": marks,
-            "satisfies": known.get("satisfies")}
+    marks = [(spelt(k).lower(), v) for k, v in known.items() if isinstance(v, bool) and k != "satisfies"]
+    return {
+        "model": NAMES[model],
+        "tone": figures.TONES[model],
+        "text": str(row.get("answer", "")),
+        "marks": marks,
+        "satisfies": known.get("satisfies"),
+    }
 
 
 def pair(e: Evidence) -> dict[str, str] | None:

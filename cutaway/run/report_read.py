@@ -19,8 +19,14 @@ from cutaway.records import Measurement, read_journal
 
 MODELS = ("random", "base", "finetuned", "aligned")
 NAMES = {"random": "Random", "base": "Base", "finetuned": "Fine-tuned", "aligned": "Aligned"}
-STAGE_NAMES = {"tokenizer": "Text and tokenizer", "pretrain": "Pre-training", "finetune": "Fine-tuning",
-               "preferences": "Preferences", "reward": "Reward model", "align": "Alignment"}
+STAGE_NAMES = {
+    "tokenizer": "Text and tokenizer",
+    "pretrain": "Pre-training",
+    "finetune": "Fine-tuning",
+    "preferences": "Preferences",
+    "reward": "Reward model",
+    "align": "Alignment",
+}
 Row = dict[str, Any]
 
 
@@ -82,7 +88,7 @@ class Evidence:
     @property
     def machine(self) -> Row:
         """The machine of the last session, as measured."""
-        hardware: Row = (self._session().get("hardware") or {})
+        hardware: Row = self._session().get("hardware") or {}
         return hardware
 
     @property
@@ -140,7 +146,11 @@ def read(folder: str | Path) -> Evidence:
     """Read a run folder. Raises RunError if it is none, or naming the file that is damaged."""
     folder = Path(folder)
     if not (folder / "recipe.toml").is_file():
-        raise RunError("not a run: it holds no recipe.toml", where=folder, way_out="name a folder that `cutaway run` made")
+        raise RunError(
+            "not a run: it holds no recipe.toml",
+            where=folder,
+            way_out="name a folder that `cutaway run` made",
+        )
     notes: list[str] = []
     recipe = _toml(folder / "recipe.toml")
     lineage = _json(folder / "lineage.json")
@@ -148,12 +158,25 @@ def read(folder: str | Path) -> Evidence:
     for row in _journal(folder / "log.jsonl", notes):
         log.setdefault(str(row.get("stage")), []).append(row)
     evaluations = {m: found for m in MODELS if (found := _evaluation(folder, m)) is not None}
-    compressed = {k: m for k, v in _json(folder / "evals" / "compression.json").items()
-                  if (m := measurement(v, folder)) is not None}
+    compressed = {
+        k: m
+        for k, v in _json(folder / "evals" / "compression.json").items()
+        if (m := measurement(v, folder)) is not None
+    }
     stages = _stages(_journal(folder / "stages.jsonl", notes), log, recipe, lineage)
-    return Evidence(folder, recipe, lineage, evaluations, compressed, _json(folder / "evals" / "reward.json"), stages,
-                    {k: tuple(v) for k, v in log.items()}, tuple(_journal(folder / "preferences.jsonl", notes)),
-                    _json(folder / "data" / "text.json"), tuple(notes))
+    return Evidence(
+        folder,
+        recipe,
+        lineage,
+        evaluations,
+        compressed,
+        _json(folder / "evals" / "reward.json"),
+        stages,
+        {k: tuple(v) for k, v in log.items()},
+        tuple(_journal(folder / "preferences.jsonl", notes)),
+        _json(folder / "data" / "text.json"),
+        tuple(notes),
+    )
 
 
 def measurement(row: object, where: Path) -> Measurement | None:
@@ -162,11 +185,21 @@ def measurement(row: object, where: Path) -> Measurement | None:
         return None
     try:
         assert isinstance(row, Mapping)
-        found = Measurement(str(row["name"]), float(row["value"]), str(row["unit"]), row.get("n"), row.get("low"),
-                            row.get("high"), row.get("conditions") or {})
+        found = Measurement(
+            str(row["name"]),
+            float(row["value"]),
+            str(row["unit"]),
+            row.get("n"),
+            row.get("low"),
+            row.get("high"),
+            row.get("conditions") or {},
+        )
     except (AssertionError, KeyError, TypeError, ValueError):
-        raise RunError("holds a measurement without name, value and unit", where=where,
-                       way_out="delete the file and resume the run") from None
+        raise RunError(
+            "holds a measurement without name, value and unit",
+            where=where,
+            way_out="delete the file and resume the run",
+        ) from None
     return found if math.isfinite(found.value) else None
 
 
@@ -176,12 +209,17 @@ def _evaluation(folder: Path, model: str) -> Evaluation | None:
     if not row:
         return None
     answers = {k: m for k, v in (row.get("answers") or {}).items() if (m := measurement(v, path)) is not None}
-    measured = {k: m for k, v in row.items()
-                if isinstance(v, Mapping) and "value" in v and (m := measurement(v, path)) is not None}
+    measured = {
+        k: m
+        for k, v in row.items()
+        if isinstance(v, Mapping) and "value" in v and (m := measurement(v, path)) is not None
+    }
     return Evaluation(model, measured, answers, tuple(row.get("samples") or ()))
 
 
-def _stages(events: Iterable[Row], log: Mapping[str, list[Row]], recipe: Row, lineage: Row) -> tuple[Stage, ...]:
+def _stages(
+    events: Iterable[Row], log: Mapping[str, list[Row]], recipe: Row, lineage: Row
+) -> tuple[Stage, ...]:
     """One Stage for each that began, in the order they began; a resumed stage's events lie over each other."""
     merged: dict[str, dict[str, Row]] = {}
     for event in events:
@@ -191,7 +229,9 @@ def _stages(events: Iterable[Row], log: Mapping[str, list[Row]], recipe: Row, li
         kind = str(event.get("event"))
         kinds[kind] = {**kinds.get(kind, {}), **event}
     session = (lineage.get("sessions") or [{}])[-1]
-    peak = (session.get("hardware") or {}).get("gemm_bf16_flops" if recipe.get("dtype") == "bfloat16" else "gemm_fp32_flops")
+    peak = (session.get("hardware") or {}).get(
+        "gemm_bf16_flops" if recipe.get("dtype") == "bfloat16" else "gemm_fp32_flops"
+    )
     return tuple(_stage(key, kinds, log.get(key, []), recipe, peak) for key, kinds in merged.items())
 
 
@@ -205,9 +245,21 @@ def _stage(key: str, kinds: Mapping[str, Row], rows: list[Row], recipe: Row, pea
     tokens = _number(facts, "tokens") or (_number(rows[-1], "tokens") if rows else None)
     steps = facts.get("steps") or (rows[-1].get("step") if rows else None)
     predicted = {**plan, **(plan.get("predicted") or {}), **(done.get("predicted") or {})}
-    return Stage(key, stage_name(key, recipe), facts, seconds, _number(predicted, "seconds"), steps, tokens, flops,
-                 _number(predicted, "flops"), share, _number(facts, "peak_rss_bytes"),
-                 sum(bool(r.get("skipped")) for r in rows), bool(done))
+    return Stage(
+        key,
+        stage_name(key, recipe),
+        facts,
+        seconds,
+        _number(predicted, "seconds"),
+        steps,
+        tokens,
+        flops,
+        _number(predicted, "flops"),
+        share,
+        _number(facts, "peak_rss_bytes"),
+        sum(bool(r.get("skipped")) for r in rows),
+        bool(done),
+    )
 
 
 def stage_name(key: str, recipe: Row) -> str:
@@ -231,7 +283,9 @@ def _json(path: Path) -> Row:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise RunError(f"damaged or unreadable ({error})", where=path, way_out="delete it and resume the run") from None
+        raise RunError(
+            f"damaged or unreadable ({error})", where=path, way_out="delete it and resume the run"
+        ) from None
     if not isinstance(value, dict):
         raise RunError("holds no object", where=path, way_out="delete it and resume the run")
     return value
