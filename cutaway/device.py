@@ -258,17 +258,16 @@ def _gemm(device: Device, dtype: torch.dtype, seconds: float) -> float:
 
 
 def _stream(device: Device, seconds: float) -> tuple[float, float]:
-    """Best bytes/s of reading one large tensor, and of copying it (bytes read plus bytes written)."""
+    """Best bytes/s of reading one large tensor, and of copying half of it (bytes read plus bytes written)."""
     import torch
 
-    count = min(256 << 20, memory_bytes() // 16) // 4
-    a = torch.ones(count, dtype=torch.float32, device=device.torch)
-    b = torch.empty_like(a)
-    size, now = 4.0 * count, time.perf_counter()
+    half = min(256 << 20, memory_bytes() // 16) // 8  # one tensor serves both: measuring must not set a run's peak
+    a = torch.ones(2 * half, dtype=torch.float32, device=device.torch)
+    size, now = 8.0 * half, time.perf_counter()
     reads: tuple[Callable[[], object], ...] = (lambda: torch.dot(a, a), a.sum)
     read = min(_fastest(call, device, now + seconds * (i + 1) / 3) for i, call in enumerate(reads))
-    copied = _fastest(lambda: b.copy_(a), device, now + seconds)
-    return size / read, 2 * size / copied
+    copied = _fastest(lambda: a[:half].copy_(a[half:]), device, now + seconds)
+    return size / read, size / copied
 
 
 def _fastest(call: Callable[[], object], device: Device, until: float) -> float:
