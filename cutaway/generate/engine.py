@@ -41,7 +41,7 @@ class Tick:
 
 
 class Engine:
-    """Generates for ``model``, at most ``max_rows`` requests at once; a request's answer does not depend on the others."""
+    """Generates for ``model``, at most ``max_rows`` requests at once; no answer depends on the other requests."""
 
     def __init__(self, model: LanguageModel, *, max_rows: int = 256) -> None:
         self.model, self.max_rows = model, max_rows
@@ -119,7 +119,8 @@ class _Wave:
             self._advance(self.drawn)
         # every later step rests on these numbers, and a search among NaN finds anything
         if not bool(self.logits.amax(1).isfinite().all()):
-            raise ModelError("the model's logits are not finite", way_out="its weights are damaged or its training diverged")
+            raise ModelError("the model's logits are not finite",
+                             way_out="its weights are damaged or its training diverged: take an earlier checkpoint")
         uniform = None
         if not self.chain.all_greedy:
             uniform = torch.from_numpy(uniforms(self.rows.streams, self.rows.position)).to(self.logits.device)
@@ -214,14 +215,15 @@ def _completions(ticks: Sequence[Tick], requests: Sequence[Request]) -> list[Com
     finish = np.concatenate([t.finish for t in ticks])[order].tolist()
     places = [(t, row) for t in ticks for row in range(len(t.request))] if any(
         r.logprobs is not None for r in requests) else []
-    out = []
+    out: list[Completion] = []
     for request, (start, end) in zip(requests, zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True), strict=True):
         reason = FINISH[finish[end - 1]]
         assert reason is not None
         done = Completion(tuple(tokens[start:end]), reason)
         if request.logprobs is not None:
             mine = [places[i] for i in order[start:end]]
-            done = replace(done, logprobs=tuple(float(t.logprobs[row]) for t, row in mine if t.logprobs is not None),
-                           alternatives=tuple(_best(t, row, request.logprobs) for t, row in mine) if request.logprobs else ())
+            best = tuple(_best(t, row, request.logprobs) for t, row in mine) if request.logprobs else ()
+            done = replace(done, alternatives=best,
+                           logprobs=tuple(float(t.logprobs[row]) for t, row in mine if t.logprobs is not None))
         out.append(done)
     return out

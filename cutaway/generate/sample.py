@@ -37,7 +37,7 @@ def keys(seeds: Sequence[int]) -> NDArray[np.uint64]:
 def uniforms(streams: NDArray[np.uint64], position: int) -> NDArray[np.float64]:
     """One number in [0, 1) a row, a function of its stream and the position alone (a counter, no state)."""
     step = np.uint64((position + 1) * int(_GOLDEN) & 0xFFFFFFFFFFFFFFFF)
-    return (_mixed(streams + step) >> np.uint64(11)) * 2.0**-53
+    return (_mixed(streams + step) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 class Sampler(Protocol):
@@ -203,7 +203,7 @@ def invert(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _search(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Index ``(B,)`` where the running sum of ``mass (B, n)`` passes ``uniform`` of it, and how far into it, in [0, 1)."""
+    """Index ``(B,)`` where the running sum of ``mass (B, n)`` passes ``uniform`` of it, and how far into that entry."""
     total = mass.cumsum(1, dtype=torch.float64)
     end = total[:, -1]
     wanted = torch.minimum(uniform * end, torch.nextafter(end, torch.zeros_like(end)))[:, None]

@@ -38,7 +38,8 @@ def save_model(folder: str | Path, model: Model, tokenizer: Tokenizer | None = N
     """
     folder = Path(folder)
     if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
-        raise ModelError(f"a tokenizer of {tokenizer.vocab_size} ids does not fit a model of {model.vocab_size}", where=folder)
+        raise ModelError(f"a tokenizer of {tokenizer.vocab_size} ids does not fit a model of {model.vocab_size}",
+                         where=folder, way_out="give the tokenizer it was trained with")
     _refuse_other(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +126,8 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     if side and side.get("config", {}).get("tie_embeddings") and head == "scalar":
         config = config.model_copy(update={"tie_embeddings": True})  # a scalar head has no place for it in public
     if tokenizer is not None and side.get("tokenizer_sha256") not in (None, tokenizer.digest):
-        raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is {tokenizer.digest[:12]})",
-                         where=folder, way_out="use the tokenizer in the model's own folder")
+        raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is "
+                         f"{tokenizer.digest[:12]})", where=folder, way_out="use the tokenizer in the model's own folder")
     model = build(config, head=head, compute_dtype=dtype)
     _assign(model, _tensors(folder, side), config, head, folder)
     return model
@@ -193,8 +194,8 @@ def _assign(model: Model, tensors: dict[str, Tensor], config: TransformerConfig,
         for name, part in zip(public, own[ours].detach().split(rows), strict=True):
             found = tensors.pop(name)
             if found.shape != part.shape or not found.is_floating_point():
-                raise ModelError(f"{name} is {found.dtype} {tuple(found.shape)}, and config.json says {tuple(part.shape)}",
-                                 where=folder / WEIGHTS, way_out=_AGAIN)
+                raise ModelError(f"{name} is {found.dtype} {tuple(found.shape)}, and config.json says "
+                                 f"{tuple(part.shape)}", where=folder / WEIGHTS, way_out=_AGAIN)
             part.copy_(found)
     _refuse_left(model, tensors, folder)
 
@@ -204,5 +205,5 @@ def _refuse_left(model: Model, left: dict[str, Tensor], folder: Path) -> None:
     for name, tensor in left.items():
         same = name == "lm_head.weight" and torch.equal(tensor.float(), model.backbone.embedding.weight.detach())
         if not same and not name.endswith("rotary_emb.inv_freq"):
-            raise ModelError(f"holds the tensor {name}, which the configuration has no place for", where=folder / WEIGHTS,
-                             way_out="check config.json")
+            raise ModelError(f"holds the tensor {name}, which the configuration has no place for",
+                             where=folder / WEIGHTS, way_out="check config.json")

@@ -102,7 +102,8 @@ def test_a_public_folder_is_read(tmp_path: Path, tied: bool) -> None:
 
 
 @pytest.mark.parametrize(("change", "word"), [
-    ({"hidden_act": "gelu"}, "hidden_act"), ({"attention_bias": True}, "attention_bias"), ({"head_dim": 16}, "head_dim"),
+    ({"hidden_act": "gelu"}, "hidden_act"), ({"attention_bias": True}, "attention_bias"),
+    ({"head_dim": 16}, "head_dim"),
     ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type")])
 def test_what_we_do_not_compute_is_refused(tmp_path: Path, change: dict[str, object], word: str) -> None:
     config = transformers.LlamaConfig(**{

@@ -74,7 +74,8 @@ def public_config(config: TransformerConfig, *, head: HeadKind, dtype: str,
 def our_config(public: Mapping[str, Any], *, where: object) -> tuple[TransformerConfig, HeadKind]:
     """The configuration and head of a public config.json. Raises ModelError for what our decoder does not compute."""
     rope = public.get("rope_parameters") or {}
-    seen = {**{k: public.get(k, allowed[0]) for k, allowed in _FIXED.items()}, "rope_type": rope.get("rope_type", "default")}
+    seen = {k: public.get(k, allowed[0]) for k, allowed in _FIXED.items()} | {
+        "rope_type": rope.get("rope_type", "default")}
     for name, value in seen.items():
         if value not in (allowed := _FIXED.get(name, ("default",))):
             raise ModelError(f"{name} is {value!r}", where=where, way_out=f"only {allowed[0]!r} is supported")

@@ -1,0 +1,52 @@
+"""What ``generate`` and ``chat`` share: their options, and a model folder made ready to write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cutaway.generate.writer import Options, Writer
+
+ModelName = Annotated[str, typer.Argument(help="A model folder, or a run (its furthest stage).")]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer; without it, all that fit the context.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")]
+TopP = Annotated[float, typer.Option(help="Draw from the fewest tokens that hold this share.")]
+MinP = Annotated[float, typer.Option(help="Leave out what is below this share of the likeliest.")]
+Repetition = Annotated[float, typer.Option("--repetition-penalty", help="Above 1: less of what was said or asked.")]
+Presence = Annotated[float, typer.Option("--presence-penalty", help="Above 0: less of what the answer has said.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+
+
+def options(*, max_tokens: int | None, temperature: float, top_k: int | None, top_p: float, min_p: float,
+            repetition_penalty: float, presence_penalty: float, seed: int, stop: list[str] | None = None,
+            logprobs: int | None = None) -> Options:
+    """How to write; a value out of range is a one-line error that names it."""
+    from cutaway.generate.writer import Options
+    from cutaway.settings import decode
+
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+           "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty}
+    return decode(Options, {"max_tokens": "fit" if max_tokens is None else max_tokens, "sampling": how, "seed": seed,
+                            "stop": stop or [], "logprobs": logprobs}, where="options")
+
+
+def open_writer(name: str, device: str) -> Writer:
+    """The model of that name on the device. Raises ModelError for a model that scores instead of writing."""
+    from cutaway.cli.place import model_folder
+    from cutaway.device import pick, set_threads
+    from cutaway.errors import ModelError
+    from cutaway.generate.engine import Engine
+    from cutaway.generate.writer import Writer
+    from cutaway.models.folder import load_model, load_tokenizer
+
+    folder = model_folder(name)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    if model.head_kind != "tokens":
+        raise ModelError("gives scores, not text", where=folder, way_out="name a model with a token head, such as base")
+    set_threads()
+    return Writer(Engine(model.to(pick(device).torch).eval()), tokenizer)
