@@ -27,4 +27,4 @@ class ScalarHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(1, width))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden.float(), self.weight).squeeze(-1)
+        return hidden.float() @ self.weight[0]

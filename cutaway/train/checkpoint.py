@@ -15,30 +15,26 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from cutaway.errors import CheckpointError, CutawayError, RunError
+from cutaway.errors import CheckpointError, ModelError, RunError
+from cutaway.models.folder import load_model, save_model
+from cutaway.models.model import Model
 from cutaway.records import digest, environment
+from cutaway.text.tokenizer import Tokenizer
 from cutaway.train.optimizer import Optimizer
 from cutaway.train.parallel import SINGLE, Parallel
 
 FORMAT = 1
-WEIGHTS, OPTIMIZER, RESUME = "model.safetensors", "optimizer.safetensors", "resume.json"
+OPTIMIZER, RESUME = "optimizer.safetensors", "resume.json"
 _NAME = re.compile(r"step-(\d+)")
 _REPLACED = re.compile(r"\.(step-\d+)\.replaced")
 Note = Callable[[str], None]
-
-
-class Vocabulary(Protocol):
-    """What a checkpoint asks of a tokenizer."""
-
-    @property
-    def digest(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +49,31 @@ class Checkpoint:
     files: dict[str, str]  # name -> sha256
 
 
-def save(folder: Path, *, step: int, model: nn.Module, optimizer: Optimizer, resume: Mapping[str, Any],
-         tokenizer: Vocabulary | None = None, metric: float | None = None, parallel: Parallel = SINGLE) -> Path:
+def save(folder: Path, *, step: int, model: Model, optimizer: Optimizer, resume: Mapping[str, Any],
+         tokenizer: Tokenizer | None = None, metric: float | None = None, parallel: Parallel = SINGLE) -> Path:
     """Write ``folder/step-N`` after step N and return it; it has that name only once all of it is on the disk.
 
     ``resume`` is the caller's own position, plain JSON. Every rank calls this, the first one writes; older checkpoints
     are not touched. Raises RunError when the folder cannot be written or the disk is full.
     """
-    weights = parallel.gathered(dict(model.named_parameters()))
-    state = parallel.gathered(optimizer.tensors())
+    whole, state = parallel.unwrap(model), parallel.gathered(optimizer.tensors())
     target, failure = folder / f"step-{step}", None
+    facts = {"step": step, "metric": metric, "tokenizer": None if tokenizer is None else tokenizer.digest,
+             "resume": dict(resume), "environment": environment()}
     if parallel.rank == 0:
         try:
-            _write(target, {WEIGHTS: weights, OPTIMIZER: state},
-                   {"step": step, "metric": metric, "tokenizer": None if tokenizer is None else tokenizer.digest,
-                    "resume": dict(resume), "environment": environment()})
-        except (OSError, SafetensorError, CutawayError) as error:
+            _write(target, whole, tokenizer, state, facts)
+        except (OSError, SafetensorError, RunError) as error:
             failure = error
     if parallel.any(failure is not None):
-        reason = getattr(failure, "strerror", None) or failure or "the first rank could not write"
         older = [f"{name} is intact; " for _, name in _listed(folder)[-1:]]
-        raise RunError(f"cannot be written ({reason})", where=target,
-                       way_out=f"{''.join(older)}free space or make the folder writable, then resume") from None
+        raise RunError(_reason(failure), where=target,
+                       way_out=f"{''.join(older)}free space or make the folder writable, then resume")
     return target
 
 
-def load(checkpoint: Checkpoint | Path, *, model: nn.Module, optimizer: Optimizer | None = None,
-         tokenizer: Vocabulary | None = None, parallel: Parallel = SINGLE) -> Checkpoint:
+def load(checkpoint: Checkpoint | Path, *, model: Model, optimizer: Optimizer | None = None,
+         tokenizer: Tokenizer | None = None, parallel: Parallel = SINGLE) -> Checkpoint:
     """Put a checkpoint's weights and optimizer state into ``model`` and ``optimizer``, in place.
 
     A path is verified first; a Checkpoint already was, by ``verify`` or ``latest``. Under ``fsdp2`` the model must
@@ -90,15 +84,14 @@ def load(checkpoint: Checkpoint | Path, *, model: nn.Module, optimizer: Optimize
         raise CheckpointError(f"made with the tokenizer {str(found.tokenizer)[:12]}, not with {tokenizer.digest[:12]}",
                               where=found.folder, way_out="resume with the run's own tokenizer")
     parameters = dict(model.named_parameters())
-    weights = _read(found.folder / WEIGHTS)
-    _same_model(parameters, weights, found.folder)
-    state = {} if optimizer is None else _read(found.folder / OPTIMIZER)
+    weights = _weights(found.folder, model)
+    state = {} if optimizer is None else _state(found.folder / OPTIMIZER)
     with torch.no_grad():
         for name, tensor in parallel.scattered(weights, parameters).items():
             parameters[name].copy_(tensor)
     if optimizer is not None:
-        by_slot = {key: parameters[key.partition("|")[0]] for key in state if key.partition("|")[0] in parameters}
-        optimizer.load_tensors(parallel.scattered(state, by_slot))
+        like = {key: parameters[name] for key in state if (name := key.partition("|")[0]) in parameters}
+        optimizer.load_tensors(parallel.scattered(state, like))
     return found
 
 
@@ -172,12 +165,13 @@ def _listed(folder: Path) -> list[tuple[int, str]]:
     return sorted((int(m[1]), m[0]) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)))
 
 
-def _write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+def _write(target: Path, model: Model, tokenizer: Tokenizer | None, state: Mapping[str, Tensor],
+           facts: Mapping[str, Any]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        for name, content in tensors.items():
-            save_file({k: v.contiguous() for k, v in content.items()}, work / name)
+        save_model(work, model, tokenizer)
+        save_file({k: v.contiguous() for k, v in state.items()}, work / OPTIMIZER)
         files = {p.name: digest(p) for p in sorted(work.iterdir())}
         body = {"format": FORMAT, **facts, "files": files}
         (work / RESUME).write_text(json.dumps(body | {"digest": _seal(body)}, indent=1, ensure_ascii=False), "utf-8")
@@ -248,18 +242,28 @@ def _metric(folder: Path) -> float | None:
         return None
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _reason(failure: Exception | None) -> str:
+    if isinstance(failure, RunError):
+        return failure.what
+    return f"cannot be written ({getattr(failure, 'strerror', None) or failure or 'the first rank says why'})"
+
+
+def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
+    """The parameters of a checkpoint under the names of ``model``, which must be of the same shape."""
+    try:
+        saved = load_model(folder)
+    except ModelError as error:
+        raise CheckpointError(error.what, where=error.where, way_out=_way_out(folder)) from None
+    if (saved.config, saved.head_kind) != (model.config, model.head_kind):
+        here, there = ({"head": m.head_kind, **m.config.model_dump()} for m in (model, saved))
+        name = next(n for n in here if here[n] != there[n])
+        raise CheckpointError(f"made by another model: {name} is {there[name]} there and {here[name]} here",
+                              where=folder, way_out="resume with the recipe that made it")
+    return dict(saved.named_parameters())
+
+
+def _state(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot be read ({error})", where=path) from None
-
-
-def _same_model(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], folder: Path) -> None:
-    here = {name: tuple(p.shape) for name, p in parameters.items()}
-    there = {name: tuple(t.shape) for name, t in weights.items()}
-    if here != there:
-        name = min(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
-        raise CheckpointError(f"made by another model: {name} is {there.get(name, 'absent')} there and "
-                              f"{here.get(name, 'absent')} here", where=folder / WEIGHTS,
-                              way_out="resume with the recipe that made it")
+        raise CheckpointError(f"cannot be read ({error})", where=path, way_out=_way_out(path.parent)) from None

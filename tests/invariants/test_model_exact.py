@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.tiny import CONFIGS, CONTEXT, VOCABULARY
+from tiny import CONFIGS, CONTEXT, VOCABULARY
 
 from cutaway.batch import Batch, Example, pack, pad
 from cutaway.models.model import Model, build, with_head

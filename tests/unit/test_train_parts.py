@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.tiny import CONFIGS, plain
+from tiny import CONFIGS, plain
 
 from cutaway.batch import Batch
 from cutaway.errors import CheckpointError, TrainingError

@@ -1,0 +1,108 @@
+"""Two ranks equal one: real processes started by torchrun over gloo, DDP and FSDP2, every objective and config."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cutaway.device import Device
+from cutaway.errors import SettingsError
+from cutaway.train import checkpoint
+from cutaway.train.parallel import SINGLE, launch
+
+TESTS = Path(__file__).resolve().parents[1]
+# Muon orthogonalises in bfloat16, where a gradient's last bit may move an entry by 2^-8 of its size
+TOLERANCE = {"muon": 1e-4, "from-one": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks wrote, and the checkpoint of one process that they went on from."""
+    root = tmp_path_factory.mktemp("ranks")
+    model, optimizer = ranks.begin("muon", SINGLE)
+    ranks.go("muon", model, optimizer, total=ranks.CUT)
+    checkpoint.save(root / "one", step=ranks.CUT, model=model, optimizer=optimizer, resume={"tokens": 1})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(TESTS / "ranks.py"), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False,
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)})
+    assert done.returncode == 0, done.stderr[-4000:]
+    return root
+
+
+def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    return json.loads((folder / "steps.json").read_text()), load_file(folder / "tensors.safetensors")
+
+
+def close(said: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float) -> None:
+    assert len(said) == len(expected)
+    for one, other in zip(said, expected, strict=True):
+        for exact in ("number", "weight", "tokens", "learning_rate", "skipped"):
+            assert one[exact] == other[exact], exact
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance, abs=1e-6)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=10 * tolerance, abs=1e-6)
+        assert one["metrics"] == pytest.approx(other["metrics"], rel=10 * tolerance, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ranks.KINDS)
+@pytest.mark.parametrize("plan", ranks.PLANS)
+def test_two_ranks_are_one(two: Path, plan: str, kind: str) -> None:
+    model, optimizer = ranks.begin(plan, SINGLE)
+    expected = ranks.go(plan, model, optimizer)
+    said, tensors = outcome(two / kind / plan)
+    close(said, expected, TOLERANCE.get(plan, 1e-5))
+    if plan not in TOLERANCE:
+        for name, parameter in model.named_parameters():
+            apart = float((tensors[name] - parameter.detach()).abs().max() / parameter.detach().abs().max())
+            assert apart <= 1e-5, name
+    assert tensors.keys() == {*dict(model.named_parameters()), *optimizer.tensors()}
+
+
+@pytest.mark.parametrize("kind", ranks.KINDS)
+def test_a_run_of_one_goes_on_as_two(two: Path, kind: str) -> None:
+    expected = ranks.go("muon", *ranks.begin("muon", SINGLE))
+    close(outcome(two / kind / "from-one")[0], expected[ranks.CUT :], TOLERANCE["from-one"])
+
+
+@pytest.mark.parametrize("kind", ranks.KINDS)
+def test_a_run_of_two_goes_on_as_one(two: Path, kind: str) -> None:
+    expected = ranks.go("muon", *ranks.begin("muon", SINGLE))
+    model, optimizer = ranks.begin("muon", SINGLE)
+    found = checkpoint.latest(two / f"two-{kind}")
+    assert found is not None and found.step == ranks.CUT
+    checkpoint.load(found, model=model, optimizer=optimizer)
+    close(ranks.go("muon", model, optimizer, start=ranks.CUT), expected[ranks.CUT :], 1e-4)
+
+
+def test_the_ranks_of_ddp_hold_equal_weights(two: Path) -> None:
+    """Resharded or replicated, the bits written are those of a whole model (asserted by the ranks themselves)."""
+    names = {kind: set(outcome(two / kind / "likelihood")[1]) for kind in ranks.KINDS}
+    assert names["ddp"] == names["fsdp2"]
+
+
+def test_processes_and_kind_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SettingsError, match=r"torchrun --nproc-per-node 2 -m cutaway"), launch("ddp", Device("cpu")):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match="2 processes were started for a run that is not parallel"), \
+            launch("single", Device("cpu")):
+        pass
+
+
+def test_one_process_needs_no_group() -> None:
+    with launch("single", Device("cpu")) as parallel:
+        assert parallel is SINGLE and not torch.distributed.is_initialized()
+        assert parallel.any(True) and not parallel.any(False)
+
+

@@ -1,0 +1,123 @@
+"""Tiny models and batches for every objective, shared by the invariants and by the processes that tests start.
+
+A batch is a pure function of (objective, step), with uneven weights, a row without any, and rows of padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from cutaway.batch import Batch, Example, pack, pad
+from cutaway.models.heads import TokenHead
+from cutaway.models.model import HeadKind, Model, build
+from cutaway.models.transformer import TransformerConfig
+from cutaway.objectives.likelihood import Likelihood, token_logprobs
+from cutaway.objectives.objective import Objective
+from cutaway.objectives.policy import GRPO, Reinforce
+from cutaway.objectives.preference import DPO, Reward, pairs, with_reference
+
+VOCABULARY, CONTEXT, ROWS = 48, 20, 8
+
+
+def _config(layers: int, heads: int, kv_heads: int, *, tied: bool) -> TransformerConfig:
+    return TransformerConfig(vocab_size=VOCABULARY, hidden_size=32, num_layers=layers, num_heads=heads,
+                             num_kv_heads=kv_heads, intermediate_size=40, context_length=CONTEXT, tie_embeddings=tied)
+
+
+CONFIGS = {"tied": _config(2, 4, 2, tied=True), "untied": _config(1, 2, 2, tied=False),
+           "one-kv-head": _config(3, 4, 1, tied=True)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An objective, the head it needs, and its global batch at each step."""
+
+    objective: Objective
+    batch: Callable[[int], Batch]
+    head: HeadKind = "tokens"
+
+
+def _example(draw: np.random.Generator, length: int, *, context: int | None = None) -> Example:
+    weights = (draw.random(length) < 0.7) * draw.uniform(0.1, 2.0, length)
+    if context is not None:
+        weights = (np.arange(length) >= context).astype(np.float64)
+    return Example(draw.integers(3, VOCABULARY, length), weights.astype(np.float32))
+
+
+def plain(step: int) -> Batch:
+    """Whole rows; the last has nothing to learn."""
+    draw = np.random.default_rng([step, 1])
+    batch = pad([_example(draw, CONTEXT + 1) for _ in range(ROWS)], pad_id=0)
+    assert batch.weights is not None
+    batch.weights[-1] = 0
+    return Batch(batch.tokens, batch.targets, batch.weights)
+
+
+def packed(step: int) -> Batch:
+    """Several examples a row, the last row padding alone."""
+    draw = np.random.default_rng([step, 2])
+    return pack([_example(draw, int(n)) for n in draw.integers(3, 9, 12)], pad_id=0, length=CONTEXT, rows=ROWS)
+
+
+def answered(step: int) -> Batch:
+    """One answer a row behind three tokens of request, of different lengths, the last row without an answer."""
+    draw = np.random.default_rng([step, 3])
+    rows = [_example(draw, int(n), context=3) for n in draw.integers(5, CONTEXT, ROWS - 1)]
+    return pad([*rows, _example(draw, 4, context=4)], pad_id=0)
+
+
+def paired(step: int) -> Batch:
+    """Chosen and rejected answers of different lengths."""
+    draw = np.random.default_rng([step, 4])
+    sides = [[_example(draw, int(n), context=3) for n in draw.integers(5, CONTEXT, ROWS)] for _ in range(2)]
+    return pairs(sides[0], sides[1], pad_id=0)
+
+
+def _reference() -> Model:
+    return build(CONFIGS["tied"], seed=99)
+
+
+def _compared(step: int) -> Batch:
+    return with_reference(_reference(), paired(step))
+
+
+def _sampled(step: int) -> Batch:
+    batch = with_reference(_reference(), answered(step))
+    with torch.no_grad():
+        old = token_logprobs(build(CONFIGS["tied"], seed=98), batch)
+    advantage = torch.from_numpy(np.random.default_rng([step, 5]).normal(size=(ROWS, 1)).astype(np.float32))
+    return replace(batch, old_logprob=old, advantage=advantage.expand_as(old).contiguous())
+
+
+CASES: dict[str, Case] = {
+    "likelihood": Case(Likelihood(chunk=7), plain),
+    "packed": Case(Likelihood(), packed),
+    "answers": Case(Likelihood(), answered),
+    "reward": Case(Reward(), paired, head="scalar"),
+    "dpo": Case(DPO(beta=0.3, label_smoothing=0.1), _compared),
+    "ipo": Case(DPO(kind="ipo"), _compared),
+    "reinforce": Case(Reinforce(kl=0.1), _sampled),
+    "grpo": Case(GRPO(kl=0.1), _sampled),
+}
+
+
+def start(case: Case, config: str = "tied", *, seed: int = 1) -> Model:
+    """A fresh model with the head that the case needs; its head is not so small that nothing would move."""
+    model = build(CONFIGS[config], head=case.head, seed=seed)
+    if not isinstance(model.head, TokenHead):
+        torch.nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+def batches(case: Case, *, micro: int = 1, rank: int = 0, world: int = 1) -> Callable[[int], Sequence[Batch]]:
+    """Step -> the micro-batches of one rank."""
+    each = ROWS // world
+
+    def at(step: int) -> Sequence[Batch]:
+        return case.batch(step).rows(rank * each, (rank + 1) * each).micro(micro)
+
+    return at
