@@ -187,7 +187,7 @@ def best_fit(lengths: Sequence[int], size: int, *, seed: int) -> list[list[int]]
 
     Equal lengths are taken in a random order, so that bins mix.
     """
-    order = np.random.default_rng(seed).permutation(len(lengths))
+    order = shuffled(np.arange(len(lengths)), max(1, len(lengths)), seed=seed)
     bins: list[list[int]] = []
     by_room: dict[int, list[int]] = {}
     rooms = 0  # bit r is set while some bin has room for exactly r

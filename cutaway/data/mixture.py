@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cutaway.batch import Batch
 from cutaway.data.loader import Source, Span
-from cutaway.data.order import share
+from cutaway.data.order import share, shuffled
 from cutaway.errors import DataError
 
 _BLOCK = 1_000
@@ -78,18 +78,21 @@ class Mixture:
 
     def _assigned(self, numbers: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """For each source: the rows of the batch it fills, and the numbers of its own rows that go there."""
-        found: list[tuple[list[int], list[int]]] = [([], []) for _ in self.sources]
+        source, mine = np.empty_like(numbers), np.empty_like(numbers)
         for block in np.unique(numbers // _BLOCK):
-            in_turn = np.repeat(np.arange(len(self.parts)), self.parts)
-            order = np.random.default_rng((self.seed, int(block))).permutation(in_turn)
-            here = np.flatnonzero(numbers // _BLOCK == block)
-            for row in here.tolist():
-                place = int(numbers[row] % _BLOCK)
-                source = int(order[place])
-                before = int(block) * self.parts[source] + int((order[:place] == source).sum())
-                found[source][0].append(row)
-                found[source][1].append(before)
-        return [(np.array(rows, np.int64), np.array(mine, np.int64)) for rows, mine in found]
+            here = numbers // _BLOCK == block
+            source[here], mine[here] = (found[numbers[here] % _BLOCK] for found in self._block(int(block)))
+        rows = [np.flatnonzero(source == i) for i in range(len(self.parts))]
+        return [(these, mine[these]) for these in rows]
+
+    def _block(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each place of a block: its source, and which of that source's rows it takes."""
+        slots = shuffled(np.arange(number * _BLOCK, (number + 1) * _BLOCK), _BLOCK, seed=self.seed)
+        source = np.searchsorted(np.cumsum(self.parts), slots, side="right")
+        mine = np.empty(_BLOCK, np.int64)
+        for i, part in enumerate(self.parts):
+            mine[source == i] = number * part + np.arange(part)
+        return source, mine
 
 
 def _joined(parts: Sequence[Batch], order: torch.Tensor) -> Batch:

@@ -60,7 +60,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The file's text."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(asdict(self), indent=1) + "\n"
 
 
 class _Writer:

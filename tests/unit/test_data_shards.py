@@ -64,6 +64,19 @@ def test_the_manifest_says_what_was_made_from_what(made: tuple[Corpus, Path, Man
     assert sum(s.documents for s in manifest.splits.values()) == 150
 
 
+def test_any_file_name_can_be_kept(tmp_path: Path, byte: Tokenizer) -> None:
+    folder = os.fsencode(files(tmp_path / "texts", 3))
+    strange = [b"caf\xe9.txt", b"two\nlines.txt", "漢字 name.txt".encode()]
+    for name in strange:
+        with open(folder + b"/" + name, "wb") as file:  # noqa: PTH123 (a name that is no text)
+            file.write(b"text of " + repr(name).encode())
+    corpus = read(PathSettings(path=str(tmp_path / "texts"), valid_share=0.0, test_share=0.0))
+    write_shards(tmp_path / "shards", corpus, byte)
+    shards = Shards.open(tmp_path / "shards")
+    assert {shards.name(i) for i in range(len(shards))} >= {os.fsdecode(n) for n in strange}
+    assert {os.fsdecode(n) for n in strange} <= set(read_manifest(tmp_path / "shards").sources)
+
+
 def test_matching_shards_are_reused_and_others_replaced(
     made: tuple[Corpus, Path, Manifest], byte: Tokenizer, tmp_path: Path
 ) -> None:
