@@ -1,6 +1,6 @@
 """Examples: one function for each shape of thing that is learned from, all to the one ``Example``.
 
-Weights say what is learned: text wholly, an answer but not its request. ``Batch`` shifts; nothing is shifted here.
+Weights say what is learned: an answer, but not its request. ``Batch`` shifts; nothing is shifted here.
 """
 
 from __future__ import annotations
@@ -14,26 +14,13 @@ from cutaway.text.chat import Message, render
 from cutaway.text.tokenizer import Tokenizer
 
 
-def plain(text: str, tokenizer: Tokenizer) -> Example:
-    """Running text from bos to eos, all of it learned."""
-    ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
-    return Example(np.array(ids, np.int64), np.ones(len(ids), np.float32))
-
-
 def chat(messages: Sequence[Message], tokenizer: Tokenizer) -> Example:
     """A conversation, of which the assistant's turns and their ends are learned."""
     ids, weights = render(messages, tokenizer)
     return Example(np.array(ids, np.int64), np.array(weights, np.float32))
 
 
-def answered(prompt: Sequence[int], answer: Sequence[int]) -> Example:
+def continued(prompt: Sequence[int], answer: Sequence[int]) -> Example:
     """Ids that were given and ids that were sampled after them; only those are learned (policies, preferences)."""
     weights = np.concatenate((np.zeros(len(prompt), np.float32), np.ones(len(answer), np.float32)))
     return Example(np.array([*prompt, *answer], np.int64), weights)
-
-
-def preference(request: str, chosen: str, rejected: str, tokenizer: Tokenizer) -> tuple[Example, Example]:
-    """Two answers to one request as two conversations: the better, and the worse."""
-    asked = Message("user", request)
-    better, worse = (chat([asked, Message("assistant", answer)], tokenizer) for answer in (chosen, rejected))
-    return better, worse

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from cutaway.batch import Batch, Example, pad
+from cutaway.data.examples import continued
 from cutaway.evaluate.answers import Answered
 from cutaway.evaluate.bits import interval
 from cutaway.models.model import Model
@@ -60,4 +61,4 @@ def _sums(model: Model, batch: Batch, temperature: float) -> NDArray[np.float64]
 def _example(request: str, answer: Answer, tokenizer: Tokenizer) -> Example:
     ids = prompt(request, tokenizer)
     said = [*answer.tokens, *([tokenizer.end_id] if answer.finished else [])]
-    return Example(np.array([*ids, *said], np.int64), np.array([0.0] * len(ids) + [1.0] * len(said), np.float32))
+    return continued(ids, said)

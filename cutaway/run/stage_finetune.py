@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from cutaway.batch import Batch, Example
+from cutaway.batch import Batch
 from cutaway.data.conversations import Conversation
+from cutaway.data.examples import chat
 from cutaway.data.loader import ExampleLoader, Loader, Span
 from cutaway.errors import TrainingError
 from cutaway.objectives.likelihood import Likelihood
@@ -18,7 +17,7 @@ from cutaway.run.recipe import Recipe
 from cutaway.run.stage_pretrain import loader, valid_bits
 from cutaway.run.training import Job, length, train
 from cutaway.run.work import Work
-from cutaway.text.chat import Message, render
+from cutaway.text.chat import Message
 from cutaway.text.tokenizer import Tokenizer
 
 STAGE, MODEL = "finetune", "finetuned"
@@ -48,8 +47,7 @@ def mixed(run: Run, recipe: Recipe, tokenizer: Tokenizer, conversations: Sequenc
     """The stage's data. A conversation longer than the context is left out and counted."""
     settings, context, made = recipe.finetune, recipe.model.context_length, []
     for c in conversations:
-        ids, weights = render([Message("user", c.request), Message("assistant", c.answer)], tokenizer)
-        made.append((Example(np.array(ids, np.int64), np.array(weights, np.float32)), c.name))
+        made.append((chat([Message("user", c.request), Message("assistant", c.answer)], tokenizer), c.name))
     kept = [(e, name) for e, name in made if len(e) - 1 <= context]
     if not kept:
         raise TrainingError(f"no conversation fits the context of {context}", way_out="raise model.context_length")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from cutaway.batch import Batch, Example
+from cutaway.data.examples import continued
 from cutaway.data.order import share, shuffled
 from cutaway.errors import TrainingError
 from cutaway.models.model import Model, with_head
@@ -29,7 +29,7 @@ def example(request: str, answer: Answer, tokenizer: Tokenizer) -> Example:
     """Request and answer; the answer, and its end if it came, has weight 1."""
     ids = prompt(request, tokenizer)
     said = [*answer.tokens, *([tokenizer.end_id] if answer.finished else [])]
-    return Example(np.array([*ids, *said], np.int64), np.array([0.0] * len(ids) + [1.0] * len(said), np.float32))
+    return continued(ids, said)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cutaway.batch import Batch, Example, pad
+from cutaway.data.examples import continued
 from cutaway.data.order import share, shuffled
 from cutaway.errors import DataError, TrainingError
 from cutaway.generate.engine import Engine
@@ -120,7 +121,7 @@ class Rollouts:
     def _batches(self, ids: Sequence[Sequence[int]], completions: Sequence[Completion],
                  values: NDArray[np.float64]) -> tuple[Batch, ...]:
         """Micro-batches of answers of like length, so that little is computed on padding."""
-        examples = [self._example(i, c) for i, c in zip(ids, completions, strict=True)]
+        examples = [continued(i, c.tokens) for i, c in zip(ids, completions, strict=True)]
         order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
         parts = [order[i : i + self.settings.rows] for i in range(0, len(order), self.settings.rows)]
         batches = [self._scored([examples[i] for i in part]) for part in parts]
@@ -131,11 +132,6 @@ class Rollouts:
                 values[part] -= self.settings.kl * moved.cpu().numpy()
         gains = group_advantages(torch.from_numpy(values), self.settings.samples, scale=self.settings.scale)
         return tuple(_advised(b, gains[part]) for b, part in zip(batches, parts, strict=True))
-
-    @staticmethod
-    def _example(ids: Sequence[int], completion: Completion) -> Example:
-        weights = np.array([0.0] * len(ids) + [1.0] * len(completion.tokens), np.float32)
-        return Example(np.array([*ids, *completion.tokens], np.int64), weights)
 
     def _scored(self, examples: Sequence[Example]) -> Batch:
         """Log-probabilities by the path that training takes, so that the first ratio is exactly 1."""

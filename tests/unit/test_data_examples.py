@@ -1,11 +1,11 @@
-"""Examples: what is learned of text, of a conversation, of a sampled answer and of a preference."""
+"""Examples: what is learned of a conversation, and of a sampled answer."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from cutaway.batch import Example, lay
-from cutaway.data.examples import answered, chat, plain, preference
+from cutaway.data.examples import chat, continued
 from cutaway.text.chat import Message
 from cutaway.text.tokenizer import ByteSettings, train
 
@@ -19,23 +19,12 @@ def learned(example: Example) -> list[int]:
     return batch.targets[batch.weights > 0].tolist()
 
 
-def test_text_is_learned_to_its_end() -> None:
-    assert learned(plain("abc", BYTE)) == [*b"abc", BYTE.eos_id]
-
-
 def test_of_a_conversation_the_answers_are_learned() -> None:
     talk = [Message("user", "a?"), Message("assistant", "b"), Message("user", "c?"), Message("assistant", "d")]
     assert learned(chat(talk, BYTE)) == [*b"b", BYTE.end_id, *b"d", BYTE.end_id]
 
 
 def test_of_a_sample_the_sampled_is_learned() -> None:
-    example = answered([1, 2, 3], [4, 5])
+    example = continued([1, 2, 3], [4, 5])
     assert example.tokens.tolist() == [1, 2, 3, 4, 5] and learned(example) == [4, 5]
     assert example.weights.dtype == np.float32
-
-
-def test_a_preference_is_two_conversations() -> None:
-    better, worse = preference("q", "good", "bad", BYTE)
-    assert (learned(better), learned(worse)) == ([*b"good", BYTE.end_id], [*b"bad", BYTE.end_id])
-    shared = 4  # bos, user, q, end
-    assert better.tokens[:shared].tolist() == worse.tokens[:shared].tolist()
