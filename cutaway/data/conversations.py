@@ -207,7 +207,9 @@ def _function(source: str, summary: str, indent: int, document: Document) -> tup
     node = _only_function(answer)
     if node is None:
         return "without a body, or that do not parse alone", None
-    request = f"Write `{node.name}({', '.join(_parameters(node.args))})`: {summary}."
+    # ``def`` and the space before the name give its tokens the same ids here as in the answer, so that copying it is
+    # one step of induction; `` `name`` would be other tokens.
+    request = f"Write `def {node.name}({', '.join(_parameters(node.args))})`: {summary}."
     return "", Conversation(request, answer, f"{document.name}:{node.name}", document.digest)
 
 

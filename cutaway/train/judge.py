@@ -7,6 +7,7 @@ and is labelled so wherever its verdict is shown. No judge ever runs an answer: 
 from __future__ import annotations
 
 import ast
+import keyword
 import re
 import sys
 import warnings
@@ -60,16 +61,17 @@ class ProgramJudge:
     """Judges a Python function: does it ``parse``, is it exactly ``one_function``, does it end by itself, does it use
     the request's ``words``?
 
-    ``words``: the names the request gives between backticks (the function's and its parameters') must be the
-    function's name and parameters, and each parameter but ``self`` and ``cls`` must be used in the body; a request
-    without such names asks for half of its own content words among the names in the code. Comments, strings and
-    docstrings never count, so copying the request into one gains nothing.
+    ``words``: at least one content word of the request stands among the names in the code (names are taken apart at
+    ``_`` and capitals; keywords, ``self`` and words that every text has do not count). Comments, strings and
+    docstrings never count, so copying the request into one gains nothing. In the standard library 99.6 % of the
+    functions meet this for their own request, and 11 % for another one's: that is the chance level.
 
     ``score`` is 0.8 of the share of demands met, plus 0.1 of how much of the text parses (lines before the first
     error) and 0.1 of the share of the request's content words among the names in the code, so that ties are few.
 
-    What it cannot see: whether the function does what was asked. ``return a, b`` satisfies it, and a policy that is
-    rewarded for nothing else will find that out: that is what the report's over-optimisation curve is for.
+    What it cannot see: whether the function does what was asked. A body of ``pass`` under the name asked for
+    satisfies it, and a policy that is rewarded for nothing else will find that out: the report shows the judge's score
+    beside the proxy reward and the KL for that reason.
     """
 
     label: str = STAND_IN
@@ -79,11 +81,11 @@ class ProgramJudge:
     def verdict(self, request: str, answer: Answer) -> Verdict:
         """Check one answer; never raises, whatever the text."""
         tree, progress = _parse(answer.text)
-        function = _single(tree)
         names = _code_words(answer.text)
-        checks = {"parses": tree is not None, "one_function": function is not None, "ends": answer.finished,
-                  "words": _uses_words(request, names, function)}
-        return Verdict(_score(checks, progress, _share(content_words(request), names)), checks)
+        used = _share(content_words(request), names)
+        checks = {"parses": tree is not None, "one_function": _single(tree) is not None, "ends": answer.finished,
+                  "words": used > 0}
+        return Verdict(_score(checks, progress, used), checks)
 
     def rank(self, request: str, answers: Sequence[Answer]) -> list[float]:
         """The verdicts' scores."""
@@ -247,14 +249,13 @@ _BLANKED = re.compile(r"""\"{3}.*?(?:\"{3}|\Z)|'{3}.*?(?:'{3}|\Z)|"(?:\\.|[^"\\\
 _NAME = re.compile(r"[^\W\d]\w*")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_A-Za-z]+")
-_QUOTED = re.compile(r"`([^`]+)`")
 _WHOLE = re.compile(r"""[.!?…;}\])>]["'”’)\]*_]*\s*\Z""")
 _COMMON = frozenset(re.findall(r"\w+", """
 a about after all also an and any are as at be been before being but by can could did do does each else for from
 given has have he her him his how i if in into is it its let me more most my no not of on one only or other our
 out over she should so some such than that the their them then there these they this to too under up us use used
 using was we were what when where which while who whose will with would write yes yet you your
-"""))
+""")) | {"self", "cls", "arg", "args", "kwargs", "returns", *(k.lower() for k in keyword.kwlist)}
 
 
 def _parse(source: str) -> tuple[ast.Module | None, float]:
@@ -277,21 +278,9 @@ def _single(tree: ast.Module | None) -> Function | None:
     return only if isinstance(only, Function) else None
 
 
-def _uses_words(request: str, names: set[str], function: Function | None) -> bool:
-    asked = [name for quoted in _QUOTED.findall(request)[:1] for name in _NAME.findall(quoted)]
-    if not asked:
-        return _share(content_words(request), names) >= 0.5
-    if function is None or function.name != asked[0]:
-        return False
-    a = function.args
-    taken = {p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if p is not None}
-    used = {n.id for part in function.body for n in ast.walk(part) if isinstance(n, ast.Name)}
-    return all(p in taken and (p in used or p in ("self", "cls")) for p in asked[1:])
-
-
 def _code_words(source: str) -> set[str]:
     """The words that names in the code are made of; strings and comments are blanked first."""
-    return {_stem(w) for name in _NAME.findall(_BLANKED.sub(" ", source)) for w in _PART.findall(name)}
+    return content_words(" ".join(_NAME.findall(_BLANKED.sub(" ", source))))
 
 
 # ---- words
@@ -300,7 +289,7 @@ def _code_words(source: str) -> set[str]:
 def content_words(text: str) -> set[str]:
     """The stems of a text's words, without the ones every text has; names are taken apart at ``_`` and capitals."""
     parts = [p for word in _WORD.findall(text.replace("_", " ")) for p in _PART.findall(word) or [word]]
-    return {_stem(p) for p in parts if p.lower() not in _COMMON and len(p) > 1}
+    return {_stem(p) for p in parts if len(p) > 1 and p.lower() not in _COMMON}
 
 
 def _stem(word: str) -> str:

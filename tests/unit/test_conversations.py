@@ -72,10 +72,10 @@ def made(text: str) -> tuple[dict[str, Conversation], Counter[str]]:
 
 def test_a_function_is_asked_for_by_its_signature_and_first_sentence():
     found, _ = made(SOURCE)
-    assert found["plain"].request == "Write `plain(a, b)`: Add two numbers."
+    assert found["plain"].request == "Write `def plain(a, b)`: Add two numbers."
     assert found["plain"].answer == "def plain(a, b=2):\n    return a + b"
-    assert found["size"].request == "Write `size(self)`: Return the size of the box."
-    assert found["fetch"].request == "Write `fetch(self, url, *rest, timeout, **more)`: Fetch the page at url."
+    assert found["size"].request == "Write `def size(self)`: Return the size of the box."
+    assert found["fetch"].request == "Write `def fetch(self, url, *rest, timeout, **more)`: Fetch the page at url."
     assert set(found) == {"plain", "size", "fetch", "many"}
 
 
@@ -114,7 +114,7 @@ def test_every_answer_is_one_function_without_docstring(lines):
     for c in functions([document("\n".join(lines))]):
         (node,) = ast.parse(c.answer).body
         assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        assert c.request.startswith(f"Write `{node.name}(")
+        assert c.request.startswith(f"Write `def {node.name}(")
 
 
 STORY = " ".join(

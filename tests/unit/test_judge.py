@@ -21,7 +21,7 @@ from cutaway.train.judge import (
 )
 from cutaway.train.reward import Answer
 
-ADD = "Write `add_all(self, items, start)`: Add all items to the starting value."
+ADD = "Write `def add_all(self, items, start)`: Add all items to the starting value."
 GOOD = "def add_all(self, items, start=0):\n    return sum(items, start)"
 
 
@@ -33,16 +33,15 @@ def answer(text: str, finished: bool = True) -> Answer:
     (GOOD, set()),
     ("async " + GOOD, set()),
     ("def add_all(self, *items, start):\n    return items + start", set()),
-    ("def add_all(self, items, start):\n    return (", {"parses", "one_function", "words"}),
+    ("def add_all(self, items, start):\n    return (", {"parses", "one_function"}),
     ("", {"one_function", "words"}),
-    (f"{GOOD}\n{GOOD}", {"one_function", "words"}),
-    (f"import os\n{GOOD}", {"one_function", "words"}),
-    ("class A:\n    pass", {"one_function", "words"}),
-    ("def other(self, items, start):\n    return items, start", {"words"}),
-    ("def add_all(self, items):\n    start = 1\n    return items + start", {"words"}),
-    ("def add_all(self, items, start):\n    pass", {"words"}),
-    ("def add_all(self, items, start):\n    # items start\n    return 'items start'", {"words"}),
-    ("def add_all(self, items, start):\n    '''Add items and start.'''", {"words"}),
+    (f"{GOOD}\n{GOOD}", {"one_function"}),
+    (f"import os\n{GOOD}", {"one_function"}),
+    ("class Item:\n    pass", {"one_function"}),
+    ("def other(self, *args):\n    return None", {"words"}),
+    ("def other(self):\n    # add all items to start\n    return 'add items to start'", {"words"}),
+    ("def other(self):\n    '''Add all items to the starting value.'''", {"words"}),
+    ("def other(itemValue):\n    pass", set()),
 ])
 def test_each_demand_fails_alone_and_for_its_own_reason(text, failed):
     verdict = ProgramJudge().verdict(ADD, answer(text))
@@ -51,17 +50,14 @@ def test_each_demand_fails_alone_and_for_its_own_reason(text, failed):
     assert ProgramJudge().verdict(ADD, answer(text, finished=False)).checks["ends"] is False
 
 
-def test_a_request_in_plain_words_asks_for_half_of_them_among_the_names():
-    request = "Please parse the header line of a message"
-    judge = ProgramJudge()
-    assert content_words(request) == {"pleas", "pars", "header", "lin", "messag"}
-    assert judge.verdict(request, answer("def parse_header(line):\n    return line")).checks["words"]
-    copied = f'def f(a):\n    # {request}\n    """{request}"""\n    return "{request}"'
-    assert not judge.verdict(request, answer(copied)).checks["words"]
+def test_content_words_are_stems_of_what_not_every_text_has():
+    assert content_words("Please parse the HTTPHeader_line of self, and return messages") == {
+        "pleas", "pars", "http", "header", "lin", "messag"}
+    assert content_words("Write what it was for you: None") == set()
 
 
 def test_scores_order_by_demands_met_first():
-    texts = [GOOD, "def add_all(self, items, start):\n    pass", f"{GOOD}\n{GOOD}", f"{GOOD}\n    return ("]
+    texts = [GOOD, "def add_all(self):\n    pass", f"{GOOD}\n{GOOD}", f"{GOOD}\n    return ("]
     scores = ProgramJudge().rank(ADD, [answer(t) for t in texts])
     assert scores == sorted(scores, reverse=True) and len(set(scores)) == 4
     assert scores[0] > 0.95 and all(0 <= s <= 1 for s in scores)
@@ -89,7 +85,7 @@ def test_no_text_makes_a_judge_raise_or_warn(text, request_, finished):
 def test_nothing_is_executed(tmp_path):
     target = tmp_path / "made"
     text = f"def f(a=open({str(target)!r}, 'w')):\n    return a"
-    assert ProgramJudge().verdict("Write `f(a)`: Open.", answer(text)).satisfies
+    assert ProgramJudge().verdict("Write `def f(a)`: Open.", answer(text)).satisfies
     assert not target.exists()
 
 
