@@ -71,7 +71,8 @@ def test_self_attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, ste
     else:
         angles = rotary[:, None]
     qkv = torch.randn(3, steps, (heads[0] + 2 * heads[1]) * heads[2]).to(dtype)
-    _agree(monkeypatch, dtype, lambda x: counted * ops.self_attention(x, angles, heads, documents=documents, causal=True),
+    _agree(monkeypatch, dtype,
+           lambda x: counted * ops.self_attention(x, angles, heads, documents=documents, causal=True),
            qkv)
 
 
@@ -95,7 +96,8 @@ def test_what_is_not_finite_stays_visible() -> None:
     mixed = ops.self_attention(bad, rotary_table(32, 4, theta=1e4)[:, None], (1, 1, 32), documents=None, causal=True)
     assert mixed[0, 1:].isnan().any() and not mixed[0, 0].isnan().any()
     hidden = torch.full((1, 2, 8), float("nan"))
-    loss = ops.linear_cross_entropy(hidden, torch.randn(9, 8), torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2), chunk=4)
+    targets = torch.zeros(1, 2, dtype=torch.long)
+    loss = ops.linear_cross_entropy(hidden, torch.randn(9, 8), targets, torch.ones(1, 2), chunk=4)
     assert loss.isnan()
 
 
