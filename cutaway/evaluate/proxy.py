@@ -7,15 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cutaway.batch import Batch, Example, pad
-from cutaway.data.examples import continued
+from cutaway.batch import Batch, pad
 from cutaway.evaluate.answers import Answered
 from cutaway.evaluate.bits import interval
 from cutaway.models.model import Model
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.records import Measurement
 from cutaway.text.tokenizer import Tokenizer
-from cutaway.train.reward import Answer, Reward, prompt
+from cutaway.train.reward import Reward, example
 
 ROWS = 32
 
@@ -35,7 +34,7 @@ def kl(policy: Model, reference: Model, answered: Answered, tokenizer: Tokenizer
     An answer counts its turn's end, if it came: whether to stop is a choice the two models may differ in.
     """
     ratios, tokens = np.zeros(len(answered.items)), np.zeros(len(answered.items))
-    examples = [_example(a.request, a.answer, tokenizer) for a in answered.items]
+    examples = [example(a.request, a.answer, tokenizer) for a in answered.items]
     order = np.argsort([len(e) for e in examples])
     for at in range(0, len(order), ROWS):
         part = order[at:at + ROWS]
@@ -56,9 +55,3 @@ def _sums(model: Model, batch: Batch, temperature: float) -> NDArray[np.float64]
     with torch.inference_mode():
         found = token_logprobs(model, batch.to(model.device), temperature=temperature)
     return np.asarray(found.double().sum(1).cpu().numpy())
-
-
-def _example(request: str, answer: Answer, tokenizer: Tokenizer) -> Example:
-    ids = prompt(request, tokenizer)
-    said = [*answer.tokens, *([tokenizer.end_id] if answer.finished else [])]
-    return continued(ids, said)

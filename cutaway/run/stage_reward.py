@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from cutaway.batch import Batch, Example
-from cutaway.data.examples import continued
 from cutaway.data.order import share, shuffled
 from cutaway.errors import TrainingError
 from cutaway.models.model import Model, with_head
@@ -18,18 +17,10 @@ from cutaway.run.finish import finish
 from cutaway.run.preferences import Preference, read_preferences
 from cutaway.run.training import Job, length, train
 from cutaway.run.work import Work
-from cutaway.text.tokenizer import Tokenizer
-from cutaway.train.reward import Answer, prompt
+from cutaway.train.reward import example
 
 STAGE, MODEL = "reward", "reward"
 _ROWS = 64
-
-
-def example(request: str, answer: Answer, tokenizer: Tokenizer) -> Example:
-    """Request and answer; the answer, and its end if it came, has weight 1."""
-    ids = prompt(request, tokenizer)
-    said = [*answer.tokens, *([tokenizer.end_id] if answer.finished else [])]
-    return continued(ids, said)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cutaway.batch import Example, pad
+from cutaway.data.examples import continued
 from cutaway.errors import TrainingError
 from cutaway.models.model import Model
 from cutaway.objectives.preference import rewards
@@ -62,7 +63,7 @@ class ModelReward:
 
     def scores(self, requests: Sequence[str], answers: Sequence[Answer]) -> list[float]:
         """The model's own numbers. Raises ModelError where request and answer exceed its context."""
-        examples = [self._example(r, a) for r, a in zip(requests, answers, strict=True)]
+        examples = [example(r, a, self.tokenizer) for r, a in zip(requests, answers, strict=True)]
         order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
         out = [0.0] * len(examples)
         for start in range(0, len(order), self.rows):
@@ -82,10 +83,6 @@ class ModelReward:
                                 way_out="train the reward model longer or on more pairs")
         return replace(self, mean=float(scores.mean()), std=float(scores.std()))
 
-    def _example(self, request: str, answer: Answer) -> Example:
-        ids = [*prompt(request, self.tokenizer), *answer.tokens, *([self.tokenizer.end_id] if answer.finished else [])]
-        return Example(np.array(ids, np.int64), np.ones(len(ids), np.float32))
-
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
@@ -102,3 +99,9 @@ def prompt(request: str, tokenizer: Tokenizer) -> list[int]:
     """The ids of a conversation of one request, up to where the answer begins."""
     ids, _ = render([Message("user", request)], tokenizer, add_generation_prompt=True)
     return list(ids)
+
+
+def example(request: str, answer: Answer, tokenizer: Tokenizer) -> Example:
+    """Request and answer, and the turn's end only if it came; the answer and its end have weight 1."""
+    end = [tokenizer.end_id] if answer.finished else []
+    return continued(prompt(request, tokenizer), [*answer.tokens, *end])
