@@ -89,7 +89,7 @@ class Model(nn.Module):
         if capacity > self.context_length:
             raise RequestError(f"{capacity} tokens are more than the context of {self.context_length}")
         c = self.config
-        shape = (rows, capacity, c.num_kv_heads, c.head_size)
+        shape = (rows, c.num_kv_heads, capacity, c.head_size)
         keys, values = ([torch.zeros(shape, dtype=self.compute_dtype, device=self.device) for _ in range(c.num_layers)]
                         for _ in range(2))
         return KVCache(keys, values, torch.zeros(rows, dtype=torch.long, device=self.device))

@@ -5,12 +5,13 @@ B rows, T queries, S keys, H query heads, Hkv key heads, D head size.
 
 from __future__ import annotations
 
+from ctypes import CDLL
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from cutaway.nn import ops
+from cutaway.nn import fused, ops
 from cutaway.nn.cache import KVCache
 from cutaway.nn.linear import Linear
 from cutaway.nn.position import rotate
@@ -25,6 +26,7 @@ class Where:
     seen: Tensor | None = None  # (B or 1, 1, T, S) dense mask over a cache
     causal: bool = True
     counts: Tensor | None = None  # (B,) real tokens of each row when reading into a cache
+    step: CDLL | None = None  # one token a row behind a cache: the kernels do it, ``rotary`` is the whole table
 
 
 class Attention(nn.Module):
@@ -47,19 +49,23 @@ class Attention(nn.Module):
         return out
 
     def _cached(self, qkv: Tensor, where: Where, layer: int, state: KVCache) -> Tensor:
+        if where.step is not None:
+            keys, values = state.room(layer)
+            heads = (self.num_heads, self.num_kv_heads, self.head_size)
+            return fused.attention_step(where.step, qkv, keys, values, state.lengths, where.rotary, heads)
         rows, steps, _ = qkv.shape
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         q, k, v = qkv.view(rows, steps, -1, self.head_size).split(sizes, 2)  # (B, T, H, D)
         cos, sin = where.rotary[0, :, :, None], where.rotary[1, :, :, None]
-        k, v = state.write(layer, rotate(k, cos, sin), v, where.counts)  # (B, S, Hkv, D)
+        k, v = state.write(layer, rotate(k, cos, sin), v, where.counts)  # (B, Hkv, S, D)
         # a group's query heads share its keys, so they become rows of one product: (B, Hkv, G*T, D)
         group = self.num_heads // self.num_kv_heads
         q = rotate(q, cos, sin).view(rows, steps, self.num_kv_heads, group, -1).permute(0, 2, 3, 1, 4)
         q = q.reshape(rows, self.num_kv_heads, group * steps, -1)
-        scores = (q @ k.permute(0, 2, 3, 1)).float() * self.head_size**-0.5  # (B, Hkv, G*T, S)
+        scores = (q @ k.transpose(2, 3)).float() * self.head_size**-0.5  # (B, Hkv, G*T, S)
         if where.seen is not None:
             seen = where.seen.repeat(1, 1, group, 1) if group > 1 and steps > 1 else where.seen
             scores = scores.masked_fill(~seen, float("-inf"))
-        mixed = torch.softmax(scores, -1).to(v.dtype) @ v.permute(0, 2, 1, 3)  # (B, Hkv, G*T, D)
+        mixed = torch.softmax(scores, -1).to(v.dtype) @ v  # (B, Hkv, G*T, D)
         mixed = mixed.view(rows, self.num_kv_heads, group, steps, -1).permute(0, 3, 1, 2, 4)
         return mixed.reshape(rows, steps, -1)

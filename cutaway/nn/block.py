@@ -10,6 +10,7 @@ from cutaway.nn import mask
 from cutaway.nn.attention import Attention, Where
 from cutaway.nn.cache import KVCache
 from cutaway.nn.feedforward import Gated
+from cutaway.nn.kernels import library_for
 from cutaway.nn.norm import RMSNorm
 from cutaway.nn.position import rotary_table
 
@@ -73,6 +74,9 @@ class Stack(nn.Module):
         if state is None:
             rotary = table[:, None, :steps] if positions is None else table[:, positions]
             return Where(rotary, documents=documents, causal=self.causal)
+        lib = library_for(table, state.keys[0]) if steps == 1 and counts is None and not torch.is_grad_enabled() else None
+        if lib is not None:
+            return Where(table, step=lib)
         at = state.lengths[:, None] + torch.arange(steps, device=tokens.device)
         # a padded token may stand behind the table's end: its angle is never used
         rotary = table[:, at.clamp(max=self.context_length - 1)]

@@ -1,6 +1,7 @@
 """Carried state of a decoder: keys and values of the tokens already read, one pair of tensors a layer.
 
-Layout ``(B, capacity, num_kv_heads, head_size)``: one token's keys are contiguous, so appending is one write.
+Layout ``(B, num_kv_heads, capacity, head_size)``: the keys of one head are contiguous, so that a batched product reads
+them where they are; with the tokens first, each step would copy the whole cache.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """Tokens a row has room for."""
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[2]
 
     def write(self, layer: int, keys: Tensor, values: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Append ``(B, T, Hkv, D)`` behind each row's tokens (only its first ``counts``); returns all keys and values
-        up to the longest row, ``(B, S, Hkv, D)``. Lengths do not move: see ``advance``."""
+        up to the longest row, ``(B, Hkv, S, D)``. Lengths do not move: see ``advance``."""
         steps = keys.shape[1]
         end = self.longest + steps
         if end > self.capacity and (counts is None or int((self.lengths + counts).max()) > self.capacity):
@@ -35,13 +36,24 @@ class KVCache:
         end = min(end, self.capacity)
         k, v = self.keys[layer], self.values[layer]
         if self.even and self.longest + steps <= self.capacity:
-            k[:, self.longest : end], v[:, self.longest : end] = keys, values
+            k[:, :, self.longest : end], v[:, :, self.longest : end] = keys.transpose(1, 2), values.transpose(1, 2)
+        elif steps == 1 and counts is None:
+            row = torch.arange(len(keys), device=keys.device)
+            k[row, :, self.lengths], v[row, :, self.lengths] = keys[:, 0], values[:, 0]
         else:
             at = self.lengths[:, None] + torch.arange(steps, device=keys.device)
             valid = at < (self.capacity if counts is None else self.lengths[:, None] + counts[:, None])
             row, column = valid.nonzero(as_tuple=True)
-            k[row, at[row, column]], v[row, at[row, column]] = keys[row, column], values[row, column]
-        return k[:, :end], v[:, :end]
+            where = at[row, column]
+            k[row, :, where], v[row, :, where] = keys[row, column], values[row, column]
+        return k[:, :, :end], v[:, :, :end]
+
+    def room(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's whole keys and values, for a kernel that appends one token a row itself."""
+        if self.longest >= self.capacity:
+            raise RequestError(f"{self.longest + 1} tokens do not fit a cache of {self.capacity}",
+                               way_out="start the state with a larger capacity")
+        return self.keys[layer], self.values[layer]
 
     def advance(self, steps: int, counts: Tensor | None) -> None:
         """Count the tokens just written: ``steps`` a row, or ``counts (B,)``."""
