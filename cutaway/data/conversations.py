@@ -29,7 +29,7 @@ PASSAGE = (60, 320)  # characters of a continuation
 OPENING = (24, 200)
 FEWEST = 4  # continuations a document gives at most, or one in SPACING characters where that is more
 SPACING = 2_000
-ENOUGH_FUNCTIONS = 50  # with fewer documented functions a corpus speaks for itself as text
+ENOUGH = (50, 0.2)  # documented functions, and share of documents that give one, from which on a corpus is code
 LIMIT = 50_000
 
 
@@ -88,9 +88,10 @@ def continuations(documents: Iterable[Document], *, counts: Counts | None = None
 
 
 def make(documents: Iterable[Document], kind: Kind | Literal["auto"] = "auto", *, limit: int = LIMIT) -> Conversations:
-    """Conversations of the kind a corpus can give, in one pass; ``auto`` takes functions where there are 50 or more.
+    """Conversations of the kind a corpus can give, in one pass.
 
-    ``limit`` bounds the memory a large corpus needs: reading stops there, and ``left_out`` says so. Raises DataError
+    ``auto`` takes functions where there are 50 or more and a fifth of the documents gives one, else continuations.
+    ``limit`` bounds what a large corpus costs: reading stops where a kind has so many, and ``left_out`` says so. Raises DataError
     where the documents give nothing.
     """
     makers: dict[Kind, Callable[[Document, Counts], Iterator[Conversation]]] = {
@@ -100,14 +101,18 @@ def make(documents: Iterable[Document], kind: Kind | Literal["auto"] = "auto", *
     wanted: tuple[Kind, ...] = ("functions", "continuations") if kind == "auto" else (kind,)
     counts: dict[Kind, Counts] = {k: Counter() for k in wanted}
     found: dict[Kind, dict[tuple[str, str], Conversation]] = {k: {} for k in wanted}
+    read = 0
     for document in documents:
-        if len(found[wanted[0]]) >= limit:
-            counts[wanted[0]]["documents behind the limit (at least)"] += 1
+        if any(len(found[k]) >= limit for k in wanted):
+            for k in wanted:
+                counts[k]["documents behind the limit (at least)"] += 1
             break
+        read += 1
         for k in wanted:
-            if k == wanted[0] or len(found[wanted[0]]) < ENOUGH_FUNCTIONS:
-                _collect(found[k], makers[k](document, counts[k]), counts[k], limit)
-    chosen = wanted[0] if len(found[wanted[0]]) >= ENOUGH_FUNCTIONS or not found[wanted[-1]] else wanted[-1]
+            _collect(found[k], makers[k](document, counts[k]), counts[k], limit)
+    givers = len({c.document for c in found[wanted[0]].values()})
+    code = len(found[wanted[0]]) >= ENOUGH[0] and givers >= ENOUGH[1] * read
+    chosen = wanted[0] if code or not found[wanted[-1]] else wanted[-1]
     if not found[chosen]:
         raise DataError(f"no conversation can be made of this text (left out: {_listed(counts[chosen])})",
                         way_out="give more text, or documented functions")
@@ -258,7 +263,8 @@ def _sentences(text: str, ends: Sequence[int]) -> Iterator[tuple[int, str, str]]
         opening = text[start:ends[i]].strip()
         last = bisect_right(ends, ends[i] + PASSAGE[1]) - 1
         passage = text[ends[i]:ends[last]].strip()
-        if OPENING[0] <= len(opening) <= OPENING[1] and len(passage) >= PASSAGE[0]:
+        letters = sum(map(str.isalpha, opening))
+        if OPENING[0] <= len(opening) <= OPENING[1] and 2 * letters > len(opening) and len(passage) >= PASSAGE[0]:
             yield start, opening, passage
             i = last
         start, i = ends[i], i + 1

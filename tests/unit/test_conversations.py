@@ -151,6 +151,8 @@ def test_auto_takes_functions_where_there_are_enough_and_says_so():
     chosen = make(document(t, n) for t, n in ((STORY, "story"), (code, "m.py")))
     assert (chosen.kind, len(chosen)) == ("functions", 50)
     assert "50 conversations (request → function)" in str(chosen)
+    manual = [document(f"{STORY} {i}", f"{i}.md") for i in range(9)]
+    assert make([document(code, "m.py"), *manual]).kind == "continuations"
     assert make([document(STORY, "story"), document(SOURCE)]).kind == "continuations"
     assert make([document(SOURCE)], "functions").kind == "functions"
 
