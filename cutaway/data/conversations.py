@@ -91,8 +91,8 @@ def make(documents: Iterable[Document], kind: Kind | Literal["auto"] = "auto", *
     """Conversations of the kind a corpus can give, in one pass.
 
     ``auto`` takes functions where there are 50 or more and a fifth of the documents gives one, else continuations.
-    ``limit`` bounds what a large corpus costs: reading stops where a kind has so many, and ``left_out`` says so. Raises DataError
-    where the documents give nothing.
+    ``limit`` bounds what a large corpus costs: reading stops where a kind has so many, and ``left_out`` says so.
+    Raises DataError where the documents give nothing.
     """
     makers: dict[Kind, Callable[[Document, Counts], Iterator[Conversation]]] = {
         "functions": _functions, "continuations": _continuations}
