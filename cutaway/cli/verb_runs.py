@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,11 +23,16 @@ def command(
     rows = []
     for value in found:
         stages, figures = list(value["stages"]), value["figures"]
-        bits = next((figures[k]["value"] for k in ("aligned.bits_per_byte", "finetuned.bits_per_byte", "base.bits_per_byte")
-                     if k in figures), None)
-        good = figures.get("aligned.satisfies", figures.get("finetuned.satisfies", {})).get("value")
+        bits, good = (_latest(figures, name) for name in ("bits_per_byte", "satisfies"))
         rows.append((value["run"], stages[-1] if stages else "–", "–" if bits is None else f"{bits:.3f}",
                      "–" if good is None else f"{100 * good:.1f} %",
                      "–" if value["seconds"] is None else f"{value['seconds']:.0f} s"))
-    text = table(("run", "last stage done", "bits per byte", "satisfies", "time"), rows) if rows else f"no runs in {runs}"
+    columns = ("run", "last stage done", "bits per byte", "satisfies", "time")
+    text = table(columns, rows) if rows else f"no runs in {runs}; begin with: cutaway run quickstart"
     result({"folder": str(runs), "runs": found}, text, json=json)
+
+
+def _latest(figures: dict[str, Any], name: str) -> float | None:
+    """The figure of the latest model that has it."""
+    found = (figures.get(f"{model}.{name}") for model in ("aligned", "finetuned", "base"))
+    return next((m["value"] for m in found if m is not None), None)

@@ -30,9 +30,11 @@ def command(
     found = open_run(run, runs)
     value = summary(found)
     waiting = [name for name, _ in PLAN if name not in value["stages"]]
-    next_line = f"next: {waiting[0]}; go on with: cutaway resume {found.folder}" if waiting else f"report: {value['report']}"
+    last = f"report: {value['report']}"
+    if waiting:
+        last = f"waiting: {', '.join(waiting)}; go on with: cutaway resume {found.folder}"
     result({**value, "waiting": waiting, "costs": _costs(found)},
-           Group(_stage_table(found), figure_table(figures(found)), next_line), json=json)
+           Group(_stage_table(found), figure_table(figures(found)), last), json=json)
 
 
 def _costs(run: Run) -> dict[str, Any]:

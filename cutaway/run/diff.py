@@ -24,10 +24,10 @@ def difference(a: Run, b: Run) -> Difference:
     """Compare two runs."""
     settings = _differing(a.recipe.model_dump(mode="json"), b.recipe.model_dump(mode="json"))
     lineages = [run.read_json("lineage.json") or {} for run in (a, b)]
-    kept = [{k: row.get(k) for k in ("tokenizer", "data")} for row in lineages]
+    one, two = ({k: row.get(k) for k in ("tokenizer", "data")} for row in lineages)
     first, second = figures(a), figures(b)
     names = dict.fromkeys((*first, *second))
-    return Difference(settings, _differing(*kept), {n: (first.get(n), second.get(n)) for n in names})
+    return Difference(settings, _differing(one, two), {n: (first.get(n), second.get(n)) for n in names})
 
 
 def verdict(a: Measurement | None, b: Measurement | None) -> str:

@@ -21,10 +21,9 @@ def finish(work: Work, job: Job, model: Model, name: str) -> None:
         if not mine:
             return
         rows = [r for r in work.run.rows(work.run.log) if r.get("stage") == job.stage]
-        with work.run.folder_for(work.run.model(name)) as folder:
-            save_model(folder, whole(model, tensors), work.tokenizer)
+        save_model(work.run.model(name), whole(model, tensors), work.tokenizer)
         lineage.add_model(work.run, name, len(rows))
-        work.event(job.stage, "done", **measured(work, job, rows))
+        work.event(job.stage, "done", measured(work, job, rows))
 
 
 def whole(model: Model, tensors: dict[str, torch.Tensor]) -> Model:

@@ -170,10 +170,10 @@ def open_run(name: str | Path, root: Path = Path("runs")) -> Run:
         if (folder / "recipe.toml").is_file():
             return Run(folder)
     if Path(name).is_dir():
-        raise RunError("not a run: it holds no recipe.toml", where=name, way_out="name a folder that `cutaway run` made")
+        raise RunError("not a run: it holds no recipe.toml", where=name, way_out="name a folder that cutaway run made")
     there = [r.name for r in runs(root)]
-    raise RunError(f"no run {str(name)!r}", way_out=f"there are {', '.join(there)}" if there
-                   else f"there are none in {root}; begin with: cutaway run quickstart")
+    known = f"there are {', '.join(there)}" if there else f"{root} has none; begin with: cutaway run quickstart"
+    raise RunError(f"no run {str(name)!r}", way_out=known)
 
 
 def runs(root: Path = Path("runs")) -> list[Run]:

@@ -1,8 +1,9 @@
-"""Pipeline: the stages of a run in their order, each done once; a run that stopped goes on inside the stage it was in."""
+"""Pipeline: the stages of a run in order, each done once; a run that stopped goes on inside the stage it was in."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import torch
 
 from cutaway import device as machines
+from cutaway.data.documents import read
+from cutaway.errors import CutawayError
 from cutaway.run import lineage
 from cutaway.run.folder import Run, create
 from cutaway.run.recipe import Recipe
@@ -41,12 +44,20 @@ PLAN: tuple[tuple[str, Callable[[Work], None]], ...] = (
 
 
 def start(recipe: Recipe, root: Path, screen: Screen) -> Run:
-    """Make the run's folder and go through every stage. Raises Interrupted, with everything saved, when asked to stop."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        run = create(root, recipe)
-    else:
-        run = Run(root / recipe.name)
-    return _session(run, recipe, screen)
+    """Make the run's folder and go through every stage. Raises Interrupted, all saved, when asked to stop.
+
+    A folder that would hold nothing, because the text or the tokenizer is refused, does not stay.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _session(Run(root / recipe.name), recipe, screen)
+    read(recipe.data)  # no folder is made for text that cannot be used
+    run = create(root, recipe)
+    try:
+        return _session(run, recipe, screen)
+    except CutawayError:
+        if not (run.folder / "tokenizer").exists():
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
 
 
 def resume(run: Run, screen: Screen) -> Run:

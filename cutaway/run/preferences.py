@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cutaway.errors import RunError
@@ -24,7 +24,7 @@ class Preference:
     answers: tuple[Answer, ...]
     scores: tuple[float, ...]
     pairs: tuple[Pair, ...]
-    held_out: bool
+    held_out: bool = False
 
     def to_row(self, judge: str, stand_in: bool) -> dict[str, Any]:
         """The line of the file; ``chosen`` is the best answer, none where all are equal."""
@@ -48,9 +48,11 @@ def pairs_from(scores: Sequence[float], most: int) -> tuple[tuple[Pair, ...], in
     return kept, len(found) - len(kept)
 
 
-def is_held_out(request: str, share: float, seed: int) -> bool:
-    """A function of the request alone, so that every pair of one request falls on one side."""
-    return int(digest(f"{seed} {request}".encode())[:13], 16) / 16**13 < share
+def hold_out(preferences: Sequence[Preference], share: float, seed: int) -> list[Preference]:
+    """``share`` of the requests that gave pairs only test: those of smallest hash, at least one, never all."""
+    giving = sorted((p.request for p in preferences if p.pairs), key=lambda r: digest(f"{seed} {r}".encode()))
+    held = set(giving[: max(1, min(round(share * len(giving)), len(giving) - 1))])
+    return [replace(p, held_out=p.request in held) for p in preferences]
 
 
 def write_preferences(run: Run, preferences: Sequence[Preference], *, judge: str, stand_in: bool) -> None:

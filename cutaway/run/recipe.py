@@ -100,7 +100,7 @@ class Pretrain(Learning):
 
 
 class Finetune(Learning):
-    """Answers to requests. ``replay`` is the share of rows that go on with the pre-training text, against forgetting."""
+    """Answers to requests. ``replay`` is the share of rows that repeat pre-training text, against forgetting."""
 
     budget: Budget
     rows: int = Field(default=16, ge=1)
@@ -109,7 +109,7 @@ class Finetune(Learning):
 
 
 class Preferences(Settings):
-    """``samples`` answers a request from the fine-tuned model, ranked by the judge; best against worst, ties dropped."""
+    """``samples`` answers a request from the fine-tuned model, ranked by the judge; best against worst."""
 
     budget: RequestBudget
     samples: int = Field(default=4, ge=2)
@@ -246,8 +246,8 @@ def find(name: str) -> Path:
     if name in known:
         return RECIPES / f"{name}.toml"
     near = nearest(name, known)
-    raise SettingsError(f"no recipe is called {name!r}",
-                        way_out=f"did you mean {near!r}?" if near else f"there are {', '.join(known)}, or give a .toml file")
+    raise SettingsError(f"no recipe is called {name!r}", way_out=f"did you mean {near!r}?" if near else
+                        f"there are {', '.join(known)}, or give a .toml file")
 
 
 def load(name: str, assignments: Sequence[str] = ()) -> Recipe:
@@ -264,7 +264,7 @@ def reload(path: Path) -> Recipe:
 
 
 def resolve(tree: dict[str, Any], where: object) -> dict[str, Any]:
-    """``device``, ``dtype`` and ``threads`` of ``auto`` (or absent) become what this machine has; empty tables appear."""
+    """``device``, ``dtype`` and ``threads`` of ``auto`` (or absent) become what this machine has; tables appear."""
     from cutaway import device as machines
 
     out = {**{s: {} for s in ("evaluate", "checkpoint", "parallel", "model")}, "judge": {"kind": "program"}, **tree}

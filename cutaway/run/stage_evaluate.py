@@ -38,8 +38,8 @@ def evaluate_stage(work: Work, name: str) -> None:
         settings = work.recipe.evaluate
         requests, left_out = chosen_requests(work.text.test, work.tokenizer, work.recipe)
         if left_out and name == "random":
-            work.note(f"{left_out:,} held-out requests are left out: they and an answer of {settings.max_tokens} tokens "
-                      f"do not fit the context of {model.context_length}")
+            work.note(f"{left_out:,} held-out requests are left out: with an answer of {settings.max_tokens} tokens "
+                      f"they do not fit the context of {model.context_length}")
         answered = ask(model, work.tokenizer, requests, work.judge, max_tokens=settings.max_tokens,
                        sampling=Sampling(temperature=settings.temperature), seed=work.recipe.seed)
         row = _measured(work, name, scores, answered)
@@ -48,14 +48,15 @@ def evaluate_stage(work: Work, name: str) -> None:
             row |= {"kl": per["per_answer"], "kl_per_token": per["per_token"],
                     "proxy_reward": proxy_reward(reward_of(work), answered)}
         work.run.write_json(f"evals/{name}.json", row)
-        work.event(stage, "done", seconds=watch.seconds)
+        work.event(stage, "done", {"seconds": watch.seconds})
         shown = [row["bits_per_byte"], row["answers"]["satisfies"]]
         work.note(f"{name}: " + " · ".join(str(m) for m in shown))
 
 
-def chosen_requests(conversations: Sequence[Conversation], tokenizer: Tokenizer, recipe: Recipe) -> tuple[list[str], int]:
-    """Held-out requests in an order that depends on their number alone, so that no stage chooses its own; and how many
-    do not fit the context."""
+def chosen_requests(conversations: Sequence[Conversation], tokenizer: Tokenizer,
+                    recipe: Recipe) -> tuple[list[str], int]:
+    """Held-out requests in an order made from their number alone, so that no stage chooses its own; and how many do
+    not fit the context."""
     settings = recipe.evaluate
     kept, left_out = fitting(conversations, tokenizer, recipe.model.context_length - settings.max_tokens)
     order = np.random.default_rng([0, len(kept)]).permutation(len(kept))
@@ -95,8 +96,8 @@ def _scores(run: Run, name: str) -> Scores:
 def answers(run: Run, name: str) -> Answered:
     """What a model of the run answered, from samples.jsonl."""
     rows = [r for r in run.rows(Journal(run.folder / "samples.jsonl")) if r["stage"] == name]
-    items = tuple(Asked(r["request"], answer_of({"text": r["answer"], "tokens": r["tokens"], "finished": r["finished"]}),
-                        Verdict(r["score"], r["checks"])) for r in rows)
+    items = tuple(Asked(r["request"], answer_of({**r, "text": r["answer"]}), Verdict(r["score"], r["checks"]))
+                  for r in rows)
     return Answered(items, _eval(run, name)["answers"]["satisfies"]["conditions"])
 
 
@@ -110,7 +111,7 @@ def proxy_stage(work: Work) -> None:
             row = _eval(work.run, name)
             row["proxy_reward"] = proxy_reward(reward, answers(work.run, name))
             work.run.write_json(f"evals/{name}.json", row)
-        work.event("evaluate-proxy", "done", seconds=watch.seconds)
+        work.event("evaluate-proxy", "done", {"seconds": watch.seconds})
 
 
 def figures(run: Run) -> dict[str, Measurement]:

@@ -13,7 +13,7 @@ from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
 from cutaway.models.model import Model
 from cutaway.records import Journal
-from cutaway.run.preferences import Preference, is_held_out, pairs_from, write_preferences
+from cutaway.run.preferences import Preference, hold_out, pairs_from, write_preferences
 from cutaway.run.preferences import answer_of as answer_of_row
 from cutaway.run.recipe import PersonJudgeSettings, RequestsBudget
 from cutaway.run.work import Work
@@ -39,9 +39,10 @@ def preferences_stage(work: Work) -> None:
         pairs, held = sum(len(p.pairs) for p in preferences), sum(len(p.pairs) for p in preferences if p.held_out)
         work.note(f"{pairs:,} pairs from {len(preferences):,} requests ranked by {judge.label}; {ties:,} ties dropped; "
                   f"{held:,} pairs held out")
-        work.event(STAGE, "done", seconds=time.perf_counter() - began, requests=len(preferences), pairs=pairs,
-                   held_out_pairs=held, ties=ties, judge=judge.label, stand_in=judge.stand_in,
-                   answer_tokens=sum(len(a.tokens) for p in preferences for a in p.answers))
+        work.event(STAGE, "done", {
+            "seconds": time.perf_counter() - began, "requests": len(preferences), "pairs": pairs,
+            "held_out_pairs": held, "ties": ties, "judge": judge.label, "stand_in": judge.stand_in,
+            "answer_tokens": sum(len(a.tokens) for p in preferences for a in p.answers)})
 
 
 def _requests(work: Work) -> list[str]:
@@ -73,7 +74,7 @@ def _answer_all(work: Work, requests: Sequence[str]) -> list[tuple[str, tuple[An
 
 
 def _plan(work: Work, total: int, basis: str, seconds: float | None = None) -> None:
-    work.event(STAGE, "plan", requests=total, basis=basis, **({} if seconds is None else {"seconds": seconds}))
+    work.event(STAGE, "plan", {"requests": total, "basis": basis, **({} if seconds is None else {"seconds": seconds})})
 
 
 def _promise(work: Work, took: float, available: int) -> int:
@@ -112,6 +113,5 @@ def _rank(work: Work, judge: Judge, answered: Sequence[tuple[str, tuple[Answer, 
             continue  # the person had no opinion; the judge's own file says so
         pairs, tied = pairs_from(scores, settings.pairs)
         ties += tied
-        held = is_held_out(request, settings.held_out, work.recipe.seed)
-        out.append(Preference(request, answers, tuple(scores), pairs, held))
-    return out, ties
+        out.append(Preference(request, answers, tuple(scores), pairs))
+    return hold_out(out, settings.held_out, work.recipe.seed), ties

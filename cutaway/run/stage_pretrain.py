@@ -40,5 +40,6 @@ def pretrain_stage(work: Work) -> None:
     rank, world = work.parallel.rank, work.parallel.world
     model = fresh(work)
     job = Job(STAGE, model, lambda n: source.batch(n, rank=rank, world=world).micro(settings.micro), Likelihood(),
-              settings, look=lambda m: valid_bits(work, m), best=("valid_bits_per_byte", -1), step_tokens=settings.rows * context)
+              settings, look=lambda m: valid_bits(work, m), best=("valid_bits_per_byte", -1),
+              step_tokens=settings.rows * context)
     finish(work, job, train(work, job, length(work, job, settings.budget)), MODEL)

@@ -32,7 +32,7 @@ def text_stage(work: Work) -> None:
 
 def _prepare(work: Work, watch: Stopwatch) -> None:
     recipe, run = work.recipe, work.run
-    work.event(STAGE, "plan", basis="once over the text")
+    work.event(STAGE, "plan", {"basis": "once over the text"})
     corpus = read(recipe.data)
     if corpus.note:
         work.note(corpus.note)
@@ -50,7 +50,7 @@ def _prepare(work: Work, watch: Stopwatch) -> None:
     tokens = manifest.splits["train"].tokens
     work.note(f"{manifest.splits['train'].documents:,} documents to learn from, {tokens:,} tokens of "
               f"{tokenizer.vocab_size:,}; {len(work.text.train):,} + {len(work.text.test):,} held-out conversations")
-    work.event(STAGE, "done", seconds=watch.seconds, tokens=tokens)
+    work.event(STAGE, "done", {"seconds": watch.seconds, "tokens": tokens})
 
 
 def _conversations(work: Work, corpus: Corpus) -> tuple[Conversations, Conversations]:

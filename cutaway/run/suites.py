@@ -42,10 +42,9 @@ def models_of(name: str, runs: Path) -> tuple[Run | None, list[Path]]:
 def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, device: Device) -> dict[str, Measurement]:
     """Figures of one model. Raises SettingsError for an unknown suite, or where there is nothing to measure on."""
     if suite not in SUITES:
-        near = nearest(suite, SUITES)
-        raise SettingsError(f"no suite {suite!r}", way_out=f"did you mean {near}?" if near else f"one of {', '.join(SUITES)}")
+        raise SettingsError(f"no suite {suite!r}", way_out=f"did you mean {nearest(suite, SUITES) or 'all'}?")
     if run is None and data is None:
-        raise SettingsError("a model outside a run has no held-out text of its own", where=folder, way_out="add --data PATH")
+        raise SettingsError("a model outside a run has no held-out text", where=folder, way_out="add --data PATH")
     if suite == "answers" and run is None:
         raise SettingsError("only a run has held-out requests", where=folder, way_out="name a run, or the suite bits")
     model, tokenizer = load_model(folder).to(device.torch), load_tokenizer(folder)

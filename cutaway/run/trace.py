@@ -20,7 +20,7 @@ def trace(run: Run, step: int, stage: str = "pretrain") -> list[Span]:
     Raises SettingsError for a stage whose batches are not text, or a step the run does not have.
     """
     if stage not in STAGES:
-        raise SettingsError(f"the batches of {stage!r} are not cut from documents", way_out=f"choose {' or '.join(STAGES)}")
+        raise SettingsError(f"batches of {stage!r} are not cut from documents", way_out=f"choose {' or '.join(STAGES)}")
     if not (run.folder / "data" / "text.json").exists():
         raise RunError("has no text yet", where=run.folder, way_out=f"cutaway resume {run.folder}")
     recipe = run.recipe

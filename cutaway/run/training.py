@@ -62,15 +62,16 @@ def length(work: Work, job: Job, budget: StepsBudget | TokensBudget | SecondsBud
 def _plan(work: Work, job: Job, total: int, basis: str, *, each: float | None = None) -> None:
     """Write down what the stage should cost: by the configuration alone, and by the calibration where there was one."""
     context = work.recipe.model.context_length
-    by_machine = predict(job.model.config, total * job.step_tokens, context=context,
-                         rows=max(1, job.step_tokens // context), machine=work.machine, dtype=work.dtype, passes=job.passes)
+    by_machine = predict(job.model.config, total * job.step_tokens, context=context, passes=job.passes,
+                         rows=max(1, job.step_tokens // context), machine=work.machine, dtype=work.dtype)
     seconds = by_machine.seconds if each is None else total * each
-    work.event(job.stage, "plan", basis=basis, steps=total, tokens=total * job.step_tokens, flops=by_machine.flops,
-               seconds=seconds, seconds_by_configuration=by_machine.seconds, memory_bytes=by_machine.memory_bytes)
+    work.event(job.stage, "plan", {
+        "basis": basis, "steps": total, "tokens": total * job.step_tokens, "flops": by_machine.flops,
+        "seconds": seconds, "seconds_by_configuration": by_machine.seconds, "memory_bytes": by_machine.memory_bytes})
 
 
 def calibrate(work: Work, job: Job, seconds: float) -> tuple[int, float]:
-    """How many steps fit into ``seconds``, and the seconds of one, from a few steps of a copy on this rank's batches."""
+    """How many steps fit into ``seconds``, and the seconds of one, from a few steps of a copy on this rank alone."""
     began = time.perf_counter()
     trial = copy.deepcopy(job.model)
     took: list[float] = []

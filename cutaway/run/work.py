@@ -128,83 +128,6 @@ class Work:
                       f"tokens they do not fit the context of {context}")
         return kept
 
-    def note(self, text: str) -> None: ...
-    def progress(self, name: str, *, total: float, unit: str) -> AbstractContextManager[Bar]: ...
-
-
-@dataclass(frozen=True)
-class Text:
-    """What a run reads of its corpus once and keeps in ``data/``: later changes of the files cannot change the run."""
-
-    train: tuple[Conversation, ...]
-    test: tuple[Conversation, ...]
-    kind: str
-    valid: HeldOut
-    held: HeldOut
-
-
-@dataclass
-class Work:
-    """A session on a run. ``earlier`` is the seconds that former sessions took."""
-
-    run: Run
-    recipe: Recipe
-    device: Device
-    machine: Machine
-    parallel: Parallel
-    screen: Screen
-    asked: Callable[[], bool]
-    earlier: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of this run so far, all sessions together."""
-        return self.earlier + time.perf_counter() - self.started
-
-    @property
-    def first(self) -> bool:
-        """Whether this rank writes."""
-        return self.parallel.rank == 0
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What products are computed in."""
-        return compute_dtype(self.recipe.dtype, self.device)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer."""
-        return load_tokenizer(self.run.folder / "tokenizer")
-
-    @cached_property
-    def text(self) -> Text:
-        """The run's conversations and held-out text."""
-        from cutaway.run.stage_text import read_text
-
-        return read_text(self.run)
-
-    @cached_property
-    def judge(self) -> ProgramJudge | TextJudge:
-        """The program that checks answers of this run's kind."""
-        return program_judge(self.text.kind)
-
-    def load(self, name: str) -> Model:
-        """A finished model of this run on this run's device."""
-        model = load_model(self.run.model(name)).to(self.device.torch)
-        model.compute_dtype = self.dtype
-        return model
-
-    def fitting(self, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
-        """The distinct requests that leave room for an answer of ``max_tokens``; how many do not is noted."""
-        room = self.recipe.model.context_length - max_tokens
-        requests = list(dict.fromkeys(c.request for c in conversations))
-        kept = [r for r in requests if len(prompt(r, self.tokenizer)) <= room]
-        if len(kept) < len(requests):
-            self.note(f"{len(requests) - len(kept):,} of {len(requests):,} requests are left out: with an answer of "
-                      f"{max_tokens} tokens they do not fit the context of {self.recipe.model.context_length}")
-        return kept
-
     def note(self, text: str) -> None:
         """One line for people, from the first rank."""
         if self.first:
@@ -215,11 +138,11 @@ class Work:
         if self.first:
             self.run.log.append(row)
 
-    def event(self, stage: str, event: str, **facts: Any) -> None:
+    def event(self, stage: str, event: str, facts: Mapping[str, Any] | None = None) -> None:
         """One row of stages.jsonl."""
         if self.first:
             self.run.stages.append({"stage": stage, "event": event, "elapsed": round(self.elapsed, 3),
-                                    "peak_rss_bytes": peak_rss_bytes(children=True), **facts})
+                                    "peak_rss_bytes": peak_rss_bytes(children=True), **(facts or {})})
 
     def shared(self, value: float) -> float:
         """The first rank's value, on every rank."""
