@@ -1,4 +1,4 @@
-"""``cutaway run debug`` as a person types it, on a small corpus: every stage, every file, every verb that reads a run."""
+"""``cutaway run debug`` as a person types it, on a small corpus: each stage, file and verb that reads a run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.run_corpus import cutaway, last_json, tiny, write_corpus
 
 from cutaway.cli.main import main
 from cutaway.records import read_journal
+from tests.run_corpus import cutaway, last_json, tiny, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,8 @@ def test_the_folder_holds_what_it_should(place: Path) -> None:
 
 def test_the_log_has_every_step_once(place: Path) -> None:
     rows = read_journal(place / "runs" / "debug" / "log.jsonl")
-    steps = {stage: [r["step"] for r in rows if r["stage"] == stage] for stage in ("pretrain", "finetune", "reward", "align")}
+    stages = ("pretrain", "finetune", "reward", "align")
+    steps = {stage: [r["step"] for r in rows if r["stage"] == stage] for stage in stages}
     assert steps == {"pretrain": [*range(1, 9)], "finetune": [*range(1, 9)], "reward": [*range(1, 7)],
                      "align": [*range(1, 5)]}
     last = rows[-1]
