@@ -151,7 +151,13 @@ def events() -> list[dict[str, Any]]:
         ("evaluate-aligned", None, 5.4, {}),
     ):
         rows.append(
-            {"stage": stage, "event": "plan", "elapsed": elapsed, **({"seconds": planned} if planned else {})}
+            {
+                "stage": stage,
+                "event": "plan",
+                "elapsed": elapsed,
+                "basis": "calibration",
+                **({"seconds": planned, "seconds_by_configuration": 0.9 * planned} if planned else {}),
+            }
         )
         elapsed += seconds
         rows.append(

@@ -24,7 +24,9 @@ if __name__ == "__main__":
         mlp_class_name="LLaMAMLP",
         intermediate_size=case.inner,
     )
-    model = GPT(config).to(case.device)
+    model = GPT(config)
+    model.apply(model._init_weights)
+    model.to(case.device)
     model.lm_head.weight = model.transformer.wte.weight  # tied, as everybody else here
 
     def loss_of(model, tokens, targets):

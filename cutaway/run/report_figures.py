@@ -196,6 +196,7 @@ ALIGN = {
     "kl": "KL",
     "answer_tokens": "Answer tokens",
     "finished": "Finished",
+    "entropy": "Entropy",
     "equal_groups": "Groups without a difference",
 }
 
@@ -223,6 +224,8 @@ def alignment_pictures(e: Evidence) -> list[Picture]:
             width=HALF,
             height=220,
             y_low=0.0 if min(values) >= 0 else None,
+            y_high=1.0 if key == "judge" else None,
+            y_format=(lambda v: f"{100 * v:.0f} %") if key == "judge" else None,
         )
         out.append(
             Picture(
@@ -248,6 +251,8 @@ def _against(rows: Sequence[Row]) -> list[Picture]:
         width=HALF,
         height=220,
         y_low=0.0,
+        y_high=1.0,
+        y_format=lambda v: f"{100 * v:.0f} %",
     )
     points = Series("judge", [max(0.0, r["kl"]) for r in both], [r["judge"] for r in both], "t3", dots=True)
     return [

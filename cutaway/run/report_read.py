@@ -48,7 +48,8 @@ class Stage:
     name: str
     facts: Row
     seconds: float | None
-    predicted_seconds: float | None
+    predicted_seconds: float | None  # from the configuration and the measured machine alone
+    calibrated_seconds: float | None  # promised after a few timed steps, where the budget is in seconds
     steps: int | None
     tokens: float | None
     flops: float | None
@@ -227,7 +228,10 @@ def _stages(
             continue
         kinds = merged.setdefault(str(event.get("stage")), {})
         kind = str(event.get("event"))
-        kinds[kind] = {**kinds.get(kind, {}), **event}
+        before = kinds.get(kind, {})
+        kinds[kind] = (
+            {**event, **before} if kind == "plan" else {**before, **event}
+        )  # the first promise counts
     session = (lineage.get("sessions") or [{}])[-1]
     peak = (session.get("hardware") or {}).get(
         "gemm_bf16_flops" if recipe.get("dtype") == "bfloat16" else "gemm_fp32_flops"
@@ -244,17 +248,18 @@ def _stage(key: str, kinds: Mapping[str, Row], rows: list[Row], recipe: Row, pea
         share = flops / seconds / peak
     tokens = _number(facts, "tokens") or (_number(rows[-1], "tokens") if rows else None)
     steps = facts.get("steps") or (rows[-1].get("step") if rows else None)
-    predicted = {**plan, **(plan.get("predicted") or {}), **(done.get("predicted") or {})}
+    calibrated = _number(plan, "seconds") if plan.get("basis") == "calibration" else None
     return Stage(
         key,
         stage_name(key, recipe),
         facts,
         seconds,
-        _number(predicted, "seconds"),
+        _number(plan, "seconds_by_configuration"),
+        calibrated,
         steps,
         tokens,
         flops,
-        _number(predicted, "flops"),
+        _number(plan, "flops"),
         share,
         _number(facts, "peak_rss_bytes"),
         sum(bool(r.get("skipped")) for r in rows),

@@ -77,13 +77,14 @@ def cost_table(e: Evidence) -> Table:
         (
             s.name,
             duration(s.predicted_seconds),
+            duration(s.calibrated_seconds),
             duration(s.seconds),
             off(s),
             count(s.steps),
             number(s.tokens),
             number(s.tokens_per_second),
             number(s.flops),
-            DASH if s.share_of_peak is None else f"{100 * s.share_of_peak:.1f} %",
+            DASH if s.share_of_peak is None else f"{100 * s.share_of_peak:.3g} %",
             size(s.peak_memory),
         )
         for s in e.stages
@@ -100,6 +101,7 @@ def cost_table(e: Evidence) -> Table:
         (
             "Stage",
             "Predicted",
+            "Calibrated",
             "Measured",
             "Off by",
             "Steps",
@@ -115,10 +117,11 @@ def cost_table(e: Evidence) -> Table:
 
 
 def off(stage: Stage) -> str:
-    """How far the prediction was off."""
+    """How far the prediction was off: percent, or a factor where it is more than two."""
     if not stage.predicted_seconds or not stage.seconds:
         return DASH
-    return f"{100 * (stage.seconds / stage.predicted_seconds - 1):+.0f} %".replace("-", "−")
+    ratio = stage.seconds / stage.predicted_seconds
+    return f"{100 * (ratio - 1):+.0f} %".replace("-", "−") if 0.5 <= ratio <= 2 else f"× {ratio:.3g}"
 
 
 def data_table(e: Evidence) -> Table:

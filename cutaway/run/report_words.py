@@ -129,8 +129,8 @@ def cost_words(e: Evidence) -> str:
     told = ", ".join(parts)
     return (
         (told[0].upper() + told[1:] + ". " if told else "")
-        + "Predicted before each stage, measured after it; "
-        "seconds of training stages are those of their steps alone."
+        + "Predicted is what the configuration and the measured machine promise, calibrated what a few timed steps "
+        "promised; measured are the steps alone."
     )
 
 
