@@ -46,7 +46,7 @@ def command(
     stop: Stop = None,
     logprobs: Annotated[int | None, typer.Option(help="0: of the tokens drawn; n: also of the n likeliest.")] = None,
     n: Annotated[int, typer.Option("--n", help="How many answers; answer i draws with seed + i.")] = 1,
-    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a message to answer, not a text to go on.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a message, not the start of a text.")] = False,
     device: DeviceName = "auto",
     json: Json = False,
 ) -> None:

@@ -76,7 +76,11 @@ def _put(temporary: Path, folder: Path) -> None:
         return
     old = temporary.with_suffix(".old")
     folder.rename(old)
-    temporary.rename(folder)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
     shutil.rmtree(old)
 
 
@@ -127,7 +131,8 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
         config = config.model_copy(update={"tie_embeddings": True})  # a scalar head has no place for it in public
     if tokenizer is not None and side.get("tokenizer_sha256") not in (None, tokenizer.digest):
         raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is "
-                         f"{tokenizer.digest[:12]})", where=folder, way_out="use the tokenizer in the model's own folder")
+                         f"{tokenizer.digest[:12]})", where=folder,
+                         way_out="use the tokenizer in the model's own folder")
     model = build(config, head=head, compute_dtype=dtype)
     _assign(model, _tensors(folder, side), config, head, folder)
     return model

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ctypes import CDLL
 from dataclasses import dataclass
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.nn import fused, ops
@@ -62,10 +62,9 @@ class Attention(nn.Module):
         group = self.num_heads // self.num_kv_heads
         q = rotate(q, cos, sin).view(rows, steps, self.num_kv_heads, group, -1).permute(0, 2, 3, 1, 4)
         q = q.reshape(rows, self.num_kv_heads, group * steps, -1)
-        scores = (q @ k.transpose(2, 3)).float() * self.head_size**-0.5  # (B, Hkv, G*T, S)
-        if where.seen is not None:
-            seen = where.seen.repeat(1, 1, group, 1) if group > 1 and steps > 1 else where.seen
-            scores = scores.masked_fill(~seen, float("-inf"))
-        mixed = torch.softmax(scores, -1).to(v.dtype) @ v  # (B, Hkv, G*T, D)
+        seen = where.seen
+        if seen is not None and group > 1 and steps > 1:
+            seen = seen.repeat(1, 1, group, 1)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (B, Hkv, G*T, D)
         mixed = mixed.view(rows, self.num_kv_heads, group, steps, -1).permute(0, 3, 1, 2, 4)
         return mixed.reshape(rows, steps, -1)
