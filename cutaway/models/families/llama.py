@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cutaway.errors import ModelError
+from cutaway.errors import ModelError, SettingsError
 from cutaway.models.model import HeadKind
 from cutaway.models.transformer import TransformerConfig
+from cutaway.settings import decode
 
 ARCHITECTURES: dict[HeadKind, str] = {"tokens": "LlamaForCausalLM", "scalar": "LlamaForSequenceClassification"}
 _LAYER = {
@@ -85,16 +86,19 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
                          way_out=f"supported are {', '.join(ARCHITECTURES.values())}")
     try:
         heads = public["num_attention_heads"]
-        config = TransformerConfig(
-            vocab_size=public["vocab_size"], hidden_size=public["hidden_size"], num_layers=public["num_hidden_layers"],
-            num_heads=heads, num_kv_heads=public.get("num_key_value_heads") or heads,
-            intermediate_size=public["intermediate_size"], context_length=public["max_position_embeddings"],
-            rope_theta=rope.get("rope_theta", public.get("rope_theta", 10_000.0)), norm_eps=public["rms_norm_eps"],
-            tie_embeddings=public.get("tie_word_embeddings", False))
+        tree = {
+            "vocab_size": public["vocab_size"], "hidden_size": public["hidden_size"],
+            "num_layers": public["num_hidden_layers"], "num_heads": heads,
+            "num_kv_heads": public.get("num_key_value_heads") or heads,
+            "intermediate_size": public["intermediate_size"], "context_length": public["max_position_embeddings"],
+            "rope_theta": rope.get("rope_theta", public.get("rope_theta", 10_000.0)),
+            "norm_eps": public["rms_norm_eps"], "tie_embeddings": public.get("tie_word_embeddings", False)}
+        config = decode(TransformerConfig, tree, where="")
     except KeyError as error:
         raise ModelError(f"{error.args[0]} is missing", where=where, way_out="get the folder again") from None
-    except ValueError as error:  # pydantic's
-        raise ModelError(f"does not describe a decoder ({str(error).splitlines()[-2].strip()})", where=where) from None
+    except SettingsError as error:
+        raise ModelError(f"does not describe a decoder: {error.what}", where=where,
+                         way_out="get the folder again") from None
     if public.get("head_dim") not in (None, config.head_size):
         raise ModelError(f"head_dim is {public['head_dim']}, and hidden_size / num_attention_heads {config.head_size}",
                          where=where, way_out="only equal ones are supported")
