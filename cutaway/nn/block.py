@@ -74,7 +74,8 @@ class Stack(nn.Module):
         if state is None:
             rotary = table[:, None, :steps] if positions is None else table[:, positions]
             return Where(rotary, documents=documents, causal=self.causal)
-        lib = library_for(table, state.keys[0]) if steps == 1 and counts is None and not torch.is_grad_enabled() else None
+        alone = steps == 1 and counts is None and not torch.is_grad_enabled()
+        lib = library_for(table, state.keys[0]) if alone else None
         if lib is not None:
             return Where(table, step=lib)
         at = state.lengths[:, None] + torch.arange(steps, device=tokens.device)
