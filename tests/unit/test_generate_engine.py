@@ -144,9 +144,11 @@ def test_the_bookkeeping_holds_no_tensor() -> None:
 
 @pytest.mark.parametrize(("request_", "words"), [
     (Request((), 3), ["at least one token"]), (Request((1,), 0), ["max_tokens", "0"]),
-    (Request((1,) * 24, 1), ["24 tokens", "context of 24"]), (Request((1,) * 30, "fit"), ["30 tokens", "context of 24"]),
+    (Request((1,) * 24, 1), ["24 tokens", "context of 24"]),
+    (Request((1,) * 30, "fit"), ["30 tokens", "context of 24"]),
     (Request((1,) * 20, 5), ["20 tokens", "max_tokens 5", "25", "24"]), (Request((13,), 1), ["token 13", "13"]),
-    (Request((-1,), 1), ["token -1"]), (Request((1,), 1, seed=-1), ["seed"]), (Request((1,), 1, logprobs=14), ["logprobs"])])
+    (Request((-1,), 1), ["token -1"]), (Request((1,), 1, seed=-1), ["seed"]),
+    (Request((1,), 1, logprobs=14), ["logprobs"])])
 def test_what_cannot_be_served_is_refused_with_numbers(request_: Request, words: list[str]) -> None:
     with pytest.raises(RequestError) as caught:
         Engine(Table()).generate([Request((1,), 1), request_])

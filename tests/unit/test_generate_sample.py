@@ -89,9 +89,9 @@ def test_uniforms_are_uniform_and_independent_of_neighbours() -> None:
     assert uniforms(keys([7]), 9)[0] == uniforms(keys([1, 7, 2**64 - 1]), 9)[1]
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"temperature": 1e-9}, {"temperature": float("nan")}, {"top_k": 0},
-                                 {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.1}, {"repetition_penalty": 0.0},
-                                 {"typical_p": 0.5}])
+@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"temperature": 1e-9}, {"temperature": float("nan")},
+                                 {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.1},
+                                 {"repetition_penalty": 0.0}, {"typical_p": 0.5}])
 def test_an_impossible_sampler_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Sampling(**bad)  # type: ignore[arg-type]
