@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cutaway.errors import ModelError
 from cutaway.generate.request import Alternative, Completion, Event, Request
 from cutaway.generate.rows import FINISH, Rows, unique, waves
 from cutaway.generate.sample import Chain, Seen, chain, penalised, uniforms
@@ -117,10 +116,6 @@ class _Wave:
             return None
         if self.drawn is not None:
             self._advance(self.drawn)
-        # every later step rests on these numbers, and a search among NaN finds anything
-        if not bool(self.logits.amax(1).isfinite().all()):
-            raise ModelError("the model's logits are not finite",
-                             way_out="its weights are damaged or its training diverged: take an earlier checkpoint")
         uniform = None
         if not self.chain.all_greedy:
             uniform = torch.from_numpy(uniforms(self.rows.streams, self.rows.position)).to(self.logits.device)

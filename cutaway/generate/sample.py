@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cutaway.errors import ModelError
 from cutaway.generate.request import Sampling
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -146,7 +147,9 @@ class Chain:
         for link in self.links:
             logits = link(logits, seen)
         if self.all_greedy:
-            return logits.argmax(1)
+            best = logits.argmax(1)  # of NaN, if there is one
+            _refuse_unless_finite(logits.gather(1, best[:, None]))
+            return best
         assert uniform is not None
         drawn = invert(logits, uniform)
         return drawn if self.greedy is None else torch.where(self.greedy, logits.argmax(1), drawn)
@@ -191,15 +194,23 @@ def invert(logits: Tensor, uniform: Tensor) -> Tensor:
     """Tokens ``(B,)`` where the cumulative distribution of ``logits (B, V)`` passes ``uniform (B,)`` float64.
 
     In two steps, a block of the vocabulary and then a place in it, so that the long sum is one vectorised pass; the
-    search is in float64, and a token of probability 0 is never drawn.
+    search is in float64, and a token of probability 0 is never drawn. Raises ModelError for logits with NaN or infinity.
     """
-    mass = torch.exp(logits - logits.amax(1, keepdim=True))
+    mass = torch.softmax(logits, 1)
     rest = -mass.shape[1] % _BLOCK
     blocks = (F.pad(mass, (0, rest)) if rest else mass).view(len(mass), -1, _BLOCK)
-    outer, left = _search(blocks.sum(2), uniform)
+    sums = blocks.sum(2)
+    _refuse_unless_finite(sums)  # a search among NaN finds anything
+    outer, left = _search(sums, uniform)
     inner = blocks.gather(1, outer[:, None, None].expand(-1, 1, _BLOCK)).squeeze(1)
     place, _ = _search(inner, left)
     return outer * _BLOCK + place
+
+
+def _refuse_unless_finite(values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise ModelError("the model's logits are not finite",
+                         way_out="its weights are damaged or its training diverged: take an earlier checkpoint")
 
 
 def _search(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
