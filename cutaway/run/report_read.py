@@ -79,6 +79,7 @@ class Evidence:
     log: dict[str, tuple[Row, ...]]
     preferences: tuple[Row, ...]
     text: Row
+    parameters: int | None
     notes: tuple[str, ...]
 
     @property
@@ -176,6 +177,7 @@ def read(folder: str | Path) -> Evidence:
         {k: tuple(v) for k, v in log.items()},
         tuple(_journal(folder / "preferences.jsonl", notes)),
         _json(folder / "data" / "text.json"),
+        _parameters(folder),
         tuple(notes),
     )
 
@@ -202,6 +204,21 @@ def measurement(row: object, where: Path) -> Measurement | None:
             way_out="delete the file and resume the run",
         ) from None
     return found if math.isfinite(found.value) else None
+
+
+def _parameters(folder: Path) -> int | None:
+    """Parameters of the first model there is, from the header of its safetensors file: a length, then JSON."""
+    for name in MODELS:
+        path = folder / "models" / name / "model.safetensors"
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            return sum(int(math.prod(t["shape"])) for k, t in header.items() if k != "__metadata__")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+            raise RunError(f"damaged or unreadable ({error})", where=path, way_out="resume the run") from None
+    return None
 
 
 def _evaluation(folder: Path, model: str) -> Evaluation | None:

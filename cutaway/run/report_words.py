@@ -30,16 +30,13 @@ def summary(e: Evidence) -> str:
     trained = (splits(e).get("train") or {}).get("bytes")
     text = f"{trained / 1e6:.1f} MB of {source(e)}" if trained else source(e)
     done = {s.key for s in e.stages if s.done}
-    verbs = [
-        word
-        for key, word in (("pretrain", "learned"), ("finetune", "was fine-tuned"), ("align", "was aligned"))
-        if key in done
-    ]
-    if not verbs:
-        return f"A run on {text}; no stage has been finished yet."
-    took = f" in {duration(e.seconds)}" if e.seconds else ""
-    told = verbs[0] if len(verbs) == 1 else ", ".join(verbs[:-1]) + " and " + verbs[-1]
-    return f"A language model that {told} on {text}{took}."
+    if "pretrain" not in done:
+        return f"A run on {text}; the model has not been trained yet."
+    later = [word for key, word in (("finetune", "fine-tuned"), ("align", "aligned")) if key in done]
+    parts = [f"learned from {text}", *([f"was {' and '.join(later)}"] if later else [])]
+    of = f" of {e.parameters / 1e6:,.1f} million parameters" if e.parameters else ""
+    took = f", in {duration(e.seconds)}" if e.seconds else ""
+    return f"A language model{of} that {', then '.join(parts)}{took}."
 
 
 def headlines(e: Evidence) -> list[Headline]:
@@ -153,8 +150,6 @@ def data_note(e: Evidence) -> str:
 
 
 LIMITS = (
-    "The judge is a program standing in for people. It checks an answer's form, never whether it does what was asked: "
-    "a function that returns its arguments can satisfy it. A model trained towards it learns the form.",
     "Intervals cover the draw of held-out requests and documents, not the luck of one training run. Another seed can "
     "differ by more than they are wide: repeat the run with other seeds before believing a small difference.",
     "Bits per byte depend on the text. Held-out documents come from the same corpus; only exact duplicates are kept "
@@ -187,4 +182,20 @@ def limits(e: Evidence) -> list[str]:
     if skipped := sum(s.skipped for s in e.stages):
         own.append(f"{skipped} steps were skipped because their loss or gradient was not finite.")
     own += [f"{note}." for note in e.notes]
-    return [*own, *LIMITS]
+    return [*own, _about_the_judge(e), *LIMITS]
+
+
+def _about_the_judge(e: Evidence) -> str:
+    person = not all(p.get("stand_in", True) for p in e.preferences)
+    who = (
+        "Preferences are a person's, but the verdicts counted here are a program's"
+        if person
+        else "The judge is a program standing in for people"
+    )
+    example = (
+        " A function that returns its arguments can satisfy it." if e.text.get("kind") == "functions" else ""
+    )
+    return (
+        f"{who}. It checks an answer's form, never whether it does what was asked.{example} A model trained towards "
+        "it learns the form."
+    )

@@ -199,7 +199,31 @@ def test_what_was_not_measured_is_said(copy: Path) -> None:
 def test_a_run_with_nothing_but_its_recipe(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('name = "new"\n', "utf-8")
     found = Page(write_report(tmp_path)[0].read_text("utf-8"))
-    assert "no stage has been finished yet" in found.text
+    assert "the model has not been trained yet" in found.text
+
+
+def test_parameters_are_counted_in_the_models_file(copy: Path) -> None:
+    folder = copy / "models" / "base"
+    folder.mkdir(parents=True)
+    header = json.dumps({"__metadata__": {}, "a": {"shape": [1000, 600]}, "b": {"shape": [700_000]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert (
+        "A language model of 1.3 million parameters that learned from 9.1 MB"
+        in Page(write_report(copy)[0].read_text("utf-8")).text
+    )
+    (folder / "model.safetensors").write_bytes(b"\xff" * 20)
+    with pytest.raises(RunError, match=r"base/model\.safetensors"):
+        write_report(copy)
+
+
+def test_a_persons_preferences_are_not_called_a_programs(copy: Path) -> None:
+    rows = [json.loads(line) for line in (copy / "preferences.jsonl").read_text("utf-8").splitlines()]
+    (copy / "preferences.jsonl").write_text(
+        "".join(json.dumps({**r, "judge": "a person", "stand_in": False}) + "\n" for r in rows), "utf-8"
+    )
+    text = Page(write_report(copy)[0].read_text("utf-8")).text
+    assert "ranked by a person" in text
+    assert "Preferences are a person's, but the verdicts counted here are a program's" in text
 
 
 def test_damaged_file_is_named(copy: Path) -> None:
