@@ -194,7 +194,7 @@ def invert(logits: Tensor, uniform: Tensor) -> Tensor:
     """Tokens ``(B,)`` where the cumulative distribution of ``logits (B, V)`` passes ``uniform (B,)`` float64.
 
     In two steps, a block of the vocabulary and then a place in it, so that the long sum is one vectorised pass; the
-    search is in float64, and a token of probability 0 is never drawn. Raises ModelError for logits with NaN or infinity.
+    search is in float64, and a token of probability 0 is never drawn. Raises ModelError for NaN or infinity.
     """
     mass = torch.softmax(logits, 1)
     rest = -mass.shape[1] % _BLOCK
