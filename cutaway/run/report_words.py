@@ -34,7 +34,9 @@ def summary(e: Evidence) -> str:
         return f"A run on {text}; the model has not been trained yet."
     later = [word for key, word in (("finetune", "fine-tuned"), ("align", "aligned")) if key in done]
     parts = [f"learned from {text}", *([f"was {' and '.join(later)}"] if later else [])]
-    of = f" of {e.parameters / 1e6:,.1f} million parameters" if e.parameters else ""
+    size_of = e.parameters or 0
+    many = f"{size_of / 1e6:,.1f} million" if size_of >= 1e6 else f"{size_of:,}"
+    of = f" of {many} parameters" if size_of else ""
     took = f", in {duration(e.seconds)}" if e.seconds else ""
     return f"A language model{of} that {', then '.join(parts)}{took}."
 
