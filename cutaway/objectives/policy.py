@@ -85,7 +85,7 @@ class GRPO:
 
     clip: float = 0.2
     clip_high: float = 0.28
-    kl: float = 0.05
+    kl: float = 0.1
 
     def __post_init__(self) -> None:
         _at_least_zero("kl", self.kl)

@@ -39,7 +39,7 @@ class RolloutSettings(Settings):
     ``updates`` above 1 learns from the same answers again; ``old_logprob`` then holds what the ratio is against.
     """
 
-    prompts: int = Field(default=16, ge=1)
+    prompts: int = Field(default=8, ge=1)
     samples: int = Field(default=8, ge=2)
     max_tokens: int = Field(default=128, ge=1)
     updates: int = Field(default=1, ge=1)
