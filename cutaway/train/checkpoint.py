@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,14 @@ def save(folder: Path, *, step: int, model: Model, optimizer: Optimizer, resume:
     whole, state = parallel.unwrap(model), parallel.gathered(optimizer.tensors())
     target, failure = folder / f"step-{step}", None
     facts = {"step": step, "metric": metric, "tokenizer": None if tokenizer is None else tokenizer.digest,
-             "resume": dict(resume), "environment": environment()}
+             "resume": dict(resume), "environment": _environment()}
     if parallel.rank == 0:
         try:
             _write(target, whole, tokenizer, state, facts)
         except (OSError, SafetensorError, RunError) as error:
             failure = error
     if parallel.any(failure is not None):
-        older = [f"{name} is intact; " for _, name in _listed(folder)[-1:]]
+        older = [f"{name} is intact; " for n, name in _listed(folder) if n != step][-1:]
         raise RunError(_reason(failure), where=target,
                        way_out=f"{''.join(older)}free space or make the folder writable, then resume")
     return target
@@ -148,7 +149,7 @@ def prune(folder: Path, *, keep: int, best: bool = True) -> list[Path]:
 
 def clean(folder: Path, *, note: Note) -> None:
     """Clear away what a killed process left half written; call it before the first ``latest``, holding the run."""
-    for path in sorted(folder.glob(".step-*")) if folder.is_dir() else []:
+    for path in sorted(folder.glob(".*step-*")) if folder.is_dir() else []:
         replaced = _REPLACED.fullmatch(path.name)
         if replaced and not (folder / replaced[1]).exists():
             path.rename(folder / replaced[1])
@@ -167,8 +168,7 @@ def _listed(folder: Path) -> list[tuple[int, str]]:
 
 def _write(target: Path, model: Model, tokenizer: Tokenizer | None, state: Mapping[str, Tensor],
            facts: Mapping[str, Any]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         save_model(work, model, tokenizer)
         save_file({k: v.contiguous() for k, v in state.items()}, work / OPTIMIZER)
@@ -188,7 +188,12 @@ def _publish(work: Path, target: Path) -> None:
     aside = target.with_name(f".{target.name}.replaced")
     if target.exists():
         target.rename(aside)
-    work.rename(target)
+    try:
+        work.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
     _flush(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -240,6 +245,11 @@ def _metric(folder: Path) -> float | None:
         return _described(folder).metric
     except CheckpointError:
         return None
+
+
+@cache
+def _environment() -> dict[str, Any]:
+    return environment()  # reads the metadata of every package: 25 ms, and the same all along
 
 
 def _reason(failure: Exception | None) -> str:
