@@ -15,6 +15,7 @@ from cutaway.models.transformer import TransformerConfig
 from cutaway.nn.block import Stack
 from cutaway.nn.cache import KVCache
 from cutaway.nn.init import initialise
+from cutaway.nn.linear import Linear
 
 HeadKind = Literal["tokens", "scalar"]
 
@@ -125,3 +126,20 @@ def with_head(model: Model, head: HeadKind, *, seed: int = 0) -> Model:
     if isinstance(fresh.head, TokenHead) and model.config.tie_embeddings:
         fresh.head = TokenHead(fresh.backbone.embedding.weight)
     return fresh
+
+
+def for_sampling(model: Model) -> Model:
+    """A copy whose products find their weights already in ``compute_dtype``, for many tokens between two updates.
+
+    The same numbers as ``model``, which would make the same cast at every token; a quarter of a small model's time.
+    """
+    if model.compute_dtype == torch.float32:
+        return model
+    light = copy.deepcopy(model)
+    with torch.no_grad():
+        if isinstance(light.head, TokenHead):  # apart from the embedding, whose rows stay float32
+            light.head = TokenHead(nn.Parameter(light.head.weight.to(model.compute_dtype)))
+        for part in light.modules():
+            if isinstance(part, Linear):
+                part.weight = nn.Parameter(part.weight.to(model.compute_dtype))
+    return light.eval()

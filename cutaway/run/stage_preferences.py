@@ -11,7 +11,7 @@ import numpy as np
 from cutaway.evaluate.answers import answer_of
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
-from cutaway.models.model import Model
+from cutaway.models.model import Model, for_sampling
 from cutaway.records import Journal
 from cutaway.run.preferences import Preference, hold_out, pairs_from, write_preferences
 from cutaway.run.preferences import answer_of as answer_of_row
@@ -94,7 +94,7 @@ def _answer(work: Work, model: Model, requests: Sequence[str], *, first: int) ->
     asked = [Request(tokens=tuple(prompt(r, tokenizer)), max_tokens=settings.max_tokens, sampling=sampling,
                      seed=row_seed(work.recipe.seed, first + i, k), stop_ids=(tokenizer.end_id,))
              for i, r in enumerate(requests) for k in range(settings.samples)]
-    answers = [answer_of(c, tokenizer) for c in Engine(model).generate(asked)]
+    answers = [answer_of(c, tokenizer) for c in Engine(for_sampling(model)).generate(asked)]
     size = settings.samples
     return [(r, tuple(answers[i * size : (i + 1) * size])) for i, r in enumerate(requests)]
 

@@ -22,7 +22,7 @@ from cutaway.data.order import share, shuffled
 from cutaway.errors import DataError, TrainingError
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Completion, Request, Sampling
-from cutaway.models.model import Model
+from cutaway.models.model import Model, for_sampling
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.objectives.policy import group_advantages
 from cutaway.settings import Settings
@@ -110,8 +110,7 @@ class Rollouts:
         sampling = Sampling(temperature=1.0)
         requests = [Request(tokens=tuple(i), max_tokens=self.settings.max_tokens, sampling=sampling, seed=s,
                             stop_ids=(self.tokenizer.end_id,)) for i, s in zip(ids, seeds, strict=True)]
-        self.model.eval()
-        return Engine(self.model).generate(requests)
+        return Engine(for_sampling(self.model)).generate(requests)
 
     def _answer(self, completion: Completion) -> Answer:
         finished = completion.finish_reason == "stop"

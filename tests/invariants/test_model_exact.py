@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import CONFIGS, CONTEXT, VOCABULARY
 
 from cutaway.batch import Batch, Example, pack, pad
-from cutaway.models.model import Model, build, with_head
+from cutaway.models.model import Model, build, for_sampling, with_head
 from cutaway.objectives.likelihood import Likelihood, token_logprobs
 
 DTYPES = {"float32": (torch.float32, 2e-5), "bfloat16": (torch.bfloat16, 0.12)}
@@ -117,3 +117,13 @@ def test_the_reward_head_starts_from_a_copy_of_the_backbone(model: Model) -> Non
     assert reward(Batch(_tokens(2))).shape == (2, CONTEXT)
     next(reward.backbone.parameters()).data.add_(1)
     assert not torch.equal(next(reward.backbone.parameters()), next(model.backbone.parameters()))
+
+
+def test_a_copy_for_sampling_gives_the_same_bits(model: Model) -> None:
+    model.compute_dtype = torch.bfloat16
+    light, tokens = for_sampling(model), _tokens(3)
+    with torch.inference_mode():
+        same = torch.equal(light(Batch(tokens)), model(Batch(tokens)))
+    model.compute_dtype = torch.float32
+    assert same and light.backbone.blocks[0].feedforward.down.weight.dtype == torch.bfloat16
+    assert next(model.parameters()).dtype == torch.float32
