@@ -13,6 +13,7 @@ from cutaway.evaluate.bits import Scores, score
 from cutaway.evaluate.forgetting import forgetting
 from cutaway.evaluate.proxy import kl, proxy_reward
 from cutaway.generate.request import Sampling
+from cutaway.models.model import for_sampling
 from cutaway.records import Journal, Measurement, Stopwatch
 from cutaway.run.folder import Run
 from cutaway.run.preferences import answer_of
@@ -40,7 +41,7 @@ def evaluate_stage(work: Work, name: str) -> None:
         if left_out and name == "random":
             work.note(f"{left_out:,} held-out requests are left out: with an answer of {settings.max_tokens} tokens "
                       f"they do not fit the context of {model.context_length}")
-        answered = ask(model, work.tokenizer, requests, work.judge, max_tokens=settings.max_tokens,
+        answered = ask(for_sampling(model), work.tokenizer, requests, work.judge, max_tokens=settings.max_tokens,
                        sampling=Sampling(temperature=settings.temperature), seed=work.recipe.seed)
         row = _measured(work, name, scores, answered)
         if name == "aligned":
