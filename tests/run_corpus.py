@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 VERBS = ("add", "join", "scale", "count", "shift", "clip", "merge", "split", "trim", "swap")
@@ -13,7 +17,7 @@ NOUNS = ("row", "word", "list", "table", "node", "path", "item", "page", "list_o
 
 TINY = [
     "tokenizer.vocab_size=300", "model.hidden_size=16", "model.num_layers=1", "model.intermediate_size=32",
-    "model.context_length=128", "pretrain.rows=4", "pretrain.budget.steps=8", "finetune.rows=4",
+    "model.context_length=128", "pretrain.rows=4", "pretrain.budget.steps=8", "finetune.rows=8",
     "finetune.budget.steps=8", "preferences.budget.requests=48", "preferences.max_tokens=16", "reward.budget.steps=6",
     "reward.rows=4", "align.budget.steps=4", "align.rollouts.prompts=2", "align.rollouts.samples=2",
     "align.rollouts.max_tokens=8", "evaluate.bytes=4000", "evaluate.requests=8", "evaluate.max_tokens=8",
@@ -49,3 +53,32 @@ def last_json(text: str) -> dict[str, object]:
     found = json.loads(text.strip().split("\n")[-1])
     assert isinstance(found, dict)
     return found
+
+
+class Crash(Exception):
+    """The process dies here: nothing more is saved."""
+
+
+@dataclass
+class Trap:
+    """A screen that stops the run at one step of one stage."""
+
+    stage: str = ""
+    step: int = 0
+    how: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    @contextmanager
+    def progress(self, name: str, *, total: float, unit: str) -> Iterator[Trap]:
+        self.name, self.left = name, self.step
+        yield self
+
+    def advance(self, amount: float, text: str = "") -> None:
+        self.left -= 1
+        if self.name == self.stage and self.left == 0:
+            if self.how == "crash":
+                raise Crash
+            os.kill(os.getpid(), getattr(signal, self.how))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from cutaway.models.folder import save_model
-from cutaway.models.model import Model, build
+from cutaway.models.model import Model
 from cutaway.run import lineage
 from cutaway.run.predict import stage_flops
-from cutaway.run.training import Job
+from cutaway.run.training import Job, whole
 from cutaway.run.work import Work
 
 
@@ -24,15 +22,6 @@ def finish(work: Work, job: Job, model: Model, name: str) -> None:
         save_model(work.run.model(name), whole(model, tensors), work.tokenizer)
         lineage.add_model(work.run, name, len(rows))
         work.event(job.stage, "done", measured(work, job, rows))
-
-
-def whole(model: Model, tensors: dict[str, torch.Tensor]) -> Model:
-    """An unsharded model with these weights."""
-    out = build(model.config, head=model.head_kind, compute_dtype=model.compute_dtype)
-    with torch.no_grad():
-        for key, parameter in out.named_parameters():
-            parameter.copy_(tensors[key])
-    return out
 
 
 def measured(work: Work, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:

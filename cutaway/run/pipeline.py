@@ -67,6 +67,7 @@ def resume(run: Run, screen: Screen) -> Run:
 
 def _session(run: Run, recipe: Recipe, screen: Screen) -> Run:
     device = machines.pick(recipe.device)
+    recipe.check_ranks(int(os.environ.get("WORLD_SIZE", "1")))
     with launch(recipe.parallel.kind, device) as parallel:
         if parallel.rank > 0:
             return _go(run, recipe, screen, device, parallel)

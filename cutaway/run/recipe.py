@@ -6,6 +6,7 @@ stage is calibrated, and the run's recipe.toml is then written again, so that it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -106,6 +107,11 @@ class Finetune(Learning):
     rows: int = Field(default=16, ge=1)
     conversations: Literal["auto", "functions", "continuations"] = "auto"
     replay: float = Field(default=0.25, ge=0, lt=1)
+
+    @property
+    def replayed(self) -> int:
+        """Rows of a step that repeat pre-training text."""
+        return min(round(self.rows * self.replay), self.rows - 1)
 
 
 class Preferences(Settings):
@@ -226,6 +232,19 @@ class Recipe(Settings):
                                  f"model.context_length = {room}")
         return self
 
+    def check_ranks(self, world: int) -> None:
+        """Raises SettingsError if a stage has fewer rows a step than there are ranks."""
+        replayed = self.finetune.replayed
+        rows = {"pretrain.rows": self.pretrain.rows, "finetune.rows": self.finetune.rows - replayed,
+                "finetune.rows x finetune.replay": replayed or world, "reward.rows": self.reward.rows}
+        if isinstance(self.align, GRPOStage):
+            rows["align.rollouts.prompts"] = self.align.rollouts.prompts
+        else:
+            rows["align.rows"] = self.align.rows
+        for name, count in rows.items():
+            if count < world:
+                raise SettingsError(f"{name} = {count} cannot be shared by {world} ranks", way_out="raise it")
+
     def with_budget(self, stage: str, budget: Settings) -> Recipe:
         """The same recipe with one stage's budget replaced."""
         part: Settings = getattr(self, stage)
@@ -277,4 +296,8 @@ def resolve(tree: dict[str, Any], where: object) -> dict[str, Any]:
         out["dtype"] = str(machines.compute_dtype("auto", device)).removeprefix("torch.")
     if out.get("threads", "auto") == "auto":
         out["threads"] = machines.set_threads(None)
+    data = out.get("data")
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        # a run goes on from any folder
+        out["data"] = {**data, "path": os.path.abspath(Path(data["path"]).expanduser())}  # noqa: PTH100  (may be a glob)
     return out

@@ -11,6 +11,7 @@ from cutaway.models.model import Model
 from cutaway.run.work import Work
 from cutaway.train import checkpoint
 from cutaway.train.optimizer import Optimizer
+from cutaway.train.parallel import Parallel
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Saver:
     """One stage's checkpoints. ``best`` names the figure of a look that says which one is best, and its sign."""
 
     work: Work
+    parallel: Parallel
     stage: str
     model: Model
     optimizer: Optimizer
@@ -37,7 +39,7 @@ class Saver:
         step = 0 if found is None else found.step
         if found is not None:
             checkpoint.load(found, model=self.model, optimizer=self.optimizer, tokenizer=work.tokenizer,
-                            parallel=work.parallel)
+                            parallel=self.parallel)
             work.note(f"{self.stage}: going on from step {step:,}")
         with work.alone() as mine:
             if mine:
@@ -59,7 +61,7 @@ class Saver:
         work, folder = self.work, self.work.run.checkpoints(self.stage)
         metric = None if self.best is None or self.best[0] not in row else -self.best[1] * float(row[self.best[0]])
         checkpoint.save(folder, step=step, model=self.model, optimizer=self.optimizer, tokenizer=work.tokenizer,
-                        resume={"tokens": row["tokens"], "stage": self.stage}, metric=metric, parallel=work.parallel)
+                        resume={"tokens": row["tokens"], "stage": self.stage}, metric=metric, parallel=self.parallel)
         if work.first:
             checkpoint.prune(folder, keep=work.recipe.checkpoint.keep)
         self.saved_at = time.perf_counter()

@@ -50,7 +50,8 @@ def _grpo(work: Work, model: Model, settings: GRPOStage) -> Job:
         return work.summed(source.latest.statistics)
 
     return Job(STAGE, model, source, GRPO(settings.clip_ratio, settings.clip_ratio_high, settings.kl), settings,
-               facts=facts, stride=settings.rollouts.updates, passes=6.0,  # sampling, reference, reward, and learning
+               facts=facts, stride=settings.rollouts.updates, whole=True,
+               passes=6.0,  # sampling, the reference, the reward, and three for learning
                step_tokens=settings.rollouts.prompts * settings.rollouts.samples * _typical(work, settings))
 
 

@@ -51,7 +51,7 @@ def mixed(run: Run, recipe: Recipe, tokenizer: Tokenizer, conversations: Sequenc
     kept = [(e, name) for e, name in made if len(e) - 1 <= context]
     if not kept:
         raise TrainingError(f"no conversation fits the context of {context}", way_out="raise model.context_length")
-    replayed, seed = min(round(settings.rows * settings.replay), settings.rows - 1), recipe.seed + 1
+    replayed, seed = settings.replayed, recipe.seed + 1
     answers = ExampleLoader([e for e, _ in kept], rows=settings.rows - replayed, length=context, seed=seed,
                             pad_id=tokenizer.pad_id, names=[name for _, name in kept])
     return Mixed(answers, loader(run, recipe, replayed, seed) if replayed else None, len(made) - len(kept))

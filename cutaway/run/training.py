@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from cutaway.models.model import Model
+import torch
+from torch import Tensor
+
+from cutaway.models.model import Model, build
 from cutaway.objectives.objective import Objective
 from cutaway.run.predict import predict
 from cutaway.run.recipe import Learning, SecondsBudget, StepsBudget, TokensBudget
@@ -17,6 +20,7 @@ from cutaway.run.saver import Saver
 from cutaway.run.work import Interrupted, Work
 from cutaway.train.loop import Batches, Step, steps
 from cutaway.train.optimizer import build_optimizer
+from cutaway.train.parallel import Parallel
 
 WARM, TIMED_STEPS, CALIBRATION_SECONDS = 2, 3, 3.0
 Facts = Mapping[str, float]
@@ -38,6 +42,7 @@ class Job:
     step_tokens: int = 0  # most tokens a step can read
     passes: float = 3.0  # forward passes' worth of work on each token: 3 is a forward and a backward
     stride: int = 1
+    whole: bool = False  # every rank needs the whole model, because it also generates with it
 
 
 def length(work: Work, job: Job, budget: StepsBudget | TokensBudget | SecondsBudget) -> int:
@@ -92,17 +97,18 @@ def calibrate(work: Work, job: Job, seconds: float) -> tuple[int, float]:
 
 def train(work: Work, job: Job, total: int) -> Model:
     """Run the stage to its end and return its model. Raises Interrupted after saving when the run was asked to stop."""
-    work.parallel.wrap(job.model)
+    parallel = _parallel(work, job)
+    parallel.wrap(job.model)
     optimizer = build_optimizer(job.model, job.settings.optimizer)
-    saver = Saver(work, job.stage, job.model, optimizer, job.best)
+    saver = Saver(work, parallel, job.stage, job.model, optimizer, job.best)
     start, tokens = saver.restore()
-    with work.screen.progress(job.stage, total=total - start, unit="steps") as bar:
+    with work.progress(job.stage, total=total - start) as bar:
         for step in steps(job.model, job.batches, job.objective, optimizer, schedule=job.settings.schedule, total=total,
-                          start=start, clip=job.settings.clip, parallel=work.parallel):
+                          start=start, clip=job.settings.clip, parallel=parallel):
             tokens += step.tokens
             row = _row(job, step, tokens)
-            if _due(step.number, total, job.settings.looks) and job.look is not None:
-                row |= job.look(job.model)
+            if _due(step.number, total, job.settings.looks):
+                row |= _look(work, job, parallel)
             work.append(row)
             bar.advance(1, _shown(row))
             stop = work.parallel.any(work.asked())
@@ -111,6 +117,34 @@ def train(work: Work, job: Job, total: int) -> Model:
                 if stop:
                     raise Interrupted(work.run.folder)
     return job.model
+
+
+def _parallel(work: Work, job: Job) -> Parallel:
+    if not job.whole or work.parallel.kind != "fsdp2":
+        return work.parallel
+    work.note(f"{job.stage}: the model also generates, so every rank keeps it whole (ddp instead of fsdp2)")
+    return replace(work.parallel, kind="ddp")
+
+
+def _look(work: Work, job: Job, parallel: Parallel) -> Facts:
+    """The first rank measures, on whole weights, while the others wait; every rank knows which figure was measured."""
+    if job.look is None:
+        return {}
+    model = job.model
+    if parallel.kind == "fsdp2":
+        tensors = parallel.gathered(dict(model.named_parameters()))
+        model = whole(job.model, tensors) if work.first else model
+    with work.alone() as mine:
+        return job.look(model) if mine else {} if job.best is None else {job.best[0]: 0.0}
+
+
+def whole(model: Model, tensors: Mapping[str, Tensor]) -> Model:
+    """A model of the same shape on one device with these weights."""
+    out = build(model.config, head=model.head_kind, compute_dtype=model.compute_dtype).to(model.device)
+    with torch.no_grad():
+        for key, parameter in out.named_parameters():
+            parameter.copy_(tensors[key])
+    return out
 
 
 def _row(job: Job, step: Step, tokens: int) -> dict[str, Any]:

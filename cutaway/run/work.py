@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -37,6 +37,13 @@ class Bar(Protocol):
     """Progress of one piece of work."""
 
     def advance(self, amount: float, text: str = "") -> None: ...
+
+
+class Unseen:
+    """Progress that nobody sees."""
+
+    def advance(self, amount: float, text: str = "") -> None:
+        """Shows nothing."""
 
 
 class Screen(Protocol):
@@ -132,6 +139,10 @@ class Work:
         """One line for people, from the first rank."""
         if self.first:
             self.screen.note(text)
+
+    def progress(self, name: str, *, total: float) -> AbstractContextManager[Bar]:
+        """Progress in steps, shown by the first rank."""
+        return self.screen.progress(name, total=total, unit="steps") if self.first else nullcontext(Unseen())
 
     def append(self, row: Mapping[str, Any]) -> None:
         """One row of the training log."""

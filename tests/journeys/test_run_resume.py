@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,38 +14,9 @@ from cutaway.run.folder import Run, open_run
 from cutaway.run.pipeline import resume, start
 from cutaway.run.recipe import load
 from cutaway.run.work import Interrupted, Work
-from tests.run_corpus import tiny, write_corpus
+from tests.run_corpus import Crash, Trap, tiny, write_corpus
 
 CLOCKS = {"seconds", "tokens_per_second"}
-
-
-class Crash(Exception):
-    """The process dies here: nothing more is saved."""
-
-
-@dataclass
-class Trap:
-    """A screen that stops the run at one step of one stage."""
-
-    stage: str = ""
-    step: int = 0
-    how: str = ""
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    @contextmanager
-    def progress(self, name: str, *, total: float, unit: str) -> Iterator[Trap]:
-        self.name, self.left = name, self.step
-        yield self
-
-    def advance(self, amount: float, text: str = "") -> None:
-        self.left -= 1
-        if self.name == self.stage and self.left == 0:
-            if self.how == "crash":
-                raise Crash
-            os.kill(os.getpid(), getattr(signal, self.how))
 
 
 @pytest.fixture(scope="module")
