@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import tiny
@@ -74,6 +75,13 @@ def child(words: list[str], log: Path) -> None:
         code = (cutaway_main if words[0] == "cutaway" else main)(words[1:])
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  (for what is said while Python ends)
     sys.exit(code)
+
+
+def command(context: ForkServerContext, log: Path, *words: object) -> ForkServerProcess:
+    """Start such a command in a process of its own."""
+    process = context.Process(target=child, args=([str(w) for w in words], log))
+    process.start()
+    return process
 
 
 def _note(text: str) -> None:

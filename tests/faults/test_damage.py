@@ -3,12 +3,9 @@ way out, and what was good before is good afterwards."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import drive
 import pytest
 import tiny
 import torch
+from harm import flip, read_only, small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -73,12 +71,6 @@ def three(tmp_path_factory: pytest.TempPathFactory, byte: Tokenizer) -> Path:
 def damaged(three: Path, tmp_path: Path) -> Path:
     """The same, to be damaged."""
     return Path(shutil.copytree(three, tmp_path / "run"))
-
-
-def flip(path: Path, bit: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[bit // 8 % len(data)] ^= 1 << bit % 8
-    path.write_bytes(data)
 
 
 def one_line(error: CutawayError, *words: object) -> None:
@@ -227,20 +219,6 @@ def test_a_disk_that_fills_up_at_any_moment_costs_only_the_new_checkpoint(
     assert limit > 1 and calls == limit - 1
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A real file system that is soon full; only root may mount one."""
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True,
-                          check=False) if shutil.which("mount") else None
-    if made is None or made.returncode:
-        pytest.skip("a small file system can only be mounted by root; the injected failures above cover the same paths")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_disk_that_is_really_full(tmp_path: Path, byte: Tokenizer) -> None:
     model, optimizer = state(byte)
     with small_disk(tmp_path / "disk", "200k"):
@@ -272,24 +250,6 @@ def test_a_read_only_folder(three: Path, byte: Tokenizer) -> None:
     one_line(caught.value, three / "step-11", "cannot be written", "step-10 is intact", "make the folder writable")
     found = checkpoint.latest(three)
     assert found is not None and found.step == 10
-
-
-@contextlib.contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """By permission; root, whom permissions do not bind, by the file system's immutable mark."""
-    if os.geteuid():
-        folder.chmod(0o555)
-        undo = lambda: folder.chmod(0o755)  # noqa: E731
-    else:
-        done = subprocess.run(["chattr", "+i", str(folder)], capture_output=True, check=False) \
-            if shutil.which("chattr") else None
-        if done is None or done.returncode:
-            pytest.skip("root can write anywhere here, and this file system knows no immutable folders")
-        undo = lambda: subprocess.run(["chattr", "-i", str(folder)], check=True)  # noqa: E731
-    try:
-        yield
-    finally:
-        undo()
 
 
 def test_a_poisoned_step_is_skipped_and_resumed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

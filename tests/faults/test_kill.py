@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
@@ -20,36 +17,11 @@ from cutaway.run.folder import Run
 from cutaway.train import checkpoint
 from cutaway.train.signals import Stop
 
-TESTS = Path(__file__).resolve().parents[1]
 KILLS, TOTAL = 20, 60
 
 
-@pytest.fixture(scope="module")
-def context() -> ForkServerContext:
-    """Processes forked from a clean server that has imported everything once: a real process in milliseconds."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["drive", "cutaway.cli.verb_run", "cutaway.run.pipeline", "torch._dynamo"])
-    return made
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A folder in memory where the system has one: a test of processes, not of the disk's flushing."""
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as name:
-        yield Path(name)
-
-
 def start(context: ForkServerContext, folder: Path, total: int, pause: float = 0.0) -> ForkServerProcess:
-    return command(context, folder.parent / "log", "drive", folder, total, pause)
-
-
-def command(context: ForkServerContext, log: Path, *words: object) -> ForkServerProcess:
-    """A command in a process of its own; what it says goes to ``log``."""
-    process = context.Process(target=drive.child, args=([str(w) for w in words], log))
-    process.start()
-    return process
+    return drive.command(context, folder.parent / "log", "drive", folder, total, pause)
 
 
 def finals(folder: Path) -> bytes:
