@@ -99,9 +99,9 @@ def over_optimised(rows: Sequence[Row]) -> str:
             f"{told}The judge's score fell after its best, fifth {best + 1}, {more}. "
             "An earlier checkpoint may be the better model."
         )
-    return (
-        f"{told}The judge's score did not measurably fall after its best: no over-optimisation is seen here."
-    )
+    if _differ(proxy[0], proxy[4]) > 0 and _differ(judge[0], judge[4]) <= 0:
+        return f"{told}The proxy rose and the judge's score did not: what was gained is the proxy's alone."
+    return f"{told}The judge's score did not measurably fall after its best: no over-optimisation is seen here."
 
 
 def _differ(before: Sequence[float], after: Sequence[float]) -> int:
