@@ -126,7 +126,8 @@ def launch(kind: Kind, device: Device) -> Iterator[Parallel]:
         return
     if "RANK" not in os.environ:
         raise SettingsError(f"parallel.kind={kind} needs its processes started together",
-                            way_out="torchrun --nproc-per-node 2 -m cutaway run (or resume) ..., or a run with parallel.kind=single")
+                            way_out="torchrun --nproc-per-node 2 -m cutaway run (or resume) ..., or "
+                                    "begin a run with parallel.kind=single")
     local, rank = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ["RANK"])
     place = CPU
     if device.kind == "cuda":
