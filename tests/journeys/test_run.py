@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from run_corpus import cutaway, last_json, tiny, write_corpus
 
 from cutaway.cli.main import main
 from cutaway.records import read_journal
-from tests.run_corpus import cutaway, last_json, tiny, write_corpus
 
 
 @pytest.fixture(scope="module")

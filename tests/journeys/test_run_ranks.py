@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from run_corpus import Trap, tiny, write_corpus
 from safetensors.numpy import load_file
 
 from cutaway.records import read_journal
 from cutaway.run.pipeline import start
 from cutaway.run.recipe import load
-from tests.run_corpus import Trap, tiny, write_corpus
 
 
 def test_two_ranks_equal_one(tmp_path: Path) -> None:

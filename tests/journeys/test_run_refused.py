@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from run_corpus import tiny, write_corpus
 
 from cutaway.cli.main import main
-from tests.run_corpus import tiny, write_corpus
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from run_corpus import Crash, Trap, tiny, write_corpus
 
 from cutaway.cli.main import main
 from cutaway.records import read_journal
@@ -14,7 +15,6 @@ from cutaway.run.folder import Run, open_run
 from cutaway.run.pipeline import resume, start
 from cutaway.run.recipe import load
 from cutaway.run.work import Interrupted, Work
-from tests.run_corpus import Crash, Trap, tiny, write_corpus
 
 CLOCKS = {"seconds", "tokens_per_second"}
 
