@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cutaway  # noqa: F401  (first, as a user has it: it sets how long waiting threads spin)
 import torch
 from worker import ADAMW, CLIP, enter
 
