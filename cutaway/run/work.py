@@ -27,6 +27,7 @@ from cutaway.train.reward import prompt
 
 TIMED = ("pretrain", "finetune", "preferences", "reward", "align")
 EVALUATED_AFTER = ("pretrain", "finetune", "align")
+LEAST = 0.4
 
 
 class Interrupted(KeyboardInterrupt):
@@ -186,7 +187,8 @@ class Work:
     def allowance(self, stage: str, seconds: float) -> float:
         """What a stage may take so that the whole keeps ``recipe.seconds``: its budget, or its part of what is left.
 
-        The evaluations still to come are expected to take as long as the longest one did so far.
+        The evaluations still to come are expected to take as long as the last one did. However late it is, a stage gets
+        ``LEAST`` of its own budget: a model that learned nothing in time is worth nothing.
         """
         if self.recipe.seconds is None:
             return seconds
@@ -194,7 +196,7 @@ class Work:
         planned = sum(b.seconds for s in later
                       if isinstance(b := getattr(self.recipe, s).budget, SecondsBudget))
         took = [r["seconds"] for r in self.run.rows(self.run.stages)
-                if r.get("event") == "done" and str(r["stage"]).startswith("evaluate")]
-        reserve = max(took, default=0.0) * sum(s in later for s in EVALUATED_AFTER)
+                if r.get("event") == "done" and r["stage"].startswith("evaluate") and r["stage"] != "evaluate-proxy"]
+        reserve = (took or [0.0])[-1] * sum(s in later for s in EVALUATED_AFTER)
         left = self.recipe.seconds - self.elapsed - reserve
-        return self.shared(seconds * min(1.0, max(left, 0.0) / planned) if planned else seconds)
+        return self.shared(seconds * min(1.0, max(left / planned, LEAST)))
