@@ -47,12 +47,13 @@ def test_the_bill_counts_every_parameter(name: str) -> None:
 
 
 def test_the_bill_counts_the_products_pytorch_does() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     config = TransformerConfig(vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2,
                                intermediate_size=48, context_length=16)
     model, counter = build(config), FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         state = model.new_state(1, capacity=16)
         model.logits(torch.ones(1, 16, dtype=torch.long), state, every=True)
     # the cache path multiplies all 16 x 16 pairs; the bill counts the 136 that are seen
