@@ -62,19 +62,44 @@ def show_end(run: Run, *, json: bool) -> None:
     result({}, "\n".join(next_commands(run)), json=False)
 
 
+UNITS = {"share": "", "bits per byte": "", "nats": "nats an answer"}
+CHANGES = ("change", "forgetting")  # differences from another model: their sign is the news
+
+
 def figure_table(found: dict[str, Measurement]) -> Any:
-    """Figures by model: one row a figure, one column a model."""
+    """Figures by model: one row a figure, one column a model, n at the end; below it what belongs to no model."""
+    from rich.console import Group
+
     names = dict.fromkeys(k.split(".", 1)[1] for k in found if k.split(".", 1)[0] in MODELS)
-    rows = [[name.replace("_", " "), *(_cell(found.get(f"{m}.{name}")) for m in MODELS)] for name in names]
-    for key, m in found.items():
-        who, name = key.rsplit(".", 1)
-        if who not in MODELS:
-            rows.append([f"{who} {name.replace('_', ' ')}", _cell(m), "", "", ""])
-    return table(["figure", *MODELS], rows)
+    rows = []
+    for name in names:
+        measured = [found.get(f"{m}.{name}") for m in MODELS]
+        n = next((m.n for m in reversed(measured) if m is not None), None)
+        rows.append([_named(name, measured), *(_cell(m, signed=name in CHANGES) for m in measured),
+                     "" if n is None else f"{n:,}"])
+    apart = [f"{key.rsplit('.', 1)[0]} {_named(key.rsplit('.', 1)[1], [m])} {_cell(m)}"
+             + (f" (n = {m.n:,})" if m.n else "") for key, m in found.items() if key.rsplit(".", 1)[0] not in MODELS]
+    judges = dict.fromkeys(str(m.conditions["judge"]) for m in found.values() if "judge" in m.conditions)
+    apart += [f"satisfies, parses: verdicts of {judge}" for judge in judges]
+    return Group(table(["figure, 95 % interval", *MODELS, "n"], rows), *(f"  {line}" for line in apart))
 
 
-def _cell(m: Measurement | None) -> str:
-    return "–" if m is None else str(m).removeprefix(m.name).strip().replace(" bits per byte", "")
+def _named(name: str, measured: list[Measurement | None]) -> str:
+    unit = next((m.unit for m in measured if m is not None), "")
+    words = name.replace("_", " ")
+    extra = "" if unit in words else UNITS.get(unit, unit)
+    return words if extra == "" or extra in words else f"{words}, {extra}"
+
+
+def _cell(m: Measurement | None, *, signed: bool = False) -> str:
+    if m is None:
+        return "–"
+    scale, mark, digits = (100, " %", 0) if m.unit == "share" else (1, "", 2)
+    sign = "+" if signed else ""
+    text = f"{m.value * scale:{sign}.{digits}f}{mark}"
+    if m.low is None or m.high is None:
+        return text
+    return f"{text} [{m.low * scale:{sign}.{digits}f}, {m.high * scale:{sign}.{digits}f}]"
 
 
 def next_commands(run: Run) -> list[str]:
