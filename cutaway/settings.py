@@ -150,9 +150,9 @@ def _explain(cls: type[Settings], tree: Mapping[str, Any], error: Any) -> tuple[
     name = _dotted(tree, loc, missing=kind == "missing")
     if kind == "extra_forbidden":
         here, prefix = _fields(_at(cls, loc[:-1])), name.rpartition(".")[0]
-        elsewhere = [p for p in paths(cls) if p.split(".")[-1] == str(loc[-1])]
         near = nearest(str(loc[-1]), here)
-        guess = elsewhere[0] if elsewhere else f"{prefix}.{near}".lstrip(".") if near else None
+        guess = _elsewhere(cls, str(loc[-1]), prefix) or (f"{prefix}.{near}".lstrip(".") if near else None)
+        guess = guess or _elsewhere(cls, nearest(str(loc[-1]), (p.split(".")[-1] for p in paths(cls))), prefix)
         known = ", ".join(sorted(here))
         return f"unknown setting {name}", f"did you mean {guess}?" if guess else f"the settings here are {known}"
     if kind == "missing":
@@ -171,6 +171,12 @@ def _explain(cls: type[Settings], tree: Mapping[str, Any], error: Any) -> tuple[
     expected = str(context.get("expected", "")).replace(" or ", ", ").replace("'", "").split(", ")
     near = nearest(str(error["input"]), expected)
     return f"{name} {message}, got {_shown(error['input'])}", f"did you mean {near!r}?" if near else None
+
+
+def _elsewhere(cls: type[Settings], name: str | None, prefix: str) -> str | None:
+    """Where a setting of that name stands: below ``prefix`` if it does, else the first place of all."""
+    found = [p for p in paths(cls) if p.split(".")[-1] == name]
+    return min(found, key=lambda p: not p.startswith(f"{prefix}."), default=None)
 
 
 def _shown(value: object) -> str:

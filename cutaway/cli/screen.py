@@ -105,6 +105,8 @@ def _cell(m: Measurement | None, *, signed: bool = False) -> str:
 def next_commands(run: Run) -> list[str]:
     """What a person may want to type now."""
     model = run.folder / "models" / "aligned"
+    code = (run.read_json("data/text.json") or {}).get("kind") == "functions"
+    opening = "def " if code else "The "
     return ["", "next:", f"  open {run.folder / 'report.html'}", f"  cutaway chat {model}",
-            f'  cutaway generate {model} "def "', f"  cutaway show {run.folder}",
+            f'  cutaway generate {model} "{opening}"', f"  cutaway show {run.folder}",
             "  cutaway run quickstart data.path=DIR name=mine"]

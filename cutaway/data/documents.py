@@ -44,7 +44,7 @@ class PathSettings(_Shares):
     """A file, a folder or a glob. ``field`` is the column of jsonl, csv and parquet that holds the text."""
 
     kind: Literal["path"] = "path"
-    path: str
+    path: str = Field(min_length=1)
     field: str = "text"
 
 

@@ -80,11 +80,14 @@ def _walk(root: Path, *, stdlib: bool) -> Iterator[tuple[Path, str | Skip]]:
         folders[:] = sorted(f for f in folders if not (stdlib and f in _NOT_STDLIB))
         here = Path(folder)
         hidden = [f for f in folders if f.startswith(".") or f == "__pycache__"]
+        linked = [f for f in folders if f not in hidden and (here / f).is_symlink()]
         folders[:] = [f for f in folders if f not in hidden]
-        for name in sorted([*hidden, *files]):
+        for name in sorted([*hidden, *linked, *files]):
             shown = (here / name).relative_to(root).as_posix()
             if name in hidden or name.startswith("."):
                 yield here / name, Skip(shown, "hidden")
+            elif name in linked:
+                yield here / name, Skip(shown, "linked folder", "links to folders are not followed")
             elif not stdlib or name.endswith(".py"):
                 yield here / name, shown
 
@@ -222,7 +225,7 @@ def _no_column(column: str, names: list[str], where: str) -> DataError:
 
 @cache
 def _spool() -> Path:
-    """Standard input, kept for this process in a file without a name, because a stream cannot be read twice."""
+    """Standard input, kept for this process in a temporary file, because a stream cannot be read twice."""
     spool = tempfile.NamedTemporaryFile(prefix="cutaway-stdin-", delete=False)  # noqa: SIM115
     with spool:
         while block := sys.stdin.buffer.read(BLOCK_BYTES):
@@ -241,6 +244,7 @@ def stdin_pieces() -> Iterator[Piece | Skip]:
 
 
 def stat_of(path: str, *, stdlib: bool = False) -> list[tuple[str, int, int]]:
-    """(name, size, time in ns) of every file that ``path_pieces`` would read."""
-    found = [(name, file.stat()) for file, name in _files(path, stdlib=stdlib) if not isinstance(name, Skip)]
-    return [(name, state.st_size, state.st_mtime_ns) for name, state in found]
+    """(name, size, time in ns) of every file that ``path_pieces`` would read; a link to nothing has neither."""
+    found = [(name, file) for file, name in _files(path, stdlib=stdlib) if not isinstance(name, Skip)]
+    states = [(name, file.stat() if file.exists() else None) for name, file in found]
+    return [(name, state.st_size if state else -1, state.st_mtime_ns if state else -1) for name, state in states]

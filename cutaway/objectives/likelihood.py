@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cutaway.batch import Batch
-from cutaway.errors import TrainingError
+from cutaway.errors import ModelError, TrainingError
 from cutaway.models.heads import TokenHead
 from cutaway.models.model import Model
 from cutaway.nn import ops
@@ -32,7 +32,8 @@ def _learned(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _token_head(model: Model) -> TokenHead:
     if not isinstance(model.head, TokenHead):
-        raise TrainingError("likelihood needs a model with a token head")
+        raise ModelError("the model gives scores, not text, so it has no likelihood",
+                         way_out="name a model with a token head, such as base")
     return model.head
 
 

@@ -297,7 +297,7 @@ def resolve(tree: dict[str, Any], where: object) -> dict[str, Any]:
     if out.get("threads", "auto") == "auto":
         out["threads"] = machines.set_threads(None)
     data = out.get("data")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        # a run goes on from any folder
+    if isinstance(data, dict) and isinstance(data.get("path"), str) and data["path"]:
+        # a run goes on from any folder; an empty path is no name of this one and is refused
         out["data"] = {**data, "path": os.path.abspath(Path(data["path"]).expanduser())}  # noqa: PTH100  (may be a glob)
     return out

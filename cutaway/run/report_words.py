@@ -100,6 +100,8 @@ def over_optimised(rows: Sequence[Row]) -> str:
             "An earlier checkpoint may be the better model."
         )
     if _differ(proxy[0], proxy[4]) > 0 and _differ(judge[0], judge[4]) <= 0:
+        if fmean(judge[4]) > fmean(judge[0]):
+            return f"{told}Both rose, the judge's score by less than three standard errors of these few steps."
         return f"{told}The proxy rose and the judge's score did not: what was gained is the proxy's alone."
     return f"{told}The judge's score did not measurably fall after its best: no over-optimisation is seen here."
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cutaway.errors import CheckpointError
@@ -25,6 +25,13 @@ class OptimizerSettings(Settings):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(default=1e-10, gt=0)
     momentum: float = Field(default=0.95, ge=0, lt=1)
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"each must be at least 0 and below 1, got {list(value)}")
+        return value
 
 
 class Optimizer:

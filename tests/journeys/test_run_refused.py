@@ -32,6 +32,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("model.hidden_size=33", "must be a multiple of 2 x num_heads"),
     ("name=a/b", "name string should match pattern"),
     ("rows", "is not a setting"),
+    ("data.path=", "data.path string should have at least 1 character"),
+    ("align.learning_rate=1", "did you mean align.optimizer.learning_rate?"),
+    ("pretrain.learning_rat=1", "did you mean pretrain.optimizer.learning_rate?"),
+    ("pretrain.optimizer.betas=[2.0, 0.9]", "each must be at least 0 and below 1, got [2.0, 0.9]"),
 ])
 def test_a_wrong_setting_names_itself(setting: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, line = refused(["run", "debug", setting], capsys)

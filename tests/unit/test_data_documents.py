@@ -88,10 +88,12 @@ def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
     (tmp_path / ".hidden").write_text("secret")
     (tmp_path / "__pycache__").mkdir()
     (tmp_path / "j_link.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "k_round").symlink_to(tmp_path, target_is_directory=True)
     found = corpus(tmp_path, valid_share=0.0, test_share=0.0)
     assert [d.text for d in found] == ["words", "row"]
     assert dict(found.skipped.counts) == {"hidden": 2, "empty": 2, "duplicate": 1, "undecodable": 3, "binary": 1,
-                                          "unreadable": 3, "without text": 1}
+                                          "unreadable": 3, "without text": 1, "linked folder": 1}
+    assert found.fingerprint()  # also with a link to nothing
     report = found.skipped.to_dict()
     assert {"name": "e_latin.txt", "reason": "undecodable", "detail": "byte 3 is not UTF-8"} in report["listed"]
     assert {r["name"] for r in report["listed"] if r["reason"] == "unreadable"} == {

@@ -295,6 +295,7 @@ def test_over_optimisation_is_told_from_its_absence() -> None:
     )
     assert "no over-optimisation" in over_optimised(rows([0.3] * 10 + [0.5] * 10 + [0.6] * 10 + [0.7] * 20))
     assert "the proxy's alone" in over_optimised(rows([0.2] * 50))
+    assert "Both rose" in over_optimised(rows([0.2, 0.8] * 5 + [0.3, 0.9] * 20))
     assert over_optimised(rows([0.5] * 5)) == ""
 
 
