@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import cutaway  # noqa: F401  (first, as a user has it: it sets how long waiting threads spin)
+
+# isort: split
 import torch
 from worker import ADAMW, CLIP, enter
 
