@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cutaway.cli.console import Json, result, table
+from cutaway.cli.console import Json, note, result, table
 
 
 def command(
@@ -27,6 +27,8 @@ def command(
     set_threads()
     where = pick(device)
     found = {folder: measure(folder, suite, run=run, data=data, device=where) for folder in folders}
+    if suite == "all" and run is None:
+        note("answers were not measured: only a run has held-out requests")
     names = list(dict.fromkeys(n for figures in found.values() for n in figures))
     rows = [(n, *(str(f[n]).removeprefix(f[n].name).strip() if n in f else "–" for f in found.values())) for n in names]
     result({"models": {str(f): {n: m.to_dict() for n, m in figures.items()} for f, figures in found.items()}},

@@ -17,8 +17,11 @@ def command(
 ) -> None:
     """List the runs of a folder."""
     from cutaway.cli.screen import summary
+    from cutaway.errors import RunError
     from cutaway.run.folder import runs as all_runs
 
+    if runs.exists() and not runs.is_dir():
+        raise RunError("a file, not a folder of runs", where=runs, way_out="name a folder")
     found = [summary(run) for run in all_runs(runs)]
     rows = []
     for value in found:

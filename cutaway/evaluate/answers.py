@@ -47,7 +47,7 @@ class Answered:
         return [a.verdict.satisfies if check == "satisfies" else a.verdict.checks[check] for a in self.items]
 
     def measurements(self) -> dict[str, Measurement]:
-        """The share that meets each demand and all (``satisfies``), with Wilson's interval, and the mean ``score``."""
+        """The share that meets each demand and all (``satisfies``), with Wilson's interval."""
         n = len(self.items)
         out = {}
         for check in (*self.items[0].verdict.checks, "satisfies"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from cutaway.data.documents import PathSettings, read
@@ -60,7 +61,14 @@ def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, dev
 
 def _text(run: Run | None, data: Path | None) -> HeldOut:
     if data is not None:
-        return held_out(read(PathSettings(path=str(data), valid_share=0.0, test_share=0.0)))
+        corpus = read(PathSettings(path=str(data), valid_share=0.0, test_share=0.0))
+        held = held_out(corpus)
+        if corpus.skipped.counts:
+            warnings.warn(f"left out of {data}: {corpus.skipped}", stacklevel=2)
+        if sum(held.bytes) < held.available_bytes:
+            warnings.warn(f"bits per byte of {sum(held.bytes):,} of {held.available_bytes:,} bytes of {data}, chosen "
+                          "by hash", stacklevel=2)
+        return held
     assert run is not None
     return read_text(run).held
 

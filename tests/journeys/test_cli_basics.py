@@ -250,3 +250,9 @@ def test_the_door_knows_the_failures_of_accelerators() -> None:
 
     known = door._known(OutOfMemoryError("CUDA out of memory.\nmore"))
     assert known is not None and known.exit_code == 9 and "CUDA out of memory." in str(known)
+
+
+def test_a_file_is_no_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").write_text("")
+    assert main(["runs", str(tmp_path / "runs")]) == 7
+    assert "a file, not a folder of runs" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,8 @@ def test_trace_names_the_document_of_every_token(place: Path, capsys: pytest.Cap
     assert "1 to 8" in capsys.readouterr().err
 
 
-def test_eval_measures_again_what_the_run_measured(place: Path, capsys: pytest.CaptureFixture[str],
+@pytest.mark.filterwarnings("default")
+def test_eval_measures_again_what_the_run_measured(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     assert main(["eval", "debug", "--json"]) == 0
@@ -132,4 +134,13 @@ def test_eval_measures_again_what_the_run_measured(place: Path, capsys: pytest.C
         assert found["bits_per_byte"]["value"] == pytest.approx(kept["bits_per_byte"]["value"], rel=1e-6)
         assert found["satisfies"]["value"] == kept["answers"]["satisfies"]["value"]
     assert main(["eval", "runs/debug/models/base", "bits", "--data", "corpus", "--json"]) == 0
+    capsys.readouterr()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.txt").write_text("a line of words\n" * 80)
+    (other / "b.bin").write_bytes(bytes(999))
+    shutil.copytree(place / "runs" / "debug" / "models" / "base", tmp_path / "alone")
+    assert main(["eval", str(tmp_path / "alone"), "--data", str(other)]) == 0
+    said = capsys.readouterr().err
+    assert "answers were not measured" in said and "1 binary" in said
     assert main(["eval", "debug", "bit"]) == 2
