@@ -169,7 +169,7 @@ def _jsonl(stream: BinaryIO, name: str, column: str) -> Iterator[Piece | Skip]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield Skip(shown, "undecodable", f"not JSON ({error})")
             continue
         text = row.get(column) if isinstance(row, dict) else None
@@ -218,9 +218,10 @@ def _parquet(file: Path, name: str, column: str) -> Iterator[Piece | Skip]:
 def _no_column(column: str, names: list[str], where: str) -> DataError:
     from cutaway.settings import nearest
 
-    near = nearest(column, names) or (names[0] if names else None)
+    near = nearest(column, names) or (names[0] if len(names) == 1 else None)
+    way_out = f"set data.field={near}" if near else "set data.field to the one that holds the text"
     return DataError(f"no text in {column!r}; it has {', '.join(names) or 'nothing by name'}", where=where,
-                     way_out=f"set data.field={near}" if near else "write one JSON object a line")
+                     way_out=way_out if names else "write one JSON object a line")
 
 
 @cache

@@ -73,6 +73,9 @@ def test_another_column_can_be_named_and_a_wrong_one_is_refused(tmp_path: Path) 
     for name in ("a.jsonl", "b.csv", "c.parquet"):
         with pytest.raises(DataError, match=f"{name}: no text in 'bodi'; it has body; set data.field=body"):
             whole(tmp_path / name, field="bodi")
+    (tmp_path / "d.csv").write_text("id,story\n1,words\n")
+    with pytest.raises(DataError, match=r"it has id, story; set data\.field to the one that holds the text"):
+        whole(tmp_path / "d.csv")
 
 
 def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
@@ -83,7 +86,8 @@ def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
     (tmp_path / "e_latin.txt").write_bytes("café".encode("latin-1"))
     (tmp_path / "f_image.png").write_bytes(b"\x89PNG\x00\x00")
     (tmp_path / "g_cut.txt.gz").write_bytes(gzip.compress(b"words " * 1000)[:-10])
-    (tmp_path / "h_rows.jsonl").write_text('{"text": "row"}\nnot json\n{"other": 1}\n{"text": "\\ud800"}\n')
+    rows = ('{"text": "row"}', "not json", '{"other": 1}', '{"text": "\\ud800"}', "[" * 100_000)
+    (tmp_path / "h_rows.jsonl").write_text("\n".join(rows))
     (tmp_path / "i_table.parquet").write_bytes(b"PAR1 nothing")
     (tmp_path / ".hidden").write_text("secret")
     (tmp_path / "__pycache__").mkdir()
@@ -91,7 +95,7 @@ def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
     (tmp_path / "k_round").symlink_to(tmp_path, target_is_directory=True)
     found = corpus(tmp_path, valid_share=0.0, test_share=0.0)
     assert [d.text for d in found] == ["words", "row"]
-    assert dict(found.skipped.counts) == {"hidden": 2, "empty": 2, "duplicate": 1, "undecodable": 3, "binary": 1,
+    assert dict(found.skipped.counts) == {"hidden": 2, "empty": 2, "duplicate": 1, "undecodable": 4, "binary": 1,
                                           "unreadable": 3, "without text": 1, "linked folder": 1}
     assert found.fingerprint()  # also with a link to nothing
     report = found.skipped.to_dict()
@@ -99,7 +103,7 @@ def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
     assert {r["name"] for r in report["listed"] if r["reason"] == "unreadable"} == {
         "g_cut.txt.gz", "i_table.parquet", "j_link.txt"}
     assert report["not_listed"] == 0 and len(report["listed"]) == found.skipped.counts.total()
-    assert "3 undecodable" in str(found.skipped)
+    assert "4 undecodable" in str(found.skipped)
     list(found)
     assert found.skipped.to_dict() == report
 
