@@ -69,7 +69,8 @@ def test_a_whole_run_killed_again_and_again_ends_bitwise_equal(place: Path, corp
         words = ["resume", run] if (run / "recipe.toml").exists() else first
         process = drive.command(context, place / f"log-{attempt}", "cutaway", *words)
         if kills < KILLS:
-            process.join(draw.uniform(0, took / 6))
+            # soon after the start and well into the work in turn; ten of them cannot add up to the whole run
+            process.join(draw.uniform(0, took / (9 if attempt % 2 else 30)))
             process.kill()
         process.join(120)
         kills += process.exitcode == -signal.SIGKILL
