@@ -17,7 +17,7 @@ from cutaway.run.folder import Run
 from cutaway.train import checkpoint
 from cutaway.train.signals import Stop
 
-KILLS, TOTAL = 20, 60
+KILLS, TOTAL = 20, 200
 
 
 def start(context: ForkServerContext, folder: Path, total: int, pause: float = 0.0) -> ForkServerProcess:
@@ -33,11 +33,11 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def wait_for(folder: Path, least: int, process: ForkServerProcess) -> None:
-    for _ in range(3000):
+    for _ in range(15000):
         if max(steps_in(folder), default=0) >= least:
             return
         assert process.is_alive(), process.exitcode
-        time.sleep(0.01)
+        time.sleep(0.002)
     raise AssertionError(f"no step {least} within 30 s")
 
 
