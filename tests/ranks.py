@@ -6,6 +6,7 @@ Every case is trained with ``ddp`` and ``fsdp2``; the first rank writes steps, w
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from dataclasses import asdict, replace
@@ -82,3 +83,5 @@ if __name__ == "__main__":
     with launch("ddp", Device("cpu")) as ranks:
         for kind in KINDS:
             everything(Path(sys.argv[1]), replace(ranks, kind=kind))
+    sys.stderr.flush()
+    os._exit(0)  # as cutaway/__main__.py does: gloo's threads now and then abort the interpreter's own way out
