@@ -34,11 +34,6 @@ def causal() -> Mask:
     return Mask(lambda q, k: k <= q)
 
 
-def window(size: int) -> Mask:
-    """A query sees at most ``size`` keys behind it, itself included."""
-    return Mask(lambda q, k: q - k < size)
-
-
 def same_document(documents: Tensor) -> Mask:
     """In a packed row a query sees its own document only; padding (-1) sees itself, so that softmax is finite."""
     same, real = documents[:, :, None] == documents[:, None, :], (documents >= 0)[:, None, :]
