@@ -7,6 +7,7 @@ predictions and the share of the machine used (MFU, PaLM 2022, appendix B) stand
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -218,6 +219,22 @@ def _accelerator(device: Device) -> tuple[str | None, int | None]:
     if device.kind == "mps":
         return f"{platform.machine()} GPU", torch.mps.recommended_max_memory()
     return None, None
+
+
+@functools.cache
+def keep_memory() -> bool:
+    """Let glibc keep what a training step frees, for the next step takes it again; False where there is no glibc.
+
+    By default every tensor above 32 MiB is mapped anew and the kernel clears its pages at first touch: a gigabyte and
+    a seventh of the time of a 124M model's step. The peak is the same; memory returns when the process ends.
+    """
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    no_mapping, no_trimming = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    return mallopt is not None and all(mallopt(*setting) for setting in (no_mapping, no_trimming))
 
 
 def measure(device: Device, *, seconds: float = 3.0) -> Machine:

@@ -11,6 +11,7 @@ from cutaway.nn.attention import Attention, Where
 from cutaway.nn.cache import KVCache
 from cutaway.nn.feedforward import Gated
 from cutaway.nn.kernels import library_for
+from cutaway.nn.memory import made_again
 from cutaway.nn.norm import RMSNorm
 from cutaway.nn.position import rotary_table
 
@@ -31,9 +32,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, delta: Tensor | None, where: Where, *, dtype: torch.dtype,
                 cache: tuple[int, KVCache] | None = None) -> tuple[Tensor, Tensor]:
-        x, h = self.attention_norm(x, delta, dtype=dtype)
-        x, h = self.feedforward_norm(x, self.attention(h, where, cache), dtype=dtype)
-        return x, self.feedforward(h)
+        first, h = self.attention_norm(x, delta, dtype=dtype)
+        with made_again(h, lambda: self.attention_norm(first, dtype=dtype)[1]):
+            mixed = self.attention(h, where, cache)
+        second, h = self.feedforward_norm(first, mixed, dtype=dtype)
+        with made_again(h, lambda: self.feedforward_norm(second, dtype=dtype)[1]):
+            return second, self.feedforward(h)
 
 
 class Stack(nn.Module):

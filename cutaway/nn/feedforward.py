@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from cutaway.nn import ops
 from cutaway.nn.linear import Linear
+from cutaway.nn.memory import made_again
 
 
 class Gated(nn.Module):
@@ -17,5 +18,8 @@ class Gated(nn.Module):
         self.down = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(ops.swiglu(self.gate_up(x)))
+        gate_up = self.gate_up(x)
+        inner = ops.swiglu(gate_up)
+        with made_again(inner, lambda: ops.swiglu(gate_up)):
+            out: Tensor = self.down(inner)
         return out

@@ -1,4 +1,4 @@
-"""The kernels of ``kernels.c`` as differentiable functions; each has its plain twin in ``ops``, and tests compare."""
+"""The kernels of ``csrc/`` as differentiable functions; each has its plain twin in ``ops``, and tests compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled kernels: ``kernels.c``, built once a machine with its own C compiler and called through ctypes.
+"""The compiled kernels: ``csrc/``, built once a machine with its own C compiler and called through ctypes.
 
 Without a compiler everything works on plain PyTorch, only slower; ``status()`` says which, for reports and ``doctor``.
 The library links against the OpenMP that PyTorch already runs, so both share one pool of threads.
@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("kernels.c")
-FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+SOURCES = Path(__file__).with_name("csrc")
+FLAGS = ("-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+NATIVE = ("-march=native",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Built:
 
 
 class Shape(ctypes.Structure):
-    """``Shape`` of kernels.c."""
+    """``Shape`` of attention.h."""
 
     _fields_ = (("rows", ctypes.c_int64), ("steps", ctypes.c_int64), ("heads", ctypes.c_int64),
                 ("kv_heads", ctypes.c_int64), ("size", ctypes.c_int64), ("bf", ctypes.c_int),
@@ -59,17 +60,20 @@ def _openmp() -> list[str]:
     return [str(p) for p in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))]
 
 
-def _compile(target: Path) -> str:
+def compiled(target: Path, processor: tuple[str, ...] = NATIVE) -> str:
+    """Build the library at ``target`` for a processor's flags; why it failed, or an empty line."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return "no C compiler was found"
     handle, draft = tempfile.mkstemp(dir=target.parent, suffix=".so")
     os.close(handle)
     try:
-        done = subprocess.run([compiler, *FLAGS, str(SOURCE), *_openmp(), "-o", draft, "-lm"], capture_output=True,
+        sources = [str(p) for p in sorted(SOURCES.glob("*.c"))]
+        done = subprocess.run([compiler, *FLAGS, *processor, *sources, *_openmp(), "-o", draft, "-lm"], capture_output=True,
                               text=True, timeout=120, check=False)
         if done.returncode:
-            return f"{compiler} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
+            lines = done.stderr.splitlines()
+            return f"{compiler} failed: {next((x for x in lines if 'error' in x), f'exit code {done.returncode}')}"
         Path(draft).replace(target)
         return ""
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -83,12 +87,13 @@ def built() -> Built:
     """Build or find the library; asked once a process. ``CUTAWAY_KERNELS=off`` is PyTorch alone, for comparison."""
     if os.environ.get("CUTAWAY_KERNELS", "") == "off":
         return Built(None, "switched off by CUTAWAY_KERNELS=off")
-    if not os.access(SOURCE, os.R_OK):
-        return Built(None, "kernels.c is not installed")
-    key = "|".join((SOURCE.read_text(), *FLAGS, *_openmp(), _processor(), platform.platform()))
+    sources = sorted(SOURCES.glob("*.[ch]"))
+    if not sources:
+        return Built(None, "the sources of the kernels are not installed")
+    key = "|".join((*(p.read_text() for p in sources), *FLAGS, *_openmp(), _processor(), platform.platform()))
     try:
         target = _folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-        if not target.exists() and (reason := _compile(target)):
+        if not target.exists() and (reason := compiled(target)):
             return Built(None, reason)
         return Built(ctypes.CDLL(str(target)), "compiled for this processor")
     except OSError as error:

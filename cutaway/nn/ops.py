@@ -1,6 +1,6 @@
 """The few operations a transformer spends its time in, each one differentiable function.
 
-Each has a plain PyTorch form; on a CPU with a C compiler the fused kernels of ``kernels.c`` do the same
+Each has a plain PyTorch form; on a CPU with a C compiler the fused kernels of ``csrc/`` do the same
 arithmetic in fewer passes over memory. B rows, T tokens, D width.
 """
 

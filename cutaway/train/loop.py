@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cutaway.batch import Batch
+from cutaway.device import keep_memory
 from cutaway.errors import TrainingError
 from cutaway.models.model import Model
 from cutaway.objectives.objective import Objective
@@ -47,6 +48,8 @@ def steps(model: Model, batches: Batches, objective: Objective, optimizer: Optim
     A step whose loss or gradient is not finite changes nothing, is marked ``skipped``, and after ``patience`` such
     steps in a row TrainingError is raised. Raises TrainingError for a step whose weights are all zero.
     """
+    if model.device.type == "cpu":
+        keep_memory()
     bad = 0
     for number in range(start, total):
         began = time.perf_counter()
@@ -56,11 +59,8 @@ def steps(model: Model, batches: Batches, objective: Objective, optimizer: Optim
         norm = parallel.grad_norm(optimizer.parameters())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if not skipped:
-            if clip is not None and norm > clip:
-                for p in optimizer.parameters():
-                    if p.grad is not None:
-                        p.grad.mul_(clip / norm)
-            optimizer.step(schedule.factor(number, total))
+            shrink = 1.0 if clip is None or norm <= clip else clip / norm
+            optimizer.step(schedule.factor(number, total), shrink=shrink)
         optimizer.zero_grad()
         bad = bad + 1 if skipped else 0
         yield Step(number + 1, loss, weight, metrics, norm, optimizer.learning_rate, tokens,

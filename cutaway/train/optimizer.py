@@ -35,7 +35,7 @@ class OptimizerSettings(Settings):
 
 
 class Optimizer:
-    """One or two torch optimizers stepped together; ``step(factor)`` scales every rate by the schedule's factor."""
+    """One or two torch optimizers stepped together; ``step`` scales every rate by the schedule's factor."""
 
     def __init__(self, model: nn.Module, parts: list[torch.optim.Optimizer]) -> None:
         self.parts = parts
@@ -43,11 +43,12 @@ class Optimizer:
         names = {id(p): n for n, p in model.named_parameters()}
         self.names = {names[id(p)]: (part, p) for part in parts for g in part.param_groups for p in g["params"]}
 
-    def step(self, factor: float) -> None:
-        """One update with every learning rate multiplied by ``factor``."""
+    def step(self, factor: float, *, shrink: float = 1.0) -> None:
+        """One update with every learning rate multiplied by ``factor`` and every gradient by ``shrink``."""
         for part, rates in zip(self.parts, self.rates, strict=True):
             for group, rate in zip(part.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
+            _scale(part, shrink)
             part.step()
 
     @property
@@ -79,6 +80,17 @@ class Optimizer:
             part, p = self.names[name]
             # AdamW keeps its step counter on the CPU; the moments lie beside the parameter
             part.state[p][slot] = value.clone() if slot == "step" else value.to(p.device).clone()
+
+
+def _scale(part: torch.optim.Optimizer, shrink: float) -> None:
+    """Multiply the gradients; a fused optimizer does it in the pass that reads them, as for torch's GradScaler."""
+    if part.defaults.get("fused"):
+        part.grad_scale = None if shrink == 1 else torch.tensor(1 / shrink)  # type: ignore[attr-defined]
+        return
+    if shrink == 1:
+        return
+    gradients = [p.grad for group in part.param_groups for p in group["params"] if p.grad is not None]
+    torch._foreach_mul_(gradients, shrink)
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:

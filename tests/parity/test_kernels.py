@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from cutaway.nn import kernels, ops
 from cutaway.nn.position import rotary_table
 
 Many = Callable[..., Tensor | tuple[Tensor, ...]]
-# PyTorch rounds the probabilities to bfloat16 between its two products, the kernels do not: 2^-8 relative, twice
+# both round the probabilities to bfloat16 between two products, and each its own way: 2^-8 relative, twice
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2}
 
 needs_kernels = pytest.mark.skipif(kernels.built().library is None, reason=kernels.status())
@@ -54,13 +57,11 @@ def test_swiglu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int)
     _agree(monkeypatch, dtype, ops.swiglu, 8 * torch.randn(2, 3, 2 * inner).to(dtype))
 
 
-@needs_kernels
-@dtypes
-@pytest.mark.parametrize(("steps", "heads"), [(1, (2, 2, 8)), (7, (2, 1, 10)), (33, (4, 2, 32)), (100, (4, 4, 32)),
-                                              (130, (6, 2, 64))])
-@pytest.mark.parametrize("packed", [False, True])
-def test_self_attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int, heads: tuple[int, int, int],
-                        packed: bool) -> None:
+SHAPES = [(1, (2, 2, 8)), (7, (2, 1, 10)), (33, (4, 2, 32)), (100, (4, 4, 32)), (130, (6, 2, 64))]
+
+
+def _attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int, heads: tuple[int, int, int], *,
+               packed: bool) -> None:
     rotary = rotary_table(heads[2], steps, theta=1e4)
     documents, counted = None, torch.tensor(1.0)
     if packed:
@@ -74,6 +75,42 @@ def test_self_attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, ste
     _agree(monkeypatch, dtype,
            lambda x: counted * ops.self_attention(x, angles, heads, documents=documents, causal=True),
            qkv)
+
+
+@needs_kernels
+@dtypes
+@pytest.mark.parametrize(("steps", "heads"), SHAPES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_self_attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int, heads: tuple[int, int, int],
+                        packed: bool) -> None:
+    _attention(monkeypatch, dtype, steps, heads, packed=packed)
+
+
+@needs_kernels
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags of other x86 processors mean nothing here")
+@pytest.mark.parametrize("processor", [("-march=native", "-mno-amx-bf16"),
+                                       ("-march=native", "-mno-amx-bf16", "-mno-avx512bf16"), ("-march=x86-64",)],
+                         ids=["without tiles", "without dot products", "plain"])
+def test_attention_on_lesser_processors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                        processor: tuple[str, ...]) -> None:
+    """The same sources for a processor that has less: what another machine would run."""
+    target = tmp_path / "kernels.so"
+    assert not kernels.compiled(target, processor)
+    library = ctypes.CDLL(str(target))
+    monkeypatch.setattr(ops, "library_for", lambda *tensors: library)
+    for steps, heads in SHAPES:
+        _attention(monkeypatch, torch.bfloat16, steps, heads, packed=True)
+    _agree(monkeypatch, torch.bfloat16, ops.swiglu, 8 * torch.randn(2, 3, 42).bfloat16())
+
+
+@needs_kernels
+def test_attention_of_a_row_does_not_depend_on_its_batch() -> None:
+    qkv = torch.randn(3, 70, 3 * 4 * 32).bfloat16()
+    angles = rotary_table(32, 70, theta=1e4)[:, None]
+    together = ops.self_attention(qkv, angles, (4, 4, 32), documents=None, causal=True)
+    for row in range(3):
+        alone = ops.self_attention(qkv[row : row + 1], angles, (4, 4, 32), documents=None, causal=True)
+        assert torch.equal(alone[0], together[row])
 
 
 @needs_kernels
@@ -106,3 +143,9 @@ def test_without_a_compiler_there_is_a_reason_and_no_library(monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = kernels.built.__wrapped__()
     assert found.library is None and "no-such-compiler" in found.reason
+
+
+def test_a_failed_compilation_names_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if kernels.built().library is None:
+        pytest.skip(kernels.status())
+    assert "error" in kernels.compiled(tmp_path / "kernels.so", ("-march=no-such-processor",))

@@ -104,6 +104,19 @@ def test_threads_follow_the_cores_and_the_openmp_limit(monkeypatch: pytest.Monke
         device.set_threads(0)
 
 
+def test_kept_memory_is_not_mapped_anew() -> None:
+    if not device.keep_memory():
+        pytest.skip("no glibc here")
+    code = ("import resource, torch\nfrom cutaway.device import keep_memory\nassert keep_memory()\n"
+            "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            "for _ in range(3): torch.ones(2 << 24)\n"
+            "before = faults()\n"
+            "for _ in range(5): torch.ones(2 << 24)\n"
+            "print(faults() - before)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000  # five tensors of 32,768 pages each
+
+
 def test_seeding_repeats_every_generator() -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))

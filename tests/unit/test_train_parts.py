@@ -20,6 +20,22 @@ from cutaway.train.optimizer import OptimizerSettings, build_optimizer
 from cutaway.train.schedule import Schedule
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_shrinking_is_a_gradient_multiplied_beforehand(kind: str) -> None:
+    def trained(*, beforehand: bool) -> list[torch.Tensor]:
+        model, draw = build(CONFIGS["tied"]), torch.Generator().manual_seed(3)
+        optimizer = build_optimizer(model, OptimizerSettings.model_validate({"kind": kind, "eps": 1e-3}))
+        for shrink in (0.25, 1.0):  # the second step is not shrunk: nothing of the first may linger
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=draw) * (shrink if beforehand else 1)
+            optimizer.step(1.0, shrink=1.0 if beforehand else shrink)
+        return [p.detach() for p in model.parameters()]
+
+    start = list(build(CONFIGS["tied"]).parameters())
+    for a, b, begin in zip(trained(beforehand=True), trained(beforehand=False), start, strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-7) and not torch.equal(a, begin)
+
+
 @given(total=st.integers(1, 500), kind=st.sampled_from(["wsd", "cosine", "constant"]), warmup=st.floats(0, 1),
        decay=st.floats(0, 1), final=st.floats(0, 1))
 def test_a_schedule_stays_between_zero_and_one_and_never_starts_at_rest(total: int, kind: str, warmup: float,

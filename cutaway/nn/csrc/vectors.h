@@ -1,0 +1,95 @@
+// What every kernel shares: a vector of 16 floats, bfloat16 in and out of it, exp. Plain C with GCC/Clang vector
+// extensions: the compiler turns a vector into one AVX-512 register, two AVX ones or four of SSE/NEON. Tensors are
+// float32 or bfloat16 (flag `bf`), sums are float32, and every function is checked against PyTorch in tests/parity.
+//
+// B rows, T tokens, H query heads, G key/value heads, D head size.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_max_threads(void) { return 1; }
+static int omp_get_thread_num(void) { return 0; }
+#endif
+
+#define LANES 16
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t half16 __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4)));
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE int64_t up16(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+INLINE float one_in(const void *p, int64_t i, int bf) {
+  if (!bf) return ((const float *)p)[i];
+  uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+INLINE uint16_t to_bf16(float f) {  // round to nearest even; NaN stays NaN
+  uint32_t b;
+  memcpy(&b, &f, 4);
+  if (f != f) return (uint16_t)((b >> 16) | 0x40);
+  return (uint16_t)((b + 0x7fff + ((b >> 16) & 1)) >> 16);
+}
+INLINE void one_out(void *p, int64_t i, float f, int bf) {
+  if (bf) ((uint16_t *)p)[i] = to_bf16(f);
+  else ((float *)p)[i] = f;
+}
+INLINE vec vec_in(const void *p, int64_t i, int bf) {
+  if (!bf) return *(const vec *)((const float *)p + i);
+  uvec bits = __builtin_convertvector(*(const half16 *)((const uint16_t *)p + i), uvec) << 16;
+  return (vec)bits;
+}
+INLINE half16 narrow(vec v) {  // to bfloat16, as to_bf16
+#ifdef __AVX512BF16__
+  return (half16)_mm512_cvtneps_pbh((__m512)v);
+#else
+  uvec b = (uvec)v, nan = (uvec)(v != v);
+  uvec r = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+  return __builtin_convertvector((r & ~nan) | (((b >> 16) | 0x40) & nan), half16);
+#endif
+}
+INLINE void vec_out(void *p, int64_t i, vec v, int bf) {
+  if (bf) *(half16 *)((uint16_t *)p + i) = narrow(v);
+  else *(vec *)((float *)p + i) = v;
+}
+INLINE float vec_sum(vec v) {
+  float s = 0;
+  for (int i = 0; i < LANES; i++) s += v[i];
+  return s;
+}
+// exp to 2 ulp (Cephes' polynomial); NaN passes through, below -87 it is 0
+INLINE vec vec_exp(vec x) {
+  vec low = (vec){} - 87.3f, high = (vec){} + 88.3f;
+  ivec small = x < low, big = x > high;
+  vec c = (vec)(((ivec)x & ~(small | big)) | ((ivec)low & small) | ((ivec)high & big));
+  vec n = c * 1.44269504f + 12582912.0f;
+  ivec e = (ivec)n << 23;
+  n -= 12582912.0f;
+  vec r = c - n * 0.693359375f + n * 2.12194440e-4f;
+  vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  p = (vec)((ivec)p + e);
+  return (vec)((ivec)p & ~small);
+}
+// 1 / x for x of at least 1, where a division costs more than all of vec_exp: an estimate and one step of Newton's
+INLINE vec vec_inverse(vec x) {
+#ifdef __AVX512F__
+  vec y = (vec)_mm512_rcp14_ps((__m512)x);
+  return y * (2.0f - x * y);
+#else
+  return 1.0f / x;
+#endif
+}
