@@ -68,8 +68,8 @@ def compiled(target: Path, processor: tuple[str, ...] = NATIVE) -> str:
     handle, draft = tempfile.mkstemp(dir=target.parent, suffix=".so")
     os.close(handle)
     try:
-        sources = [str(p) for p in sorted(SOURCES.glob("*.c"))]
-        done = subprocess.run([compiler, *FLAGS, *processor, *sources, *_openmp(), "-o", draft, "-lm"], capture_output=True,
+        inputs = [*sorted(map(str, SOURCES.glob("*.c"))), *_openmp()]
+        done = subprocess.run([compiler, *FLAGS, *processor, *inputs, "-o", draft, "-lm"], capture_output=True,
                               text=True, timeout=120, check=False)
         if done.returncode:
             lines = done.stderr.splitlines()

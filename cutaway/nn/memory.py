@@ -1,4 +1,4 @@
-"""Activations that are cheaper to make again than to keep (selective recomputation, Korthikanti 2022, arXiv 2205.05198)."""
+"""Activations cheaper to make again than to keep (selective recomputation, Korthikanti 2022, arXiv 2205.05198)."""
 
 from __future__ import annotations
 
