@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 
 def made_again(value: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[Any]:
     """Inside, ``value`` is not kept for the backward pass: ``make`` gives the same numbers when they are needed."""
+    if not torch.is_grad_enabled():
+        return nullcontext()
     address, size = value.data_ptr(), value.numel()
 
     def pack(kept: Tensor) -> Any:
