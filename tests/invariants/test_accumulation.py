@@ -22,7 +22,7 @@ class Caught(Optimizer):
 
     gradient: dict[str, Tensor]
 
-    def step(self, factor: float) -> None:
+    def step(self, factor: float, *, shrink: float = 1.0) -> None:
         self.gradient = {n: p.grad.double().clone() for n, (_, p) in self.names.items() if p.grad is not None}
 
 

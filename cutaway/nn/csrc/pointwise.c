@@ -84,7 +84,7 @@ void swiglu(const void *gate_up, int64_t rows, int64_t inner, void *y, int bf) {
     int64_t g = r * 2 * inner, u = g + inner, o = r * inner, i = 0;
     for (; i + LANES <= inner; i += LANES) {
       vec a = vec_in(gate_up, g + i, bf), b = vec_in(gate_up, u + i, bf);
-      vec_out(y, o + i, a * vec_inverse(vec_exp(-a) + 1.0f) * b, bf);
+      vec_out(y, o + i, a * vec_inverse(vec_exp(-a) + 1.0f, bf) * b, bf);
     }
     for (; i < inner; i++) {
       float a = one_in(gate_up, g + i, bf);
@@ -99,7 +99,7 @@ void swiglu_grad(const void *gate_up, const void *gy, int64_t rows, int64_t inne
     int64_t g = r * 2 * inner, u = g + inner, o = r * inner, i = 0;
     for (; i + LANES <= inner; i += LANES) {
       vec a = vec_in(gate_up, g + i, bf), b = vec_in(gate_up, u + i, bf), d = vec_in(gy, o + i, bf);
-      vec s = vec_inverse(vec_exp(-a) + 1.0f), silu = a * s;
+      vec s = vec_inverse(vec_exp(-a) + 1.0f, bf), silu = a * s;
       vec_out(out, u + i, d * silu, bf);
       vec_out(out, g + i, d * b * (s + silu * (1.0f - s)), bf);
     }

@@ -84,12 +84,13 @@ INLINE vec vec_exp(vec x) {
   p = (vec)((ivec)p + e);
   return (vec)((ivec)p & ~small);
 }
-// 1 / x for x of at least 1, where a division costs more than all of vec_exp: an estimate and one step of Newton's
-INLINE vec vec_inverse(vec x) {
+// 1 / x for x of at least 1; for a result in bfloat16 an estimate and one step of Newton's are cheaper and enough
+INLINE vec vec_inverse(vec x, int bf) {
 #ifdef __AVX512F__
-  vec y = (vec)_mm512_rcp14_ps((__m512)x);
-  return y * (2.0f - x * y);
-#else
-  return 1.0f / x;
+  if (bf) {
+    vec y = (vec)_mm512_rcp14_ps((__m512)x);
+    return y * (2.0f - x * y);
+  }
 #endif
+  return 1.0f / x;
 }
