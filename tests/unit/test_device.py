@@ -104,17 +104,44 @@ def test_threads_follow_the_cores_and_the_openmp_limit(monkeypatch: pytest.Monke
         device.set_threads(0)
 
 
-def test_kept_memory_is_not_mapped_anew() -> None:
+STEPS = """
+import resource
+import torch
+from cutaway.batch import Batch
+from cutaway.models.model import build
+from cutaway.models.transformer import TransformerConfig
+from cutaway.objectives.likelihood import Likelihood
+from cutaway.train import loop
+from cutaway.train.optimizer import OptimizerSettings, build_optimizer
+from cutaway.train.schedule import Schedule
+
+if not KEEP:
+    loop.keep_memory = lambda: None
+config = TransformerConfig(vocab_size=60_000, hidden_size=192, num_layers=1, num_heads=2, num_kv_heads=2,
+                           intermediate_size=64, context_length=16)
+model = build(config)
+optimizer = build_optimizer(model, OptimizerSettings(kind="adamw"))
+tokens = torch.randint(60_000, (2, 16), generator=torch.Generator().manual_seed(1))
+faults = []
+for step in loop.steps(model, lambda _: [Batch(tokens, tokens)], Likelihood(), optimizer, schedule=Schedule(), total=8):
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[3], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_what_a_step_frees_is_kept_for_the_next_at_the_same_peak() -> None:
     if not device.keep_memory():
         pytest.skip("no glibc here")
-    code = ("import resource, torch\nfrom cutaway.device import keep_memory\nassert keep_memory()\n"
-            "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-            "for _ in range(3): torch.ones(2 << 24)\n"
-            "before = faults()\n"
-            "for _ in range(5): torch.ones(2 << 24)\n"
-            "print(faults() - before)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000  # five tensors of 32,768 pages each
+
+    def run(keep: bool) -> tuple[int, int]:
+        code = STEPS.replace("KEEP", str(keep))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        faults, peak = done.stdout.split()
+        return int(faults), int(peak)
+
+    (kept, peak), (mapped, usual) = run(True), run(False)
+    assert mapped > 4 * 10_000  # tensors of 44 MiB are 11,250 pages each
+    assert kept < mapped / 4 and peak < 1.25 * usual
 
 
 def test_seeding_repeats_every_generator() -> None:
