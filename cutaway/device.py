@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -351,6 +352,8 @@ def known(device: Device) -> Machine:
     if found is not None:
         return found
     machine = measure(device)
-    with contextlib.suppress(MachineError):  # a read-only home costs three seconds each time, not the run
+    try:
         store(machine)
+    except MachineError as error:  # a read-only home costs three seconds each time, not the run
+        warnings.warn(f"this machine is measured anew by every command: {error}", stacklevel=2)
     return machine

@@ -120,9 +120,13 @@ def _terminal_bar(name: str, total: float, unit: str) -> Iterator[Bar]:
             def advance(self, amount: float, text: str = "") -> None:
                 done = view.tasks[0].completed + amount
                 rate = done / max(time.perf_counter() - started, 1e-9)
-                view.update(task, advance=amount, rate=f"{rate:,.0f} {unit}/s", text=text)
+                view.update(task, advance=amount, rate=_rate(rate, unit), text=text)
 
         yield Shown()
+
+
+def _rate(rate: float, unit: str) -> str:
+    return f"{rate:,.{0 if rate >= 10 else 1}f} {unit}/s"
 
 
 @dataclass(slots=True)
@@ -142,7 +146,7 @@ class _Lines:
         self.shown, rate = spent, self.done / max(spent, 1e-9)
         left = max(self.total - self.done, 0) / rate if rate else 0.0
         share = f"{100 * self.done / self.total:3.0f} %" if self.total else "100 %"
-        note(f"{self.name} {share} {rate:,.0f} {self.unit}/s {left:.0f} s left {text}".rstrip())
+        note(f"{self.name} {share} {_rate(rate, self.unit)} {left:.0f} s left {text}".rstrip())
 
 
 class _Silent:

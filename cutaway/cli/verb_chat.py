@@ -102,9 +102,9 @@ class _Talk:
         try:
             answer, finish = self._answer(ids, how)
         except RequestError as error:
-            if not self.turns:
+            if not self.turns and not sys.stdin.isatty():
                 raise
-            note(f"{error}; or type /reset")
+            note(f"{error}{'; or type /reset' if self.turns else ''}")
             return
         except KeyboardInterrupt:
             note("\nstopped; this turn is forgotten")

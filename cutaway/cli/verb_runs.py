@@ -9,9 +9,11 @@ import typer
 
 from cutaway.cli.console import Json, result, table
 
+DEFAULT = Path("runs")
+
 
 def command(
-    runs: Annotated[Path, typer.Argument(help="The folder that runs lie in.")] = Path("runs"),
+    runs: Annotated[Path, typer.Argument(help="The folder that runs lie in.")] = DEFAULT,
     *,
     json: Json = False,
 ) -> None:
@@ -22,6 +24,8 @@ def command(
 
     if runs.exists() and not runs.is_dir():
         raise RunError("a file, not a folder of runs", where=runs, way_out="name a folder")
+    if not runs.exists() and runs != DEFAULT:
+        raise RunError("no such folder", where=runs, way_out="name the folder that was given as --runs")
     found = [summary(run) for run in all_runs(runs)]
     rows = []
     for value in found:

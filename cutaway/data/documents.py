@@ -129,8 +129,9 @@ class Corpus:
             whole = Document(piece.text, piece.name, piece.source, digest.hexdigest())
             yield from [whole] if self.piece_bytes is None else cut(whole, self.piece_bytes)
         if not any_left:
+            named = next((f"{name}: {why}" for name, _, why in skipped.listed if "data.field" in why), None)
             raise DataError(f"no usable text ({skipped})", where=_where(self.settings),
-                            way_out="name a file or folder that holds UTF-8 text")
+                            way_out=named or "name a file or folder that holds UTF-8 text")
 
     def split_of(self, document: Document) -> Split:
         """train, valid or test, from the document's bytes and the shares alone."""
@@ -171,12 +172,12 @@ def read(settings: AnyDataSettings) -> Corpus:
     sizes = _PIECE_BYTES
     for size in sizes:
         small = dataclasses.replace(corpus, piece_bytes=size, note=(
-            f"only {count} documents for shares of {min(shares, default=1):g}: each is cut at paragraphs into pieces "
+            f"only {_many(count, 'document')} for shares of {min(shares, default=1):g}: each is cut at paragraphs into pieces "
             f"of at most {size:,} characters, and the pieces are split"))
         pieces, found = _look(small, least)
         if found >= set(corpus.wanted) and (pieces >= least or size == sizes[-1]):
             return small
-    raise DataError(f"{count} documents in {pieces} pieces leave {'/'.join(sorted(set(corpus.wanted) - found))} empty",
+    raise DataError(f"{_many(count, 'document')} in {_many(pieces, 'piece')} leave {'/'.join(sorted(set(corpus.wanted) - found))} empty",
                     where=_where(settings), way_out="give more text, or set data.valid_share and data.test_share")
 
 
@@ -210,6 +211,10 @@ def cut(document: Document, size: int) -> Iterator[Document]:
             name = f"{document.name}[{offset}:{offset + len(data)}]"
             yield Document(text[start:stop], name, document.source, hashlib.sha256(data).hexdigest())
         start, offset = stop, offset + len(data)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _root(settings: AnyDataSettings) -> str:

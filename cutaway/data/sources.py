@@ -53,12 +53,22 @@ def stdlib_root() -> Path:
 
 
 def path_pieces(path: str, column: str, *, stdlib: bool = False) -> Iterator[Piece | Skip]:
-    """Every piece under a file, folder or glob, in the order of names. Raises DataError if there is no such thing."""
+    """Every piece under a file, folder or glob, in the order of names.
+
+    Raises DataError if there is no such thing, or for one file of rows without the column; among other files such a
+    file is a Skip.
+    """
+    alone = Path(path).expanduser().is_file()
     for file, name in _files(path, stdlib=stdlib):
         if isinstance(name, Skip):
             yield name
-        else:
+            continue
+        try:
             yield from _read(file, name, column)
+        except DataError as error:
+            if alone:
+                raise
+            yield Skip(name, "without text", f"{error.what}; {error.way_out}")
 
 
 def _files(path: str, *, stdlib: bool) -> Iterator[tuple[Path, str | Skip]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cutaway.data.documents import PathSettings, read
 from cutaway.device import Device, compute_dtype
-from cutaway.errors import ModelError, SettingsError
+from cutaway.errors import RunError, SettingsError
 from cutaway.evaluate.answers import ask
 from cutaway.evaluate.bits import bits_per_byte
 from cutaway.evaluate.held import HeldOut, held_out
@@ -31,13 +31,13 @@ def models_of(name: str, runs: Path) -> tuple[Run | None, list[Path]]:
         if (folder / "recipe.toml").is_file():
             found = [folder / "models" / m for m in ANSWERING if (folder / "models" / m).is_dir()]
             if not found:
-                raise ModelError("holds no finished model yet", where=folder, way_out=f"cutaway resume {folder}")
+                raise RunError("holds no finished model yet", where=folder, way_out=f"cutaway resume {folder}")
             return Run(folder), found
         if (folder / "config.json").is_file():
             above = folder.resolve().parents
             inside = len(above) > 1 and (above[1] / "recipe.toml").is_file()
             return (Run(above[1]) if inside else None), [folder]
-    raise ModelError(f"no run and no model folder is called {name!r}", way_out="see cutaway runs")
+    raise RunError(f"no run and no model folder is called {name!r}", way_out="see cutaway runs")
 
 
 def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, device: Device) -> dict[str, Measurement]:

@@ -78,6 +78,19 @@ def test_another_column_can_be_named_and_a_wrong_one_is_refused(tmp_path: Path) 
         whole(tmp_path / "d.csv")
 
 
+def test_one_table_without_the_column_does_not_cost_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "b.csv").write_text("id,story\n1,other words\n")
+    (tmp_path / "c.jsonl").write_text('{"body": "third words"}\n')
+    found = corpus(tmp_path, valid_share=0.0, test_share=0.0)
+    assert [d.text for d in found] == ["words"] and dict(found.skipped.counts) == {"without text": 2}
+    assert [row[0] for row in found.skipped.listed] == ["b.csv", "c.jsonl"]
+    assert "it has body; set data.field=body" in found.skipped.listed[1][2]
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(DataError, match=r"no usable text \(2 without text\); b.csv: .* it has id, story; set data\.field"):
+        list(corpus(tmp_path))
+
+
 def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
     (tmp_path / "a_good.txt").write_text("words")
     (tmp_path / "b_empty.txt").write_text("")
@@ -189,7 +202,7 @@ def test_one_file_is_cut_so_that_no_split_is_empty_and_says_so(tmp_path: Path) -
     documents = list(found)
     assert "".join(d.text for d in documents) == text
     assert found.piece_bytes == 1024 and found.note is not None
-    assert found.note.startswith("only 1 documents for shares of 0.05: each is cut at paragraphs into pieces")
+    assert found.note.startswith("only 1 document for shares of 0.05: each is cut at paragraphs into pieces")
     splits = [found.split_of(d) for d in documents]
     assert splits.count("valid") >= 2 and splits.count("test") >= 2 and splits.count("train") > 0.8 * len(splits)
     assert all(d.text.endswith("\n\n") for d in documents)
