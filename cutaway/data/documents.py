@@ -172,12 +172,13 @@ def read(settings: AnyDataSettings) -> Corpus:
     sizes = _PIECE_BYTES
     for size in sizes:
         small = dataclasses.replace(corpus, piece_bytes=size, note=(
-            f"only {_many(count, 'document')} for shares of {min(shares, default=1):g}: each is cut at paragraphs into pieces "
-            f"of at most {size:,} characters, and the pieces are split"))
+            f"only {_many(count, 'document')} for shares of {min(shares, default=1):g}: each is cut at paragraphs into "
+            f"pieces of at most {size:,} characters, and the pieces are split"))
         pieces, found = _look(small, least)
         if found >= set(corpus.wanted) and (pieces >= least or size == sizes[-1]):
             return small
-    raise DataError(f"{_many(count, 'document')} in {_many(pieces, 'piece')} leave {'/'.join(sorted(set(corpus.wanted) - found))} empty",
+    empty = "/".join(sorted(set(corpus.wanted) - found))
+    raise DataError(f"{_many(count, 'document')} in {_many(pieces, 'piece')} leave {empty} empty",
                     where=_where(settings), way_out="give more text, or set data.valid_share and data.test_share")
 
 
