@@ -222,6 +222,14 @@ def _accelerator(device: Device) -> tuple[str | None, int | None]:
     return None, None
 
 
+def pays_to_compile(device: Device, seconds: float) -> bool:
+    """Whether ``torch.compile`` (about a minute) is worth it: on CUDA for work of at least ten minutes.
+
+    On the CPU the compiled kernels have fused what it would fuse; see docs/decisions/kernels.md.
+    """
+    return device.kind == "cuda" and seconds >= 600
+
+
 @functools.cache
 def keep_memory() -> bool:
     """Let glibc keep what a training step frees, for the next step takes it again; False where there is no glibc.
@@ -236,6 +244,14 @@ def keep_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     no_mapping, no_trimming = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     return mallopt is not None and all(mallopt(*setting) for setting in (no_mapping, no_trimming))
+
+
+def release_memory() -> None:
+    """Give back what ``keep_memory`` kept: between two stages of different sizes it is of no use."""
+    if keep_memory():
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def measure(device: Device, *, seconds: float = 3.0) -> Machine:

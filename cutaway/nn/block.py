@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,6 +73,17 @@ class Stack(nn.Module):
         if state is not None:
             state.advance(tokens.shape[1], counts)
         return h
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Inside, every block runs through ``torch.compile``, as torchtitan does it: one graph a block."""
+        for block in self.blocks:
+            block.compile()
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                block._compiled_call_impl = None  # torch has no public way back
 
     def _where(self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None, state: KVCache | None,
                counts: Tensor | None) -> Where:

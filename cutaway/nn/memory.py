@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 def made_again(value: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[Any]:
     """Inside, ``value`` is not kept for the backward pass: ``make`` gives the same numbers when they are needed."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler decides this by itself
         return nullcontext()
     address, size = value.data_ptr(), value.numel()
 

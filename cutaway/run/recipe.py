@@ -98,6 +98,7 @@ class Pretrain(Learning):
 
     budget: Budget
     rows: int = Field(default=32, ge=1)
+    compile: bool = False  # torch.compile; auto: on a GPU, where the stage is long enough
 
 
 class Finetune(Learning):
@@ -230,6 +231,8 @@ class Recipe(Settings):
             if wanted >= room:
                 raise ValueError(f"{name}.max_tokens = {wanted} leaves no room for a request in "
                                  f"model.context_length = {room}")
+        if self.pretrain.compile and self.device == "cpu":
+            raise ValueError("pretrain.compile is for a GPU; on the CPU Cutaway's own kernels do its work")
         return self
 
     def check_ranks(self, world: int) -> None:
@@ -282,6 +285,12 @@ def reload(path: Path) -> Recipe:
     return decode(Recipe, read_toml(path), where=path)
 
 
+def _seconds(budget: object) -> float:
+    """What a budget in seconds says; 0 for any other."""
+    seconds = budget.get("seconds") if isinstance(budget, dict) else None
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
+
+
 def resolve(tree: dict[str, Any], where: object) -> dict[str, Any]:
     """``device``, ``dtype`` and ``threads`` of ``auto`` (or absent) become what this machine has; tables appear."""
     from cutaway import device as machines
@@ -296,6 +305,9 @@ def resolve(tree: dict[str, Any], where: object) -> dict[str, Any]:
         out["dtype"] = str(machines.compute_dtype("auto", device)).removeprefix("torch.")
     if out.get("threads", "auto") == "auto":
         out["threads"] = machines.set_threads(None)
+    pretrain = out.get("pretrain")
+    if isinstance(pretrain, dict) and pretrain.get("compile", "auto") == "auto":
+        out["pretrain"] = {**pretrain, "compile": machines.pays_to_compile(device, _seconds(pretrain.get("budget")))}
     data = out.get("data")
     if isinstance(data, dict) and isinstance(data.get("path"), str) and data["path"]:
         # a run goes on from any folder; an empty path is no name of this one and is refused

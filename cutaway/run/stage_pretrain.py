@@ -41,5 +41,5 @@ def pretrain_stage(work: Work) -> None:
     model = fresh(work)
     job = Job(STAGE, model, lambda n: source.batch(n, rank=rank, world=world).micro(settings.micro), Likelihood(),
               settings, look=lambda m: valid_bits(work, m), best=("valid_bits_per_byte", -1),
-              step_tokens=settings.rows * context)
+              step_tokens=settings.rows * context, compile=settings.compile)
     finish(work, job, train(work, job, length(work, job, settings.budget)), MODEL)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutaway.device import release_memory
 from cutaway.models.model import Model, build
 from cutaway.objectives.objective import Objective
 from cutaway.run.predict import predict
@@ -43,6 +45,7 @@ class Job:
     passes: float = 3.0  # forward passes' worth of work on each token: 3 is a forward and a backward
     stride: int = 1
     whole: bool = False  # every rank needs the whole model, because it also generates with it
+    compile: bool = False
 
 
 def length(work: Work, job: Job, budget: StepsBudget | TokensBudget | SecondsBudget) -> int:
@@ -82,13 +85,14 @@ def calibrate(work: Work, job: Job, seconds: float) -> tuple[int, float]:
     took: list[float] = []
     loop = steps(trial, job.batches, job.objective, build_optimizer(trial, job.settings.optimizer),
                  schedule=job.settings.schedule, total=10**6, clip=job.settings.clip)
-    for step in loop:
-        took.append(step.seconds)
-        spent = time.perf_counter() - began
-        if step.number >= WARM + TIMED_STEPS and (spent > CALIBRATION_SECONDS or step.number >= 4 * WARM):
-            break
-        if step.number > WARM and spent > max(CALIBRATION_SECONDS, seconds / 8):
-            break
+    with _prepared(job, trial):
+        for step in loop:
+            took.append(step.seconds)
+            spent = time.perf_counter() - began
+            if step.number >= WARM + TIMED_STEPS and (spent > CALIBRATION_SECONDS or step.number >= 4 * WARM):
+                break
+            if step.number > WARM and spent > max(CALIBRATION_SECONDS, seconds / 8):
+                break
     each = work.shared(median(took[WARM:] or took))
     left = seconds - work.shared(time.perf_counter() - began)
     count = max(1, int(left / each))
@@ -102,7 +106,7 @@ def train(work: Work, job: Job, total: int) -> Model:
     optimizer = build_optimizer(job.model, job.settings.optimizer)
     saver = Saver(work, parallel, job.stage, job.model, optimizer, job.best)
     start, tokens = saver.restore()
-    with work.progress(job.stage, total=total - start) as bar:
+    with _prepared(job, job.model), work.progress(job.stage, total=total - start) as bar:
         for step in steps(job.model, job.batches, job.objective, optimizer, schedule=job.settings.schedule, total=total,
                           start=start, clip=job.settings.clip, parallel=parallel):
             tokens += step.tokens
@@ -117,6 +121,14 @@ def train(work: Work, job: Job, total: int) -> Model:
                 if stop:
                     raise Interrupted(work.run.folder)
     return job.model
+
+
+@contextmanager
+def _prepared(job: Job, model: Model) -> Iterator[None]:
+    """The model as the stage runs it; afterwards plain again, and the memory of its steps given back."""
+    with model.backbone.compiled() if job.compile else nullcontext():
+        yield
+    release_memory()
 
 
 def _parallel(work: Work, job: Job) -> Parallel:
