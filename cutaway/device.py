@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import platform
+import shutil
 import sys
+import sysconfig
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["cpu", "cuda", "mps"]
 ROOT = Path("/")
+_MAPPED_BYTES = 32 << 20  # what glibc never takes from its heap, unless told to (M_MMAP_THRESHOLD's upper bound)
 _BF16_GAIN = 1.2  # bf16 must beat fp32 by this much: casts and norms between the products eat a smaller gain
 
 
@@ -112,10 +116,11 @@ def _read(path: Path) -> str:
         return ""
 
 
-def peak_rss_bytes(*, children: bool = False) -> int:
-    """Largest resident memory of this process so far; with ``children`` plus that of its largest ended child.
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far, without its few short children (the C compiler, git).
 
-    Linux's own high-water mark is asked first: ``getrusage`` also counts the parent's size from before ``exec``.
+    Linux's own high-water mark is asked first: ``getrusage`` also counts the parent's size from before ``exec``, which
+    is why a child's figure would be this process's over again.
     """
     import resource
 
@@ -124,7 +129,7 @@ def peak_rss_bytes(*, children: bool = False) -> int:
     for line in _read(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
             mine = int(line.split()[1]) * 1024
-    return mine + (resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit if children else 0)
+    return mine
 
 
 def set_threads(count: int | None = None) -> int:
@@ -223,20 +228,32 @@ def _accelerator(device: Device) -> tuple[str | None, int | None]:
 
 
 def pays_to_compile(device: Device, seconds: float) -> bool:
-    """Whether ``torch.compile`` (about a minute) is worth it: on CUDA for work of at least ten minutes.
+    """Whether ``torch.compile`` (about a minute) is worth it: on CUDA for work of at least ten minutes, where Triton,
+    a C compiler and Python's headers are there and the GPU is one that Triton serves (capability 7 and newer).
 
     On the CPU the compiled kernels have fused what it would fuse; see docs/decisions/kernels.md.
     """
-    return device.kind == "cuda" and seconds >= 600
+    if device.kind != "cuda" or seconds < 600:
+        return False
+    import torch
+
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    ready = bool(compiler) and headers.is_file() and importlib.util.find_spec("triton") is not None
+    return ready and torch.cuda.get_device_capability(device.torch) >= (7, 0)
+
+
+def keep_memory(largest: int) -> bool:
+    """Let glibc keep what a training step frees, if its largest tensor has so many bytes that it would not by itself.
+
+    Every tensor above 32 MiB is mapped anew and the kernel clears its pages at first touch: a gigabyte and a seventh of
+    the time of a 124M model's step. The peak of a step is the same; ``release_memory`` gives it back. False: not done.
+    """
+    return largest >= _MAPPED_BYTES and _keep_memory()
 
 
 @functools.cache
-def keep_memory() -> bool:
-    """Let glibc keep what a training step frees, for the next step takes it again; False where there is no glibc.
-
-    By default every tensor above 32 MiB is mapped anew and the kernel clears its pages at first touch: a gigabyte and
-    a seventh of the time of a 124M model's step. The peak is the same; memory returns when the process ends.
-    """
+def _keep_memory() -> bool:
     if sys.platform != "linux":
         return False
     import ctypes
@@ -247,11 +264,13 @@ def keep_memory() -> bool:
 
 
 def release_memory() -> None:
-    """Give back what ``keep_memory`` kept: between two stages of different sizes it is of no use."""
-    if keep_memory():
+    """Give back what was freed: between two stages of different sizes it is of no use."""
+    if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).malloc_trim(0)
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def measure(device: Device, *, seconds: float = 3.0) -> Machine:

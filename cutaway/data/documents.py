@@ -87,8 +87,18 @@ class Skipped:
         return {"counts": dict(sorted(self.counts.items())), "listed": rows,
                 "not_listed": self.counts.total() - len(self.listed)}
 
-    def __str__(self) -> str:
+    @property
+    def hint(self) -> str | None:
+        """The first file whose rows need another ``data.field``, and which."""
+        return next((f"{name}: {why}" for name, _, why in self.listed if "data.field" in why), None)
+
+    @property
+    def counted(self) -> str:
+        """The counts in words."""
         return ", ".join(f"{n:,} {reason}" for reason, n in sorted(self.counts.items())) or "nothing left out"
+
+    def __str__(self) -> str:
+        return self.counted if self.hint is None else f"{self.counted} ({self.hint})"
 
 
 @dataclass
@@ -129,9 +139,8 @@ class Corpus:
             whole = Document(piece.text, piece.name, piece.source, digest.hexdigest())
             yield from [whole] if self.piece_bytes is None else cut(whole, self.piece_bytes)
         if not any_left:
-            named = next((f"{name}: {why}" for name, _, why in skipped.listed if "data.field" in why), None)
-            raise DataError(f"no usable text ({skipped})", where=_where(self.settings),
-                            way_out=named or "name a file or folder that holds UTF-8 text")
+            raise DataError(f"no usable text ({skipped.counted})", where=_where(self.settings),
+                            way_out=skipped.hint or "name a file or folder that holds UTF-8 text")
 
     def split_of(self, document: Document) -> Split:
         """train, valid or test, from the document's bytes and the shares alone."""

@@ -25,6 +25,7 @@ from typing import IO, Any, BinaryIO, cast
 from cutaway.errors import DataError
 
 BLOCK_BYTES = 1 << 20
+_ROWS_WITHOUT = 100
 # Parts of the standard library that are tests, an application, or installed by somebody else.
 _NOT_STDLIB = frozenset({"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
@@ -172,7 +173,8 @@ def _decoded(data: bytes, shown: str, source: str) -> Piece | Skip:
 
 
 def _jsonl(stream: BinaryIO, name: str, column: str) -> Iterator[Piece | Skip]:
-    good = False
+    """One piece a row. The column is missing if none of the first hundred rows has it."""
+    good, held = False, list[tuple[Skip, list[str]]]()
     for number, line in enumerate(stream, start=1):
         shown = f"{name}:{number}"
         if not line.strip():
@@ -184,12 +186,19 @@ def _jsonl(stream: BinaryIO, name: str, column: str) -> Iterator[Piece | Skip]:
             continue
         text = row.get(column) if isinstance(row, dict) else None
         if isinstance(text, str):
-            good = True
+            yield from (skip for skip, _ in held)
+            good, held = True, []
             yield Piece(text, shown, name)
-        elif good:
-            yield Skip(shown, "without text", f"no text in {column!r}")
-        else:
-            raise _no_column(column, list(row) if isinstance(row, dict) else [], name)
+            continue
+        skip = Skip(shown, "without text", f"no text in {column!r}")
+        if good:
+            yield skip
+            continue
+        held.append((skip, list(row) if isinstance(row, dict) else []))
+        if len(held) == _ROWS_WITHOUT:
+            break
+    if held:
+        raise _no_column(column, held[0][1], name)
 
 
 def _csv(stream: BinaryIO, name: str, column: str) -> Iterator[Piece | Skip]:

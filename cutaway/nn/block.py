@@ -75,15 +75,19 @@ class Stack(nn.Module):
         return h
 
     @contextmanager
-    def compiled(self) -> Iterator[None]:
-        """Inside, every block runs through ``torch.compile``, as torchtitan does it: one graph a block."""
+    def compiled(self, on: bool = True) -> Iterator[None]:
+        """Inside, every block runs through ``torch.compile``, as torchtitan does it: one graph a block; or plainly."""
+        before = [block._compiled_call_impl for block in self.blocks]
         for block in self.blocks:
-            block.compile()
+            if on:
+                block.compile()
+            else:
+                block._compiled_call_impl = None  # torch has no public way back
         try:
             yield
         finally:
-            for block in self.blocks:
-                block._compiled_call_impl = None  # torch has no public way back
+            for block, was in zip(self.blocks, before, strict=True):
+                block._compiled_call_impl = was
 
     def _where(self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None, state: KVCache | None,
                counts: Tensor | None) -> Where:

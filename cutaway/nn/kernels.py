@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).with_name("csrc")
-FLAGS = ("-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
+         "-fno-strict-aliasing")  # rows of bfloat16 are also read as pairs
 NATIVE = ("-march=native",)
 
 

@@ -14,7 +14,7 @@ class _CastLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return F.linear(x, weight.to(x.dtype))
 
     @staticmethod
@@ -23,7 +23,7 @@ class _CastLinear(torch.autograd.Function):
         grad_x = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (grad.flatten(0, -2).T @ x.flatten(0, -2)).to(weight.dtype)
+            grad_weight = (grad.reshape(-1, len(weight)).T @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
         return grad_x, grad_weight
 
 

@@ -232,7 +232,7 @@ class Recipe(Settings):
                 raise ValueError(f"{name}.max_tokens = {wanted} leaves no room for a request in "
                                  f"model.context_length = {room}")
         if self.pretrain.compile and self.device == "cpu":
-            raise ValueError("pretrain.compile is for a GPU; on the CPU Cutaway's own kernels do its work")
+            raise ValueError("pretrain.compile is for a GPU; on the CPU our kernels do its work: set it to false")
         return self
 
     def check_ranks(self, world: int) -> None:

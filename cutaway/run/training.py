@@ -146,7 +146,7 @@ def _look(work: Work, job: Job, parallel: Parallel) -> Facts:
     if parallel.kind == "fsdp2":
         tensors = parallel.gathered(dict(model.named_parameters()))
         model = whole(job.model, tensors) if work.first else model
-    with work.alone() as mine:
+    with work.alone() as mine, model.backbone.compiled(False):  # its shapes and its mode would be compiled anew
         return job.look(model) if mine else {} if job.best is None else {job.best[0]: 0.0}
 
 

@@ -154,7 +154,7 @@ class Work:
         """One row of stages.jsonl."""
         if self.first:
             self.run.stages.append({"stage": stage, "event": event, "elapsed": round(self.elapsed, 3),
-                                    "peak_rss_bytes": peak_rss_bytes(children=True), **(facts or {})})
+                                    "peak_rss_bytes": peak_rss_bytes(), **(facts or {})})
 
     def shared(self, value: float) -> float:
         """The first rank's value, on every rank."""

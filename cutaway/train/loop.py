@@ -49,7 +49,7 @@ def steps(model: Model, batches: Batches, objective: Objective, optimizer: Optim
     steps in a row TrainingError is raised. Raises TrainingError for a step whose weights are all zero.
     """
     if model.device.type == "cpu":
-        keep_memory()
+        keep_memory(max(p.nbytes for p in model.parameters()))
     bad = 0
     for number in range(start, total):
         began = time.perf_counter()

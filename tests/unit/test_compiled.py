@@ -47,11 +47,20 @@ def test_afterwards_the_model_is_plain_again() -> None:
     with model.backbone.compiled():
         assert all(b._compiled_call_impl is not None for b in model.backbone.blocks)
         assert all(b._compiled_call_impl is None for b in copy.deepcopy(model).backbone.blocks)
+        with model.backbone.compiled(False):
+            assert all(b._compiled_call_impl is None for b in model.backbone.blocks)
+        assert all(b._compiled_call_impl is not None for b in model.backbone.blocks)
     assert all(b._compiled_call_impl is None for b in model.backbone.blocks)
 
 
-def test_auto_compiles_long_work_on_a_gpu_only() -> None:
+def test_auto_compiles_long_work_on_a_ready_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("pathlib.Path.is_file", lambda path: True)
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
     assert pays_to_compile(Device("cuda"), 600)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (6, 1))
+    assert not pays_to_compile(Device("cuda"), 600)
     assert not pays_to_compile(Device("cuda"), 599) and not pays_to_compile(Device("cpu"), 1e6)
 
 

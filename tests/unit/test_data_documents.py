@@ -86,9 +86,20 @@ def test_one_table_without_the_column_does_not_cost_the_folder(tmp_path: Path) -
     assert [d.text for d in found] == ["words"] and dict(found.skipped.counts) == {"without text": 2}
     assert [row[0] for row in found.skipped.listed] == ["b.csv", "c.jsonl"]
     assert "it has body; set data.field=body" in found.skipped.listed[1][2]
+    assert "set data.field" in str(found.skipped)
     (tmp_path / "a.txt").unlink()
     with pytest.raises(DataError, match=r"no usable text \(2 without text\); b.csv: .* it has id, story; set data.f"):
         list(corpus(tmp_path))
+
+
+def test_a_first_row_without_text_does_not_cost_the_others(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"version": 1}\n{"text": "words"}\n{"other": 1}\n')
+    found = corpus(tmp_path / "a.jsonl", valid_share=0.0, test_share=0.0)
+    assert [d.text for d in found] == ["words"]
+    assert [row[0] for row in found.skipped.listed] == ["a.jsonl:1", "a.jsonl:3"]
+    (tmp_path / "b.jsonl").write_text('{"version": 1}\n' * 150 + '{"text": "words"}\n')
+    with pytest.raises(DataError, match=r"b\.jsonl: no text in 'text'; it has version"):
+        list(corpus(tmp_path / "b.jsonl"))
 
 
 def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_peak_memory_grows_by_what_was_touched_and_is_this_process_alone() -> No
     before, after = map(int, done.stdout.split())
     assert len(ballast) > before
     assert 95 << 20 < after - before < 130 << 20
-    assert peak_rss_bytes(children=True) > peak_rss_bytes() > 300 << 20
+    assert peak_rss_bytes() > 300 << 20
 
 
 def test_threads_follow_the_cores_and_the_openmp_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ from cutaway.train.optimizer import OptimizerSettings, build_optimizer
 from cutaway.train.schedule import Schedule
 
 if not KEEP:
-    loop.keep_memory = lambda: None
+    loop.keep_memory = lambda largest: False
 config = TransformerConfig(vocab_size=60_000, hidden_size=192, num_layers=1, num_heads=2, num_kv_heads=2,
                            intermediate_size=64, context_length=16)
 model = build(config)
@@ -130,7 +130,8 @@ print(faults[-1] - faults[3], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def test_what_a_step_frees_is_kept_for_the_next_at_the_same_peak() -> None:
-    if not device.keep_memory():
+    assert not device.keep_memory((32 << 20) - 1)  # a small model's tensors are kept by themselves
+    if not device.keep_memory(32 << 20):
         pytest.skip("no glibc here")
 
     def run(keep: bool) -> tuple[int, int]:

@@ -55,7 +55,7 @@ static Room carve(int64_t T, int64_t D) {
   Room r;
   r.ld = up16(D), r.ldt = up16(T) + LANES;
   int64_t flat = T * r.ld + LANES, turned = r.ld * r.ldt, tile = TILE * r.ldt;
-  r.base = aligned_alloc(64, (size_t)((8 * up16(flat) + 2 * up16(turned) + 2 * up16(tile)) * 4));
+  r.base = scratch((size_t)((8 * up16(flat) + 2 * up16(turned) + 2 * up16(tile)) * 4));
   float *p = r.base;
   float **flats[] = {&r.q, &r.k, &r.v, &r.go, &r.dq, &r.dk, &r.dv};
   for (int i = 0; i < 7; i++) *flats[i] = p, p += up16(flat);

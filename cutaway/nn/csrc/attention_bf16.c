@@ -145,7 +145,7 @@ static Room carve(int64_t T, int64_t D) {
       {&r.dv, 4 * turned}, {&r.o, (size_t)(4 * TILE * r.width)}};
   size_t total = 0, count = sizeof parts / sizeof *parts;
   for (size_t i = 0; i < count; i++) total += (parts[i].bytes + 63) / 64 * 64;
-  char *p = r.base = aligned_alloc(64, total);
+  char *p = r.base = scratch(total);
   for (size_t i = 0; i < count; p += (parts[i].bytes + 63) / 64 * 64, i++) memcpy(parts[i].place, &p, sizeof p);
   memset(r.base, 0, total);
   return r;

@@ -10,7 +10,7 @@ void attention_step(const Shape *shape, const void *qkv, void *keys, void *value
   float scale = 1.0f / sqrtf((float)S.D);
 #pragma omp parallel
   {
-    float *room = aligned_alloc(64, (size_t)(up16(S.T) + 3 * ld) * 4);
+    float *room = scratch((size_t)(up16(S.T) + 3 * ld) * 4);
     float *p = room, *q = room + up16(S.T), *k = q + ld, *o = k + ld;
 #pragma omp for schedule(static)
     for (int64_t bg = 0; bg < S.B * S.G; bg++) {

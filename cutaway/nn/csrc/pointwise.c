@@ -36,7 +36,8 @@ void add_rms_norm(const float *x, const void *delta, int delta_bf, const float *
 void add_rms_norm_grad(const float *total, const float *w, const float *scale, const void *gy, int y_bf,
                        const float *gtotal, int64_t rows, int64_t d, float *gx, void *gdelta, int delta_bf, float *gw) {
   int threads = omp_get_max_threads();
-  float *part = calloc((size_t)threads * d, 4);
+  float *part = scratch((size_t)(threads * d) * 4);
+  memset(part, 0, (size_t)(threads * d) * 4);
 #pragma omp parallel num_threads(threads)
   {
     float *mine = part + omp_get_thread_num() * d;
@@ -118,7 +119,7 @@ void cross_entropy(void *logits, int bf, const int64_t *target, const float *wei
                    int learning) {
 #pragma omp parallel
   {
-    float *row = malloc((size_t)up16(v) * 4);
+    float *row = scratch((size_t)up16(v) * 4);
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < n; r++) {
       int64_t at = r * v, i = 0;

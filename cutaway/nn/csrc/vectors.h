@@ -6,6 +6,7 @@
 #pragma once
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #ifdef __AVX512F__
@@ -25,6 +26,13 @@ typedef uint16_t half16 __attribute__((vector_size(2 * LANES), aligned(2)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4)));
 #define INLINE static inline __attribute__((always_inline))
 
+// scratch of a thread, on a cache line's border
+static void *scratch(size_t bytes) {
+  void *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (p) return p;
+  fputs("cutaway: no memory is left for a kernel\n", stderr);
+  abort();
+}
 INLINE int64_t up16(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 INLINE float one_in(const void *p, int64_t i, int bf) {
   if (!bf) return ((const float *)p)[i];
