@@ -31,14 +31,16 @@ ADAMW = OptimizerSettings(kind="adamw", eps=1e-6)
 MUON = OptimizerSettings(kind="muon", eps=1e-6)
 PLANS = {**{name: (name, "tied", ADAMW) for name in tiny.CASES},
          **{f"likelihood-{c}": ("likelihood", c, ADAMW) for c in tiny.CONFIGS},
-         "muon": ("likelihood", "tied", MUON)}
+         "muon": ("likelihood", "tied", MUON), "bfloat16": ("packed", "tied", ADAMW)}
 KINDS: tuple[Kind, ...] = ("ddp", "fsdp2")
 
 
 def begin(plan: str, parallel: Parallel) -> tuple[Model, Optimizer]:
     """A fresh model and its optimizer on this rank."""
     name, config, settings = PLANS[plan]
-    model = parallel.wrap(tiny.start(tiny.CASES[name], config))
+    fresh = tiny.start(tiny.CASES[name], config)
+    fresh.compute_dtype = torch.bfloat16 if plan == "bfloat16" else torch.float32
+    model = parallel.wrap(fresh)
     return model, build_optimizer(model, settings)
 
 

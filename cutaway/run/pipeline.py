@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from cutaway.data.documents import read
 from cutaway.errors import CutawayError
 from cutaway.run import lineage
 from cutaway.run.folder import Run, create
-from cutaway.run.recipe import Recipe
+from cutaway.run.recipe import PersonJudgeSettings, Recipe
 from cutaway.run.report import write_report
 from cutaway.run.stage_align import align_stage
 from cutaway.run.stage_evaluate import evaluate_stage, proxy_stage
@@ -87,6 +88,7 @@ def _go(run: Run, recipe: Recipe, screen: Screen, device: machines.Device, paral
         parallel.any(True)  # nobody reads the folder before it is there
         if work.first:
             lineage.begin(run, work.machine)
+            _expect_a_person(work)
         try:
             _stages(work)
         except Interrupted:
@@ -95,6 +97,13 @@ def _go(run: Run, recipe: Recipe, screen: Screen, device: machines.Device, paral
         if work.first:
             write_report(run.folder)
     return run
+
+
+def _expect_a_person(work: Work) -> None:
+    if isinstance(work.recipe.judge, PersonJudgeSettings) and not work.run.done("preferences") \
+            and not sys.stdin.isatty():
+        work.note("judge.kind=person: there is no terminal here, so the run will stop before the preferences; "
+                  "resume it at one")
 
 
 def _stages(work: Work) -> None:

@@ -231,6 +231,9 @@ class Recipe(Settings):
             if wanted >= room:
                 raise ValueError(f"{name}.max_tokens = {wanted} leaves no room for a request in "
                                  f"model.context_length = {room}")
+        for share in ("valid_share", "test_share"):
+            if not getattr(self.data, share):
+                raise ValueError(f"data.{share} = 0 leaves a run nothing to measure on; the default is 0.05")
         if self.pretrain.compile and self.device == "cpu":
             raise ValueError("pretrain.compile is for a GPU; on the CPU our kernels do its work: set it to false")
         return self

@@ -23,7 +23,7 @@ from cutaway.train.parallel import SINGLE, launch
 
 TESTS = Path(__file__).resolve().parents[1]
 # Muon orthogonalises in bfloat16, where a gradient's last bit may move an entry by 2^-8 of its size
-TOLERANCE = {"muon": 1e-4, "from-one": 1e-4}
+TOLERANCE = {"muon": 1e-4, "from-one": 1e-4, "bfloat16": 3e-3}
 
 
 @pytest.fixture(scope="session")

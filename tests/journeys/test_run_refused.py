@@ -32,6 +32,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("model.hidden_size=33", "must be a multiple of 2 x num_heads"),
     ("name=a/b", "name string should match pattern"),
     ("rows", "is not a setting"),
+    ("seed=-1", "seed should be greater than or equal to 0"),
+    ("model.context_length=8", "context_length should be greater than or equal to 16"),
+    ("data.valid_share=0", "data.valid_share = 0 leaves a run nothing to measure on"),
+    ("data.test_share=0", "data.test_share = 0 leaves a run nothing to measure on"),
     ("data.path=", "data.path string should have at least 1 character"),
     ("align.learning_rate=1", "did you mean align.optimizer.learning_rate?"),
     ("pretrain.learning_rat=1", "did you mean pretrain.optimizer.learning_rate?"),
@@ -80,3 +84,12 @@ def test_no_such_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert code == 7 and "nothing" in line
     (here / "plain").mkdir()
     assert "no recipe.toml" in refused(["resume", "plain"], capsys)[1]
+
+
+def test_a_person_is_missed_at_the_start_not_after_the_training(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(here / "corpus")
+    assert main(["run", "debug", *tiny(here / "corpus"), "judge.kind=person"]) == 10
+    lines = capsys.readouterr().err.strip().split("\n")
+    [noted] = [i for i, x in enumerate(lines) if "there is no terminal here" in x]
+    assert noted < min(i for i, x in enumerate(lines) if x.startswith("pretrain"))
+    assert "a person can only be asked at a terminal" in lines[-1]
