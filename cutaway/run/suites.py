@@ -76,6 +76,7 @@ def _text(run: Run | None, data: Path | None) -> HeldOut:
 def _answers(model: Model, run: Run) -> dict[str, Measurement]:
     recipe, text, tokenizer = run.recipe, read_text(run), load_tokenizer(run.folder / "tokenizer")
     requests, _ = chosen_requests(text.test, tokenizer, recipe)
-    answered = ask(model, tokenizer, requests, program_judge(text.kind), max_tokens=recipe.evaluate.max_tokens,
+    judge = program_judge(text.kind, text.learned)
+    answered = ask(model, tokenizer, requests, judge, max_tokens=recipe.evaluate.max_tokens,
                    sampling=Sampling(temperature=recipe.evaluate.temperature), seed=recipe.seed)
     return answered.measurements()

@@ -74,6 +74,11 @@ class Text:
     valid: HeldOut
     held: HeldOut
 
+    @property
+    def learned(self) -> Iterator[str]:
+        """Every request and answer of the training split."""
+        return (text for c in self.train for text in (c.request, c.answer))
+
 
 @dataclass
 class Work:
@@ -119,7 +124,7 @@ class Work:
     @cached_property
     def judge(self) -> ProgramJudge | TextJudge:
         """The program that checks answers of this run's kind."""
-        return program_judge(self.text.kind)
+        return program_judge(self.text.kind, self.text.learned)
 
     def load(self, name: str) -> Model:
         """A finished model of this run on this run's device."""

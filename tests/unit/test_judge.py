@@ -92,22 +92,40 @@ def test_nothing_is_executed(tmp_path):
 FOX = "Continue: The fox ran to the river."
 
 
+KNOWN = frozenset(["he", "drank", "slept", "at", "the", "river", "then", "and", "if", "ran", "fox", "on", "drink"])
+
+
 @pytest.mark.parametrize(("text", "failed"), [
     ("He drank at the river. Then he slept.", set()),
     ("He drank at the river, and then", {"whole"}),
-    ("He slept.", {"words"}),
+    ("He drankled.", {"spelt"}),
     ("The fox ran on. " * 6, {"fresh"}),
-    ("", {"whole", "words", "fresh"}),
+    ("", {"whole", "fresh"}),
     ("  if (river) {\n    drink();\n  }", set()),
 ])
 def test_the_text_judge_s_demands(text, failed):
-    verdict = TextJudge().verdict(FOX, answer(text))
+    verdict = TextJudge(KNOWN).verdict(FOX, answer(text))
     assert {name for name, met in verdict.checks.items() if not met} == failed
 
 
+def test_without_known_words_spelling_is_not_asked():
+    verdict = TextJudge().verdict(FOX, answer("He drankled."))
+    assert "spelt" not in verdict.checks and verdict.satisfies and verdict.score == 1
+
+
+def test_fewer_unknown_words_score_higher_and_equal_form_is_a_tie():
+    judge = TextJudge(KNOWN)
+    texts = ["He slept at the river.", "The fox drank.", "He slept. The foxel drank and he ran on at the river.",
+             "The foxel drankled."]
+    one, other, slip, two = judge.rank(FOX, [answer(t) for t in texts])
+    assert one == other == 1.0 and one > slip > two
+
+
 def test_programs_are_labelled_as_stand_ins_and_chosen_by_kind():
-    for kind, judge in (("functions", ProgramJudge()), ("continuations", TextJudge())):
-        assert program_judge(kind) == judge
+    texts = ["The fox ran.", "On the river"]
+    for kind, judge in (("functions", ProgramJudge()),
+                        ("continuations", TextJudge(frozenset(("the", "fox", "ran", "on", "river"))))):
+        assert program_judge(kind, texts) == judge
         assert judge.stand_in and judge.label == STAND_IN
     with pytest.raises(DataError, match="functions or continuations"):
         program_judge("poems")
