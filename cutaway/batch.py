@@ -20,16 +20,20 @@ from cutaway.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sequence: ``tokens (T,)`` and ``weights (T,)``; ``weights[t]`` is how much token t is learned."""
+    """One sequence: ``tokens (T,)`` and ``weights (T,)``; ``weights[t]`` is how much token t is learned. ``source``
+    ``(S,)`` is what an encoder reads beside it."""
 
     tokens: NDArray[np.int64]
     weights: NDArray[np.float32]
+    source: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 1 or self.tokens.shape != self.weights.shape:
             raise DataError(f"tokens {self.tokens.shape} and weights {self.weights.shape} must be one equal row")
         if len(self.tokens) < 2:
             raise DataError(f"an example needs two tokens to predict one from the other, got {len(self.tokens)}")
+        if self.source is not None and (self.source.ndim != 1 or not len(self.source)):
+            raise DataError("the source of an example is empty", way_out="leave the example out")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -37,9 +41,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tensors of one step, each ``(B, T)`` but ``pair``; ``targets[:, t]`` is what follows ``tokens[:, t]``.
+    """Tensors of one step, each ``(B, T)`` but ``pair``; ``targets[:, t]`` is what follows ``tokens[:, t]`` (or, behind
+    an encoder, what stands there).
 
     ``documents`` None means that each row is one document without padding; ``positions`` None means 0..T-1.
+    ``source (B, S)`` is what an encoder reads, numbered by ``source_documents`` as the target's own documents are.
+    ``labels`` are the classes of each row, ``(B,)``, or ``(B, C)`` of 0 and 1 where several may hold.
     ``advantage``, ``old_logprob`` and ``reference_logprob`` stand beside ``targets``; ``pair`` is the rejected side.
     """
 
@@ -51,6 +58,9 @@ class Batch:
     advantage: Tensor | None = None
     old_logprob: Tensor | None = None
     reference_logprob: Tensor | None = None
+    source: Tensor | None = None
+    source_documents: Tensor | None = None
+    labels: Tensor | None = None
     pair: Batch | None = None
 
     def _each(self, change: object) -> Batch:
@@ -86,36 +96,39 @@ class Batch:
         return float(self.weights.sum(dtype=torch.float64))
 
 
-def pad(examples: Sequence[Example], *, pad_id: int, length: int | None = None) -> Batch:
+def pad(examples: Sequence[Example], *, pad_id: int, length: int | None = None,
+        source_length: int | None = None) -> Batch:
     """One example a row, padded on the right to ``length`` (default: the longest); a longer example is refused."""
     width = max(len(e) for e in examples) - 1 if length is None else length
-    return lay([[e] for e in examples], pad_id=pad_id, width=width)
+    return lay([[e] for e in examples], pad_id=pad_id, width=width, source_width=source_length)
 
 
-def pack(examples: Sequence[Example], *, pad_id: int, length: int, rows: int | None = None) -> Batch:
+def pack(examples: Sequence[Example], *, pad_id: int, length: int, source_length: int | None = None,
+         rows: int | None = None) -> Batch:
     """Several examples a row, first fit in the order given; ``documents`` keeps them apart.
 
     ``rows`` pads the batch with empty rows to a fixed count; more rows than that is refused.
     """
     laid: list[list[Example]] = []
-    room: list[int] = []
+    room: list[tuple[int, int]] = []
     for example in examples:
-        need = len(example) - 1
-        row = next((i for i, free in enumerate(room) if free >= need), None)
+        need, sources = len(example) - 1, 0 if example.source is None else len(example.source)
+        row = next((i for i, (free, other) in enumerate(room) if free >= need and other >= sources), None)
         if row is None:
             laid.append([])
-            room.append(length)
+            room.append((length, source_length or 0))
             row = len(laid) - 1
         laid[row].append(example)
-        room[row] -= need
+        room[row] = (room[row][0] - need, room[row][1] - sources)
     if rows is not None and len(laid) > rows:
         raise DataError(f"{len(examples)} examples need {len(laid)} rows of {length}, and only {rows} were given")
     laid += [[] for _ in range((rows or 0) - len(laid))]
-    return lay(laid, pad_id=pad_id, width=length)
+    return lay(laid, pad_id=pad_id, width=length, source_width=source_length)
 
 
-def lay(rows: Sequence[Sequence[Example]], *, pad_id: int, width: int) -> Batch:
-    """Rows of examples as they are given, each padded on the right to ``width``; too many for a row are refused."""
+def lay(rows: Sequence[Sequence[Example]], *, pad_id: int, width: int, source_width: int | None = None) -> Batch:
+    """Rows of examples as they are given, each padded on the right to ``width``, and their sources to ``source_width``
+    (default: the longest row of them); too many for a row are refused."""
     shape = (len(rows), width)
     tokens = np.full(shape, pad_id, np.int64)
     targets = np.full(shape, pad_id, np.int64)
@@ -134,4 +147,29 @@ def lay(rows: Sequence[Sequence[Example]], *, pad_id: int, width: int) -> Batch:
             positions[r, at:end] = np.arange(end - at)
             at = end
     laid = [torch.from_numpy(a) for a in (tokens, targets, weights, documents, positions)]
-    return Batch(laid[0], laid[1], laid[2], laid[3], laid[4])
+    batch = Batch(laid[0], laid[1], laid[2], laid[3], laid[4])
+    sources = [[e.source for e in row] for row in rows]
+    if not any(s is not None for row in sources for s in row):
+        return batch
+    source, numbers = lay_sources(sources, pad_id=pad_id, width=source_width)
+    return replace(batch, source=source, source_documents=numbers)
+
+
+def lay_sources(rows: Sequence[Sequence[NDArray[np.int64] | None]], *, pad_id: int,
+                width: int | None = None) -> tuple[Tensor, Tensor]:
+    """The sources of each row one behind another, padded on the right, and the number of each token's document;
+    both ``(B, S)``, ``S = width`` or the longest row."""
+    lengths = [sum(0 if s is None else len(s) for s in row) for row in rows]
+    size = max(lengths) if width is None else width
+    if max(lengths) > size:
+        raise DataError(f"a source of {max(lengths)} tokens does not fit {size}",
+                        way_out="raise the context length or leave the example out")
+    tokens, documents = np.full((len(rows), size), pad_id, np.int64), np.full((len(rows), size), -1, np.int32)
+    for r, row in enumerate(rows):
+        at = 0
+        for d, source in enumerate(row):
+            if source is not None:
+                end = at + len(source)
+                tokens[r, at:end], documents[r, at:end] = source, d
+                at = end
+    return torch.from_numpy(tokens), torch.from_numpy(documents)

@@ -1,4 +1,4 @@
-"""What a model costs, from its configuration alone: parameters, FLOPs, cache and weight bytes (Kaplan et al. 2020).
+"""What a model costs, from its configuration alone: parameters, FLOPs, state and weight bytes (Kaplan et al. 2020).
 
 A multiply and an add are two FLOPs; only matrix products and attention are counted, as in PaLM's MFU.
 """
@@ -6,8 +6,7 @@ A multiply and an add are two FLOPs; only matrix products and attention are coun
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from cutaway.models.transformer import TransformerConfig
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,10 @@ class Cost:
     head: int
     matrix: int  # entries a token is multiplied with, head included
     attention: int  # FLOPs a token spends on each token it looks at
-    kv_values: int  # numbers cached a token
+    kv_values: int  # numbers carried for each token read
+    state_values: int = 0  # numbers carried whatever was read
+    both_ways: bool = False  # a token looks at those behind it too
+    source_matrix: int = 0  # entries a token of the source is multiplied with
 
     @property
     def parameters(self) -> int:
@@ -27,8 +29,9 @@ class Cost:
         return self.embedding + self.blocks + self.head
 
     def forward_flops(self, context: int) -> float:
-        """FLOPs of one token of a causal sequence of ``context`` tokens, which sees (context + 1) / 2 on average."""
-        return 2.0 * self.matrix + self.attention * (context + 1) / 2
+        """FLOPs of one token of a sequence of ``context`` tokens; a causal one sees (context + 1) / 2 on average."""
+        seen = context if self.both_ways else (context + 1) / 2
+        return 2.0 * self.matrix + self.attention * seen
 
     def train_flops(self, context: int) -> float:
         """Forward and backward: the backward pass is two forward passes of products."""
@@ -39,16 +42,20 @@ class Cost:
         return self.parameters * bytes_each
 
     def kv_bytes(self, bytes_each: float = 2.0) -> float:
-        """Cache bytes of one token."""
+        """Bytes carried for one token."""
         return self.kv_values * bytes_each
 
+    def state_bytes(self, tokens: int, bytes_each: float = 4.0) -> float:
+        """Bytes carried behind so many tokens."""
+        return (self.state_values + self.kv_values * tokens) * bytes_each
 
-def cost(config: TransformerConfig) -> Cost:
-    """The bill of a transformer; ``parameters`` equals what ``build`` makes (tested)."""
-    d, inner, layers = config.hidden_size, config.intermediate_size, config.num_layers
-    heads, kv, size = config.num_heads, config.num_kv_heads, config.head_size
-    matrices = d * (heads + 2 * kv) * size + heads * size * d + 3 * d * inner
-    vocabulary = config.vocab_size * d
-    return Cost(embedding=vocabulary, blocks=layers * (matrices + 2 * d) + d,
-                head=0 if config.tie_embeddings else vocabulary, matrix=layers * matrices + vocabulary,
-                attention=layers * 4 * heads * size, kv_values=2 * layers * kv * size)
+
+class Billed(Protocol):
+    """A configuration that knows its cost."""
+
+    def cost(self) -> Cost: ...
+
+
+def cost(config: Billed) -> Cost:
+    """The bill of an architecture; ``parameters`` equals what ``build`` makes (tested)."""
+    return config.cost()

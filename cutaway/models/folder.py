@@ -17,15 +17,19 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ModelError, RunError, TokenizerError
-from cutaway.models.families import llama
-from cutaway.models.model import HeadKind, Model, build
-from cutaway.models.transformer import TransformerConfig
+from cutaway.models.families import llama, modernbert, own, t5
+from cutaway.models.families.family import Family
+from cutaway.models.heads import Head, kind_of
+from cutaway.models.model import Architecture, Model, blank
 from cutaway.records import atomic_write, digest
 from cutaway.text import tokenizer as tokenizers
 from cutaway.text.tokenizer import Tokenizer
 
 WEIGHTS, INDEX, SIDE = "model.safetensors", "model.safetensors.index.json", "cutaway.json"
 _AGAIN = "save it again or restore it from a copy"
+_FAMILIES: dict[str, Any] = {"llama": llama, "modernbert": modernbert, "t5": t5, "own": own}
+# what a public format has no place for and the side file therefore says
+_SIDE_SETTINGS = ("tie_embeddings", "dropout")
 _OURS = {"config.json", WEIGHTS, SIDE, "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -87,18 +91,21 @@ def _put(temporary: Path, folder: Path) -> None:
 def _fill(folder: Path, model: Model, tokenizer: Tokenizer | None, dtype: torch.dtype) -> None:
     from safetensors.torch import save
 
-    config, head, name = model.config, model.head_kind, str(dtype).removeprefix("torch.")
-    data = save({k: v.to(dtype) for k, v in public_tensors(model).items()}, metadata={"format": "pt"})
-    control: dict[str, int | list[int]] = {}
+    head, name = model.head_spec, str(dtype).removeprefix("torch.")
+    control: dict[str, int] = {}
     if tokenizer is not None:
-        control = {"bos_token_id": tokenizer.bos_id, "eos_token_id": [tokenizer.eos_id, tokenizer.end_id],
-                   "pad_token_id": tokenizer.pad_id}
+        control = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "end": tokenizer.end_id, "pad": tokenizer.pad_id}
+    public = _FAMILIES[model.config.family].public_config(model.config, head, dtype=name, control=control)
+    data = save({k: v.to(dtype) for k, v in public_tensors(model).items()}, metadata={"format": "pt"})
+    if tokenizer is not None:
         tokenizer.save(folder)
     atomic_write(folder / WEIGHTS, data)
-    _write(folder / "config.json", llama.public_config(config, head=head, dtype=name, control=control))
-    _write(folder / "generation_config.json", {"do_sample": head == "tokens", **control})
-    _write(folder / SIDE, {"format": 1, "family": "llama", "head": head, "config": config.model_dump(),
-                           "weights_sha256": digest(data),
+    _write(folder / "config.json", public)
+    if model.config.generates:
+        ids = {k: v for k, v in public.items() if k.endswith("token_id")} if control else {}
+        _write(folder / "generation_config.json", {"do_sample": head == "tokens", **ids})
+    _write(folder / SIDE, {"format": 1, "family": model.config.family, "head": kind_of(head),
+                           "config": model.config.model_dump(), "weights_sha256": digest(data),
                            "tokenizer_sha256": None if tokenizer is None else tokenizer.digest})
 
 
@@ -108,11 +115,11 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 
 def public_tensors(model: Model) -> dict[str, Tensor]:
     """The weights under their public names, on the CPU."""
-    own = {k: v.detach().cpu() for k, v in model.named_parameters(remove_duplicate=False)}
-    out: dict[str, Tensor] = {}
-    for ours, public in llama.names(model.config, model.head_kind):
-        rows = llama.rows(ours, model.config)
-        parts = (own[ours],) if rows is None else own[ours].split(rows)
+    mine = {k: v.detach().cpu() for k, v in model.named_parameters(remove_duplicate=False)}
+    family, out = _FAMILIES[model.config.family], dict[str, Tensor]()
+    for ours, public in family.names(model.config, model.head_spec):
+        rows = family.rows(ours, model.config)
+        parts = (mine[ours],) if rows is None else mine[ours].split(rows)
         out.update((name, part.contiguous()) for name, part in zip(public, parts, strict=True))
     return out
 
@@ -126,16 +133,32 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     folder = Path(folder)
     public = _read(folder / "config.json")
     side = _read(folder / SIDE) if (folder / SIDE).exists() else {}
-    config, head = llama.our_config(public, where=folder / "config.json")
-    if side and side.get("config", {}).get("tie_embeddings") and head == "scalar":
-        config = config.model_copy(update={"tie_embeddings": True})  # a scalar head has no place for it in public
+    family = family_of(public, where=folder / "config.json")
+    config, head = family.our_config(public, where=folder / "config.json")
+    config = _with_side(config, head, side)
     if tokenizer is not None and side.get("tokenizer_sha256") not in (None, tokenizer.digest):
         raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is "
                          f"{tokenizer.digest[:12]})", where=folder,
                          way_out="use the tokenizer in the model's own folder")
-    model = build(config, head=head, compute_dtype=dtype)
-    _assign(model, _tensors(folder, side), config, head, folder)
+    model = blank(config, head=head, compute_dtype=dtype)
+    _assign(model, _tensors(folder, side), family, folder)
     return model
+
+
+def family_of(public: Mapping[str, Any], *, where: object) -> Family:
+    """The format that a config.json is in. Raises ModelError with those there are."""
+    name = str(public.get("model_type"))
+    family: Family | None = _FAMILIES.get("own" if name.startswith("cutaway-") else name)
+    if family is None or name == "own":
+        raise ModelError(f"model_type {name!r} is unknown", where=where,
+                         way_out=f"supported are {', '.join(n for n in _FAMILIES if n != 'own')} and Cutaway's own")
+    return family
+
+
+def _with_side(config: Architecture, head: Head, side: Mapping[str, Any]) -> Any:
+    known = side.get("config") or {}
+    update = {k: known[k] for k in _SIDE_SETTINGS if k in known and (k != "tie_embeddings" or head != "tokens")}
+    return config.model_copy(update=update)  # type: ignore[attr-defined]
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -189,26 +212,26 @@ def _tensor_file(path: Path, expected: str | None) -> dict[str, Tensor]:
         raise ModelError(f"damaged: not a safetensors file ({error})", where=path, way_out=_AGAIN) from None
 
 
-def _assign(model: Model, tensors: dict[str, Tensor], config: TransformerConfig, head: HeadKind, folder: Path) -> None:
-    own = dict(model.named_parameters(remove_duplicate=False))
-    for ours, public in llama.names(config, head):
+def _assign(model: Model, tensors: dict[str, Tensor], family: Family, folder: Path) -> None:
+    mine = dict(model.named_parameters(remove_duplicate=False))
+    for ours, public in family.names(model.config, model.head_spec):
         missing = [name for name in public if name not in tensors]
         if missing:
             raise ModelError(f"lacks the tensor {missing[0]}", where=folder / WEIGHTS, way_out=_AGAIN)
-        rows = llama.rows(ours, config) or (own[ours].shape[0],)
-        for name, part in zip(public, own[ours].detach().split(rows), strict=True):
+        rows = family.rows(ours, model.config) or (mine[ours].shape[0],)
+        for name, part in zip(public, mine[ours].detach().split(rows), strict=True):
             found = tensors.pop(name)
             if found.shape != part.shape or not found.is_floating_point():
                 raise ModelError(f"{name} is {found.dtype} {tuple(found.shape)}, and config.json says "
                                  f"{tuple(part.shape)}", where=folder / WEIGHTS, way_out=_AGAIN)
             part.copy_(found)
-    _refuse_left(model, tensors, folder)
+    _refuse_left(model, tensors, family, folder)
 
 
-def _refuse_left(model: Model, left: dict[str, Tensor], folder: Path) -> None:
+def _refuse_left(model: Model, left: dict[str, Tensor], family: Family, folder: Path) -> None:
     """Nothing is ignored but what says nothing new: a tied head written out, and tables that can be computed."""
     for name, tensor in left.items():
-        same = name == "lm_head.weight" and torch.equal(tensor.float(), model.backbone.embedding.weight.detach())
+        same = name in family.REPEATS and torch.equal(tensor.float(), model.backbone.embedding.weight.detach())
         if not same and not name.endswith("rotary_emb.inv_freq"):
             raise ModelError(f"holds the tensor {name}, which the configuration has no place for",
                              where=folder / WEIGHTS, way_out="check config.json")

@@ -1,22 +1,80 @@
-"""Heads: what is read off the hidden state. Tokens (logits over the vocabulary) and scalar (one number a position)."""
+"""Heads: what is read off the hidden states. Tokens (logits over the vocabulary), a scalar a position, classes or a
+vector a row."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutaway.errors import ModelError
+from cutaway.nn.linear import Linear
+from cutaway.nn.norm import Norm
+
+Pooling = Literal["last", "mean", "max"]
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """A head of classes by their names; ``multi_label``: any number of them may hold at once."""
+
+    labels: tuple[str, ...]
+    multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) < max(2 - self.multi_label, len(self.labels)):
+            raise ModelError(f"{len(self.labels)} classes of {len(set(self.labels))} names cannot be told apart",
+                             way_out="give at least two different labels")
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A head of one vector a row: the mean of its hidden states, of length 1."""
+
+
+HeadKind = Literal["tokens", "scalar", "classes", "vector"]
+Head = Literal["tokens", "scalar"] | Classes | Vector
+
+
+def kind_of(head: Head) -> HeadKind:
+    """The name of a head."""
+    if isinstance(head, str):
+        return head
+    return "classes" if isinstance(head, Classes) else "vector"
+
+
+class Transform(nn.Module):
+    """Dense, GELU, norm: what ModernBERT has before its head."""
+
+    def __init__(self, width: int, *, eps: float) -> None:
+        super().__init__()
+        self.dense = Linear(width, width)
+        self.norm = Norm("layer", width, eps=eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.norm(F.gelu(self.dense(hidden)).float(), dtype=hidden.dtype)[1]
+        return out
+
 
 class TokenHead(nn.Module):
     """Hidden ``(…, D)`` -> logits ``(…, V)`` in float32; the weight may be the embedding's own."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *, transform: Transform | None = None, scale: float = 1.0) -> None:
         super().__init__()
         assert isinstance(weight, nn.Parameter)
-        self.weight = weight
+        self.weight, self.transform, self.scale = weight, transform, scale
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """What the weight is multiplied with, ``(…, D)``."""
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        return hidden if self.scale == 1.0 else hidden * self.scale
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight.to(hidden.dtype)).float()
+        return F.linear(self.features(hidden), self.weight.to(hidden.dtype)).float()
 
 
 class ScalarHead(nn.Module):
@@ -28,3 +86,45 @@ class ScalarHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden.float() @ self.weight[0]
+
+
+class ClassHead(nn.Module):
+    """Pooled hidden ``(B, D)`` -> a float32 logit a class ``(B, C)``."""
+
+    def __init__(self, width: int, classes: Classes, *, transform: Transform | None = None, bias: bool = True,
+                 dropout: float = 0.0) -> None:
+        super().__init__()
+        self.classes, self.transform, self.dropout = classes, transform, dropout
+        self.weight = nn.Parameter(torch.empty(len(classes.labels), width))
+        self.bias = nn.Parameter(torch.empty(len(classes.labels))) if bias else None
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        if self.transform is not None:
+            pooled = self.transform(pooled)
+        if self.dropout:
+            pooled = F.dropout(pooled, self.dropout, self.training)
+        return F.linear(pooled.float(), self.weight, self.bias)
+
+
+class VectorHead(nn.Module):
+    """Pooled hidden ``(B, D)`` -> a float32 vector of length 1 ``(B, D)``."""
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return F.normalize(pooled.float(), dim=-1)
+
+
+AnyHead = TokenHead | ScalarHead | ClassHead | VectorHead
+
+
+def pooled(hidden: Tensor, documents: Tensor | None, how: Pooling) -> Tensor:
+    """One vector a row ``(B, D)`` of ``hidden (B, T, D)``, padding (-1 in ``documents``) left out."""
+    if documents is None:
+        documents = torch.zeros(hidden.shape[:2], dtype=torch.int32, device=hidden.device)
+    real = documents >= 0
+    if how == "last":
+        last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    if how == "max":
+        return hidden.masked_fill(~real[..., None], -torch.inf).amax(1)
+    mean = (hidden.float() * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+    return mean.to(hidden.dtype)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal, Protocol, Self
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from cutaway.batch import Batch
 from cutaway.errors import ModelError, RequestError
-from cutaway.models.heads import ScalarHead, TokenHead
-from cutaway.models.transformer import TransformerConfig
-from cutaway.nn.block import Stack
-from cutaway.nn.cache import KVCache
+from cutaway.models.cost import Cost
+from cutaway.models.heads import (
+    AnyHead,
+    Classes,
+    ClassHead,
+    Head,
+    HeadKind,
+    Pooling,
+    ScalarHead,
+    TokenHead,
+    Transform,
+    Vector,
+    VectorHead,
+    pooled,
+)
 from cutaway.nn.init import initialise
 from cutaway.nn.linear import Linear
 
-HeadKind = Literal["tokens", "scalar"]
+Sources = Sequence[Sequence[int]]
 
 
 class State(Protocol):
@@ -33,38 +45,96 @@ class State(Protocol):
 
 
 class LanguageModel(Protocol):
-    """Reads tokens into a state and gives logits of what follows."""
+    """Reads tokens into a state and gives logits of what follows, beside sources where it was given some."""
 
     @property
     def vocab_size(self) -> int: ...
     @property
     def context_length(self) -> int: ...
-    def new_state(self, rows: int, *, capacity: int) -> State: ...
+    def new_state(self, rows: int, *, capacity: int, sources: Sources | None = None) -> State: ...
     def logits(self, tokens: Tensor, state: State, *, counts: Tensor | None = None, every: bool = False) -> Tensor: ...
 
 
-class Model(nn.Module):
-    """A backbone and a head. Parameters are float32 masters; ``compute_dtype`` is the arithmetic of the products."""
+class Architecture(Protocol):
+    """A configuration that says everything about a backbone; each kind is one file of ``models/``."""
 
-    def __init__(self, config: TransformerConfig, backbone: Stack, head: TokenHead | ScalarHead) -> None:
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def tie_embeddings(self) -> bool: ...
+    @property
+    def pooling(self) -> Pooling: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def generates(self) -> bool: ...
+    @property
+    def reads_source(self) -> bool: ...
+    @property
+    def head_scale(self) -> float: ...
+    @property
+    def head_transform(self) -> bool: ...
+    @property
+    def class_bias(self) -> bool: ...
+    def backbone(self) -> nn.Module: ...
+    def cost(self) -> Cost: ...
+    def model_dump(self) -> dict[str, Any]: ...
+
+
+class Model(nn.Module):
+    """A backbone and a head. Parameters are float32 masters; ``compute_dtype`` is the arithmetic of the products.
+
+    A backbone has its ``embedding``; called with a Batch, ``dtype`` and, behind a state, ``state`` and ``counts``, it
+    gives hidden states ``(B, T, D)``; one that generates makes its ``new_state``.
+    """
+
+    def __init__(self, config: Any, backbone: nn.Module, head: AnyHead) -> None:
         super().__init__()
-        self.config, self.backbone, self.head = config, backbone, head
+        self.config: Any = config
+        self.backbone: Any = backbone  # before the head, so that a tied weight bears the embedding's name
+        self.head = head
         self.compute_dtype = torch.float32
 
     @property
     def head_kind(self) -> HeadKind:
         """Which head this model has."""
+        kinds: dict[type[nn.Module], HeadKind] = {TokenHead: "tokens", ScalarHead: "scalar", ClassHead: "classes",
+                                                  VectorHead: "vector"}
+        return kinds[type(self.head)]
+
+    @property
+    def head_spec(self) -> Head:
+        """What ``build`` needs to make such a head again."""
+        if isinstance(self.head, ClassHead):
+            return self.head.classes
+        if isinstance(self.head, VectorHead):
+            return Vector()
         return "tokens" if isinstance(self.head, TokenHead) else "scalar"
 
     @property
     def vocab_size(self) -> int:
         """Entries of the vocabulary."""
-        return self.config.vocab_size
+        return int(self.config.vocab_size)
 
     @property
     def context_length(self) -> int:
         """Most tokens a sequence may have."""
-        return self.config.context_length
+        return int(self.config.context_length)
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether it writes beside a source."""
+        return bool(self.config.reads_source)
 
     @property
     def device(self) -> torch.device:
@@ -76,30 +146,37 @@ class Model(nn.Module):
         if batch.tokens.shape[1] > self.context_length:
             raise ModelError(f"a row of {batch.tokens.shape[1]} tokens is longer than the context of "
                              f"{self.context_length}")
-        out: Tensor = self.backbone(batch.tokens, dtype=self.compute_dtype, positions=batch.positions,
-                                    documents=batch.documents)
+        out: Tensor = self.backbone(batch, dtype=self.compute_dtype)
         return out
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits ``(B, T, V)`` or scalars ``(B, T)``, float32."""
-        out: Tensor = self.head(self.hidden(batch))
+        """Float32: logits ``(B, T, V)``, scalars ``(B, T)``, logits of classes ``(B, C)`` or vectors ``(B, D)``."""
+        hidden = self.hidden(batch)
+        if isinstance(self.head, ClassHead | VectorHead):
+            how: Pooling = "mean" if isinstance(self.head, VectorHead) else self.config.pooling
+            hidden = pooled(hidden, batch.documents, how)
+        out: Tensor = self.head(hidden)
         return out
 
-    def new_state(self, rows: int, *, capacity: int) -> KVCache:
-        """An empty cache for ``rows`` sequences of up to ``capacity`` tokens."""
+    def new_state(self, rows: int, *, capacity: int, sources: Sources | None = None) -> State:
+        """Nothing read yet of ``rows`` sequences of up to ``capacity`` tokens, beside ``sources`` where the model reads
+        them. Raises RequestError for what does not fit, and ModelError for a model that writes no text."""
         if capacity > self.context_length:
             raise RequestError(f"{capacity} tokens are more than the context of {self.context_length}")
-        c = self.config
-        shape = (rows, c.num_kv_heads, capacity, c.head_size)
-        keys, values = ([torch.zeros(shape, dtype=self.compute_dtype, device=self.device) for _ in range(c.num_layers)]
-                        for _ in range(2))
-        return KVCache(keys, values, torch.zeros(rows, dtype=torch.long, device=self.device))
+        if not self.config.generates:
+            raise ModelError("an encoder reads and does not write", way_out="name a decoder or an encoder-decoder")
+        if not self.reads_source:
+            if sources is not None:
+                raise RequestError("this model reads no source", way_out="put the text into the prompt")
+            state: State = self.backbone.new_state(rows, capacity=capacity, dtype=self.compute_dtype)
+            return state
+        state = self.backbone.new_state(rows, capacity=capacity, dtype=self.compute_dtype, sources=sources)
+        return state
 
     def logits(self, tokens: Tensor, state: State, *, counts: Tensor | None = None, every: bool = False) -> Tensor:
         """Read ``tokens (B, T)`` (the first ``counts`` of each row) behind ``state``; logits after the last one
         ``(B, V)``, or after each ``(B, T, V)``. The state moves on."""
-        assert isinstance(state, KVCache)
-        hidden = self.backbone(tokens, dtype=self.compute_dtype, state=state, counts=counts)
+        hidden = self.backbone(Batch(tokens), dtype=self.compute_dtype, state=state, counts=counts)
         if not every:
             rows = torch.arange(len(tokens), device=tokens.device)
             hidden = hidden[:, -1] if counts is None else hidden[rows, counts - 1]
@@ -107,24 +184,41 @@ class Model(nn.Module):
         return out
 
 
-def build(config: TransformerConfig, *, head: HeadKind = "tokens", seed: int = 0,
+def build(config: Architecture, *, head: Head = "tokens", seed: int = 0,
           compute_dtype: torch.dtype = torch.float32) -> Model:
     """A freshly initialised model; equal seeds give equal weights on every device."""
-    backbone = config.stack()
-    tied = backbone.embedding.weight if config.tie_embeddings else nn.Parameter(
-        torch.empty(config.vocab_size, config.hidden_size))
-    model = Model(config, backbone, TokenHead(tied) if head == "tokens" else ScalarHead(config.hidden_size))
+    model = blank(config, head=head, compute_dtype=compute_dtype)
     initialise(model, seed=seed, num_layers=config.num_layers, width=config.hidden_size)
+    return model
+
+
+def blank(config: Architecture, *, head: Head = "tokens", compute_dtype: torch.dtype = torch.float32) -> Model:
+    """A model whose weights say nothing yet: they are about to be read from a file."""
+    backbone = config.backbone()
+    model = Model(config, backbone, _head(config, backbone, head))
     model.compute_dtype = compute_dtype
     return model
 
 
-def with_head(model: Model, head: HeadKind, *, seed: int = 0) -> Model:
-    """A copy of the backbone under a fresh head: how a reward model starts from a language model."""
+def _head(config: Architecture, backbone: Any, head: Head) -> AnyHead:
+    width = config.hidden_size
+    transform = Transform(width, eps=config.norm_eps) if config.head_transform else None
+    if head == "tokens":
+        tied = config.tie_embeddings
+        weight = backbone.embedding.weight if tied else nn.Parameter(torch.empty(config.vocab_size, width))
+        assert isinstance(weight, nn.Parameter)
+        return TokenHead(weight, transform=transform, scale=config.head_scale)
+    if isinstance(head, Classes):
+        return ClassHead(width, head, transform=transform, bias=config.class_bias, dropout=config.dropout)
+    return VectorHead() if isinstance(head, Vector) else ScalarHead(width)
+
+
+def with_head(model: Model, head: Head, *, seed: int = 0) -> Model:
+    """A copy of the backbone under a fresh head: how a reward model or a classifier starts from a language model."""
     fresh = build(model.config, head=head, seed=seed, compute_dtype=model.compute_dtype).to(model.device)
     fresh.backbone = copy.deepcopy(model.backbone)
     if isinstance(fresh.head, TokenHead) and model.config.tie_embeddings:
-        fresh.head = TokenHead(fresh.backbone.embedding.weight)
+        fresh.head.weight = fresh.backbone.embedding.weight
     return fresh
 
 
@@ -138,7 +232,7 @@ def for_sampling(model: Model) -> Model:
     light = copy.deepcopy(model)
     with torch.no_grad():
         if isinstance(light.head, TokenHead):  # apart from the embedding, whose rows stay float32
-            light.head = TokenHead(nn.Parameter(light.head.weight.to(model.compute_dtype)))
+            light.head.weight = nn.Parameter(light.head.weight.to(model.compute_dtype))
         for part in light.modules():
             if isinstance(part, Linear):
                 part.weight = nn.Parameter(part.weight.to(model.compute_dtype))

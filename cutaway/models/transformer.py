@@ -1,20 +1,33 @@
-"""The transformer's configuration and backbone; the decoder has Llama's shape (Touvron 2023, arXiv 2302.13971)."""
+"""The transformer in three shapes from one set of blocks: decoder (Llama's: Touvron 2023, arXiv 2302.13971), encoder
+(ModernBERT's: Warner 2024, arXiv 2412.13663) and encoder-decoder (T5 v1.1's: Raffel 2020, arXiv 1910.10683)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
+import numpy as np
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor, nn
 
-from cutaway.nn.block import Stack
+from cutaway.batch import Batch, lay_sources
+from cutaway.errors import ModelError, RequestError
+from cutaway.models.cost import Cost
+from cutaway.models.heads import Pooling
+from cutaway.nn.attention import CrossAttention
+from cutaway.nn.block import Layout, Stack
+from cutaway.nn.cache import KVCache, Memory
 from cutaway.settings import Settings
+
+Shape = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 class TransformerConfig(Settings):
-    """Sizes of a transformer; ``head_size`` is ``hidden_size / num_heads``."""
+    """Sizes of a transformer; ``head_size`` is ``hidden_size / num_heads``. ``num_layers`` is that of each stack."""
 
     kind: Literal["transformer"] = "transformer"
-    shape: Literal["decoder"] = "decoder"
+    shape: Shape = "decoder"
     vocab_size: int = Field(ge=2)
     hidden_size: int = Field(ge=2)
     num_layers: int = Field(ge=1)
@@ -25,6 +38,7 @@ class TransformerConfig(Settings):
     rope_theta: float = Field(default=10_000.0, gt=1)
     norm_eps: float = Field(default=1e-5, gt=0)
     tie_embeddings: bool = True
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -32,6 +46,9 @@ class TransformerConfig(Settings):
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 2 x num_heads {self.num_heads}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.shape != "decoder" and self.num_heads != self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} must be num_heads {self.num_heads}: the public format "
+                             f"of the {self.shape} knows no grouped heads")
         return self
 
     @property
@@ -39,8 +56,128 @@ class TransformerConfig(Settings):
         """Width of one head."""
         return self.hidden_size // self.num_heads
 
-    def stack(self) -> Stack:
-        """The backbone, its weights not yet drawn."""
-        return Stack(self.vocab_size, self.hidden_size, num_layers=self.num_layers,
-                     heads=(self.num_heads, self.num_kv_heads, self.head_size), inner=self.intermediate_size,
-                     eps=self.norm_eps, theta=self.rope_theta, context_length=self.context_length, causal=True)
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """Query heads, key heads, and the width of one."""
+        return self.num_heads, self.num_kv_heads, self.head_size
+
+    @property
+    def family(self) -> str:
+        """The public format it is saved in."""
+        return {"decoder": "llama", "encoder": "modernbert", "encoder-decoder": "t5"}[self.shape]
+
+    @property
+    def pooling(self) -> Pooling:
+        """Where a label is read off: only an encoder has seen the whole row at every token."""
+        return "mean" if self.shape == "encoder" else "last"
+
+    @property
+    def generates(self) -> bool:
+        """Whether it can continue a text."""
+        return self.shape != "encoder"
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether it writes a target beside a source."""
+        return self.shape == "encoder-decoder"
+
+    @property
+    def head_scale(self) -> float:
+        """What hidden states are multiplied with before a tied head, as T5 has it."""
+        return self.hidden_size**-0.5 if self.shape == "encoder-decoder" and self.tie_embeddings else 1.0
+
+    @property
+    def head_transform(self) -> bool:
+        """Whether a dense layer and a norm stand before the head, as in ModernBERT."""
+        return self.shape == "encoder"
+
+    @property
+    def class_bias(self) -> bool:
+        """Whether a head of classes has a bias; Llama's public format has none."""
+        return self.shape == "encoder"
+
+    def layout(self, *, causal: bool, cross: bool = False) -> Layout:
+        """One of its stacks."""
+        sizes = (self.hidden_size, self.num_layers, self.heads, self.intermediate_size, self.norm_eps,
+                 self.context_length, causal, cross)
+        if self.shape == "encoder":
+            return Layout(*sizes, norm="layer", activation="gelu", theta=self.rope_theta, norm_embedding=True,
+                          dropout=self.dropout)
+        if self.shape == "encoder-decoder":
+            return Layout(*sizes, activation="gelu_tanh", positions="relative", scaled=False, dropout=self.dropout)
+        return Layout(*sizes, theta=self.rope_theta, dropout=self.dropout)
+
+    def backbone(self) -> Stack | EncoderDecoder:
+        """The stack or stacks, their weights not yet drawn."""
+        embedding = nn.Embedding(self.vocab_size, self.hidden_size)
+        if self.shape != "encoder-decoder":
+            return Stack(embedding, self.layout(causal=self.shape == "decoder"))
+        return EncoderDecoder(Stack(embedding, self.layout(causal=False)),
+                              Stack(embedding, self.layout(causal=True, cross=True)))
+
+    def cost(self) -> Cost:
+        """The bill; ``parameters`` equals what ``build`` makes with a head of tokens (tested)."""
+        d, inner, layers = self.hidden_size, self.intermediate_size, self.num_layers
+        heads, kv, size = self.heads
+        matrices = d * (heads + 2 * kv) * size + heads * size * d + 3 * d * inner
+        norms, vocabulary, head = 2 * d, self.vocab_size * d, 0 if self.tie_embeddings else self.vocab_size * d
+        attention = layers * 4 * heads * size
+        if self.shape == "encoder":  # a norm behind the embedding for the first attention's; dense and norm in the head
+            return Cost(embedding=vocabulary, blocks=layers * (matrices + norms) + d, head=head + d * d + d,
+                        matrix=layers * matrices + vocabulary + d * d, attention=attention, kv_values=0,
+                        both_ways=True)
+        if self.shape == "encoder-decoder":
+            cross = 4 * d * heads * size
+            blocks = layers * (2 * matrices + cross + 2 * norms + d) + 2 * d + 2 * 32 * heads
+            return Cost(embedding=vocabulary, blocks=blocks, head=head, matrix=layers * (matrices + cross) + vocabulary,
+                        attention=2 * attention, kv_values=2 * layers * kv * size, source_matrix=layers * matrices)
+        return Cost(embedding=vocabulary, blocks=layers * (matrices + norms) + d, head=head,
+                    matrix=layers * matrices + vocabulary, attention=attention, kv_values=2 * layers * kv * size)
+
+
+class EncoderDecoder(nn.Module):
+    """A stack that reads the source both ways, and one that writes the target and looks at what the first one saw."""
+
+    def __init__(self, encoder: Stack, decoder: Stack) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The embedding that both share."""
+        return self.encoder.embedding
+
+    def forward(self, batch: Batch, *, dtype: torch.dtype, state: KVCache | None = None,
+                counts: Tensor | None = None) -> Tensor:
+        """Hidden ``(B, T, D)`` of the target; behind a ``state``, whose memory holds the source already."""
+        if state is not None:
+            out: Tensor = self.decoder(batch, dtype=dtype, state=state, counts=counts)
+            return out
+        if batch.source is None:
+            raise ModelError("an encoder-decoder reads a source, and the batch has none",
+                             way_out="give the examples a source")
+        if batch.source.shape[1] > self.encoder.layout.context_length:
+            raise ModelError(f"a source of {batch.source.shape[1]} tokens is longer than the context of "
+                             f"{self.encoder.layout.context_length}")
+        memory = self.encoder(Batch(batch.source, documents=batch.source_documents), dtype=dtype)
+        out = self.decoder(batch, dtype=dtype, memory=memory)
+        return out
+
+    def new_state(self, rows: int, *, capacity: int, dtype: torch.dtype,
+                  sources: Sequence[Sequence[int]] | None = None) -> KVCache:
+        """An empty cache of the target behind ``sources``, one a row, which are read here and never again."""
+        if sources is None or len(sources) != rows:
+            raise RequestError(f"an encoder-decoder needs a source for each of its {rows} rows, got "
+                               f"{0 if sources is None else len(sources)}", way_out="give each request a source")
+        longest = max(map(len, sources))
+        if longest > self.encoder.layout.context_length or not min(map(len, sources)):
+            raise RequestError(f"a source of {longest or 0} tokens does not fit 1 to "
+                               f"{self.encoder.layout.context_length}", way_out="shorten it, or give one")
+        tokens, documents = lay_sources([[np.asarray(s, np.int64)] for s in sources], pad_id=0)
+        device = self.embedding.weight.device
+        tokens, documents = tokens.to(device), documents.to(device)
+        even = bool((documents >= 0).all())
+        hidden = self.encoder(Batch(tokens, documents=None if even else documents), dtype=dtype)
+        pairs = [cross.keys_values(hidden) for cross in self.decoder.modules() if isinstance(cross, CrossAttention)]
+        memory = Memory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), documents >= 0)
+        return self.decoder.new_state(rows, capacity=capacity, dtype=dtype, memory=memory)

@@ -1,4 +1,4 @@
-"""One attention: grouped heads (Ainslie et al. 2023, arXiv 2305.13245), rotary positions, a mask or a cache.
+"""Attention: grouped heads (Ainslie et al. 2023, arXiv 2305.13245) over oneself, a cache, or another sequence.
 
 B rows, T queries, S keys, H query heads, Hkv key heads, D head size.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from ctypes import CDLL
 from dataclasses import dataclass
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from cutaway.nn import fused, ops
@@ -19,52 +19,108 @@ from cutaway.nn.position import rotate
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What all layers of one forward pass share: rotary angles of each token and who may see whom."""
+    """What all layers of one forward pass share: positions of the tokens, and who may see whom."""
 
-    rotary: Tensor  # (2, B or 1, T, D / 2)
+    rotary: Tensor | None  # (2, B or 1, T, D / 2)
+    bias: Tensor | None = None  # (B or 1, H, T, S) relative positions
     documents: Tensor | None = None  # (B, T) packed documents
     seen: Tensor | None = None  # (B or 1, 1, T, S) dense mask over a cache
     causal: bool = True
     counts: Tensor | None = None  # (B,) real tokens of each row when reading into a cache
     step: CDLL | None = None  # one token a row behind a cache: the kernels do it, ``rotary`` is the whole table
+    memory: Tensor | None = None  # (B, S, width) hidden states of the source
+    memory_seen: Tensor | None = None  # (B, 1, T or 1, S) dense mask over the source
 
 
 class Attention(nn.Module):
-    """``x (B, T, width) -> (B, T, width)``; queries, keys and values come from one product."""
+    """``x (B, T, width) -> (B, T, width)``; queries, keys and values come from one product. ``scaled`` divides the
+    scores by sqrt(D); T5 does not and begins with smaller queries instead."""
 
-    def __init__(self, width: int, *, num_heads: int, num_kv_heads: int, head_size: int) -> None:
+    def __init__(self, width: int, heads: ops.Heads, *, scaled: bool = True) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
+        self.heads, self.scale = heads, None if scaled else 1.0
+        num_heads, num_kv_heads, head_size = heads
         self.qkv = Linear(width, (num_heads + 2 * num_kv_heads) * head_size)
         self.out = Linear(num_heads * head_size, width)
 
     def forward(self, x: Tensor, where: Where, cache: tuple[int, KVCache] | None = None) -> Tensor:
         qkv = self.qkv(x)
-        heads = (self.num_heads, self.num_kv_heads, self.head_size)
         if cache is None:
-            mixed = ops.self_attention(qkv, where.rotary, heads, documents=where.documents, causal=where.causal)
+            mixed = ops.self_attention(qkv, where.rotary, self.heads, documents=where.documents, causal=where.causal,
+                                       bias=where.bias, scale=self.scale)
         else:
             mixed = self._cached(qkv, where, *cache)
         out: Tensor = self.out(mixed)
         return out
 
     def _cached(self, qkv: Tensor, where: Where, layer: int, state: KVCache) -> Tensor:
+        num_heads, num_kv_heads, size = self.heads
         if where.step is not None:
+            assert where.rotary is not None
             keys, values = state.room(layer)
-            heads = (self.num_heads, self.num_kv_heads, self.head_size)
-            return fused.attention_step(where.step, qkv, keys, values, state.lengths, where.rotary, heads)
+            return fused.attention_step(where.step, qkv, keys, values, state.lengths, where.rotary, self.heads)
         rows, steps, _ = qkv.shape
-        sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
-        q, k, v = qkv.view(rows, steps, -1, self.head_size).split(sizes, 2)  # (B, T, H, D)
-        cos, sin = where.rotary[0, :, :, None], where.rotary[1, :, :, None]
-        k, v = state.write(layer, rotate(k, cos, sin), v, where.counts)  # (B, Hkv, S, D)
-        # a group's query heads share its keys, so they become rows of one product: (B, Hkv, G*T, D)
-        group = self.num_heads // self.num_kv_heads
-        q = rotate(q, cos, sin).view(rows, steps, self.num_kv_heads, group, -1).permute(0, 2, 3, 1, 4)
-        q = q.reshape(rows, self.num_kv_heads, group * steps, -1)
-        seen = where.seen
-        if seen is not None and group > 1 and steps > 1:
-            seen = seen.repeat(1, 1, group, 1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (B, Hkv, G*T, D)
-        mixed = mixed.view(rows, self.num_kv_heads, group, steps, -1).permute(0, 3, 1, 2, 4)
+        q, k, v = qkv.view(rows, steps, -1, size).split([num_heads, num_kv_heads, num_kv_heads], 2)  # (B, T, H, D)
+        if where.rotary is not None:
+            cos, sin = where.rotary[0, :, :, None], where.rotary[1, :, :, None]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k, v = state.write(layer, k, v, where.counts)  # (B, Hkv, S, D)
+        mixed = self._grouped(q, k, v, where.seen, where.bias)
         return mixed.reshape(rows, steps, -1)
+
+    def _grouped(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None) -> Tensor:
+        """A group's query heads share its keys, so they become rows of one product: ``(B, Hkv, G*T, D)``."""
+        rows, steps, num_heads, size = q.shape
+        num_kv_heads = k.shape[1]
+        group = num_heads // num_kv_heads
+        q = q.view(rows, steps, num_kv_heads, group, size).permute(0, 2, 3, 1, 4)
+        q = q.reshape(rows, num_kv_heads, group * steps, size)
+        if seen is not None and group > 1 and seen.shape[2] > 1:
+            seen = seen.repeat(1, 1, group, 1)
+        if bias is not None:
+            bias = bias.reshape(len(bias), num_kv_heads, group * steps, -1)
+        mixed = ops.attend(q, k, v, seen=seen, bias=bias, scale=self.scale)  # (B, Hkv, G*T, D)
+        return mixed.view(rows, num_kv_heads, group, steps, size).permute(0, 3, 1, 2, 4)
+
+    def adjust_initial(self) -> None:
+        """Unscaled scores begin as small as scaled ones."""
+        if self.scale is not None:
+            with torch.no_grad():
+                self.qkv.weight[: self.heads[0] * self.heads[2]].mul_(self.heads[2] ** -0.5)
+
+
+class CrossAttention(nn.Module):
+    """``x (B, T, width)`` looks at a source ``(B, S, width)``; the source's keys and values can be made once."""
+
+    def __init__(self, width: int, heads: ops.Heads, *, scaled: bool = True) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, None if scaled else 1.0
+        self.query = Linear(width, heads[0] * heads[2])
+        self.key_value = Linear(width, 2 * heads[1] * heads[2])
+        self.out = Linear(heads[0] * heads[2], width)
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """``memory (B, S, width)`` -> keys and values ``(B, Hkv, S, D)``."""
+        rows, source, _ = memory.shape
+        k, v = self.key_value(memory).view(rows, source, 2, self.heads[1], self.heads[2]).unbind(2)
+        return k.transpose(1, 2), v.transpose(1, 2)
+
+    def forward(self, x: Tensor, where: Where, cache: tuple[int, KVCache] | None = None) -> Tensor:
+        rows, steps, _ = x.shape
+        if cache is not None:
+            layer, state = cache
+            assert state.memory is not None
+            k, v = state.memory.keys[layer], state.memory.values[layer]
+        else:
+            assert where.memory is not None
+            k, v = self.keys_values(where.memory)
+        q = self.query(x).view(rows, steps, self.heads[0], self.heads[2]).transpose(1, 2)
+        mixed = ops.attend(q, k, v, seen=where.memory_seen, scale=self.scale)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, steps, -1))
+        return out
+
+    def adjust_initial(self) -> None:
+        """Unscaled scores begin as small as scaled ones."""
+        if self.scale is not None:
+            with torch.no_grad():
+                self.query.weight.mul_(self.heads[2] ** -0.5)

@@ -6,17 +6,34 @@ them where they are; with the tokens first, each step would copy the whole cache
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from cutaway.errors import RequestError
 
 
-class KVCache:
-    """Keys and values of ``rows`` sequences of differing ``lengths (B,)``, room for ``capacity`` tokens each."""
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a decoder looks at of the source: keys and values of every layer ``(B, Hkv, S, D)``, made once, and which
+    places hold a token ``(B, S)``."""
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor) -> None:
-        self.keys, self.values, self.lengths = keys, values, lengths
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    real: Tensor
+
+    def select(self, rows: Tensor) -> Memory:
+        """The memory of some rows, in the order given (rows may repeat)."""
+        return Memory(tuple(k[rows] for k in self.keys), tuple(v[rows] for v in self.values), self.real[rows])
+
+
+class KVCache:
+    """Keys and values of ``rows`` sequences of differing ``lengths (B,)``, room for ``capacity`` tokens each; with the
+    ``memory`` of their sources where there is one."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor, memory: Memory | None = None) -> None:
+        self.keys, self.values, self.lengths, self.memory = keys, values, lengths, memory
         self.longest = int(lengths.max()) if len(lengths) else 0
         self.even = bool((lengths == self.longest).all())
 
@@ -66,7 +83,8 @@ class KVCache:
 
     def select(self, rows: Tensor) -> KVCache:
         """The state of some rows, in the order given (rows may repeat)."""
-        return KVCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.lengths[rows])
+        memory = None if self.memory is None else self.memory.select(rows)
+        return KVCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.lengths[rows], memory)
 
     def truncate(self, lengths: Tensor) -> None:
         """Forget what is behind ``lengths (B,)``; longer than what is there is refused."""
@@ -75,5 +93,6 @@ class KVCache:
         self._at(lengths.clone())
 
     def copy(self) -> KVCache:
-        """An independent copy."""
-        return KVCache([k.clone() for k in self.keys], [v.clone() for v in self.values], self.lengths.clone())
+        """An independent copy; the memory never changes and is shared."""
+        keys, values = ([t.clone() for t in side] for side in (self.keys, self.values))
+        return KVCache(keys, values, self.lengths.clone(), self.memory)

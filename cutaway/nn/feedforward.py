@@ -1,4 +1,4 @@
-"""Gated feed-forward, SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+"""Gated feed-forward: SwiGLU and GEGLU (Shazeer 2020, arXiv 2002.05202)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from cutaway.nn.memory import made_again
 
 
 class Gated(nn.Module):
-    """``down(silu(gate(x)) * up(x))``; gate and up are one product."""
+    """``down(activation(gate(x)) * up(x))``; gate and up are one product."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, *, activation: ops.Activation = "silu") -> None:
         super().__init__()
+        self.activation: ops.Activation = activation
         self.gate_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)
-        inner = ops.swiglu(gate_up)
-        with made_again(inner, lambda: ops.swiglu(gate_up)):
+        inner = ops.gated(gate_up, self.activation)
+        with made_again(inner, lambda: ops.gated(gate_up, self.activation)):
             out: Tensor = self.down(inner)
         return out

@@ -43,3 +43,13 @@ def same_document(documents: Tensor) -> Mask:
 def cached(lengths: Tensor) -> Mask:
     """Query t of a row whose cache holds ``lengths (B,)`` tokens stands at position ``lengths + t``."""
     return Mask(lambda q, k: k <= lengths[:, None, None] + q)
+
+
+def across(queries: Tensor, keys: Tensor) -> Mask:
+    """From target to source: token t of ``queries (B, T)`` sees the source of its own document in ``keys (B, S)``.
+
+    Padding (-1 on either side) sees the first key, so that softmax is finite; nothing is learned there.
+    """
+    same = (queries[:, :, None] == keys[:, None, :]) & (keys[:, None, :] >= 0)
+    nothing = ~same.any(-1, keepdim=True)
+    return Mask(lambda q, k: same | (nothing & (k == 0)))

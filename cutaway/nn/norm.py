@@ -1,25 +1,36 @@
-"""RMS normalisation (Zhang & Sennrich 2019, arXiv 1910.07467), with the residual addition that precedes it fused in."""
+"""Normalisation of the residual stream: RMS (Zhang & Sennrich 2019, arXiv 1910.07467) and layer (Ba et al. 2016,
+arXiv 1607.06450), with the residual addition that precedes it fused in."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.nn import ops
 
+NormKind = Literal["rms", "layer", "none"]
 
-class RMSNorm(nn.Module):
-    """``x / rms(x) * weight`` over the last axis.
+
+class Norm(nn.Module):
+    """``x / rms(x) * weight`` over the last axis, or the same after the mean is taken away; ``none`` leaves ``x``.
 
     The residual stream stays in float32 and the result is given in the arithmetic of the matrix products,
     so bfloat16 rounds what enters a product and never the running sum.
     """
 
-    def __init__(self, width: int, *, eps: float) -> None:
+    def __init__(self, kind: NormKind, width: int, *, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.kind, self.eps = kind, eps
+        self.weight = None if kind == "none" else nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, delta: Tensor | None = None, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``(x + delta, normalised in dtype)`` for ``x (B, T, D)`` float32 and ``delta (B, T, D)`` or None."""
-        return ops.add_rms_norm(x, delta, self.weight, eps=self.eps, dtype=dtype)
+        if self.kind == "rms" and self.weight is not None:
+            return ops.add_rms_norm(x, delta, self.weight, eps=self.eps, dtype=dtype)
+        total = x if delta is None else x + delta.float()
+        if self.weight is None:
+            return total, total.to(dtype)
+        return total, F.layer_norm(total, total.shape[-1:], self.weight, None, self.eps).to(dtype)

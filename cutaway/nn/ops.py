@@ -6,7 +6,7 @@ arithmetic in fewer passes over memory. B rows, T tokens, D width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from cutaway.nn.kernels import library_for
 from cutaway.nn.position import rotate
 
 Heads = tuple[int, int, int]  # query heads, key/value heads, head size
+Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 
 def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float,
@@ -32,38 +33,57 @@ def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float,
     return total, (total * scale * weight).to(dtype)
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """``silu(gate) * up`` for ``gate_up (B, T, 2 I)``, the gate first; ``(B, T, I)``."""
-    lib = library_for(gate_up)
+def gated(gate_up: Tensor, activation: Activation) -> Tensor:
+    """``activation(gate) * up`` for ``gate_up (B, T, 2 I)``, the gate first; ``(B, T, I)``."""
+    lib = library_for(gate_up) if activation == "silu" else None
     if lib is not None:
         out: Tensor = fused.SwiGLU.apply(lib, gate_up)  # type: ignore[no-untyped-call]
         return out
     gate, up = gate_up.chunk(2, -1)
-    return (F.silu(gate.float()) * up).to(gate_up.dtype)
+    if activation == "silu":
+        return (F.silu(gate.float()) * up).to(gate_up.dtype)
+    return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
 
 
-def self_attention(qkv: Tensor, rotary: Tensor, heads: Heads, *, documents: Tensor | None, causal: bool) -> Tensor:
-    """Rotary positions, then softmax(q k / sqrt(D)) v within each document.
+def self_attention(qkv: Tensor, rotary: Tensor | None, heads: Heads, *, documents: Tensor | None, causal: bool,
+                   bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Rotary positions where given, then softmax(q k scale + bias) v within each document.
 
-    ``qkv (B, T, (H + 2 Hkv) D)``, ``rotary (2, B or 1, T, D / 2)``, ``documents (B, T)`` or None; ``(B, T, H D)``.
+    ``qkv (B, T, (H + 2 Hkv) D)``, ``rotary (2, B or 1, T, D / 2)``, ``documents (B, T)`` or None, ``bias (B or 1, H, T,
+    T)`` or None, ``scale`` 1/sqrt(D) if not given; ``(B, T, H D)``.
     """
     rows, steps, _ = qkv.shape
     num_heads, num_kv, size = heads
-    lib = library_for(qkv) if causal else None
+    lib = library_for(qkv) if causal and rotary is not None and bias is None and scale is None else None
     if lib is not None:
         first = fused.first_keys(documents, rows, steps)
         out: Tensor = fused.SelfAttention.apply(lib, qkv, rotary, first, heads)  # type: ignore[no-untyped-call]
         return out
     q, k, v = qkv.view(rows, steps, -1, size).split([num_heads, num_kv, num_kv], 2)
-    cos, sin = rotary[0, :, :, None], rotary[1, :, :, None]
-    q, k, v = (t.transpose(1, 2) for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+    if rotary is not None:
+        cos, sin = rotary[0, :, :, None], rotary[1, :, :, None]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     seen = None
     if documents is not None:
         rule = mask.same_document(documents) & mask.causal() if causal else mask.same_document(documents)
         seen = rule.dense(steps, steps, qkv.device)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal and seen is None,
-                                           enable_gqa=num_heads != num_kv)
+    elif bias is not None and causal:
+        seen = mask.causal().dense(steps, steps, qkv.device)
+    mixed = attend(q, k, v, seen=seen, bias=bias, causal=causal and seen is None, scale=scale)
     return mixed.transpose(1, 2).reshape(rows, steps, -1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, seen: Tensor | None, bias: Tensor | None = None, causal: bool = False,
+           scale: float | None = None) -> Tensor:
+    """Softmax attention of ``q (B, H, T, D)`` over ``k, v (B, Hkv, S, D)``: only where ``seen`` (bool, broadcast to
+    ``(B, H, T, S)``) and with ``bias`` added to the scores; ``(B, H, T, D)``."""
+    allowed = seen
+    if bias is not None:
+        allowed = bias if seen is None else bias.masked_fill(~seen, -torch.inf)
+        allowed = allowed.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, scale=scale,
+                                          enable_gqa=q.shape[1] != k.shape[1])
 
 
 def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, learning: bool) -> tuple[Tensor, Tensor]:

@@ -50,13 +50,14 @@ class Likelihood:
     def __call__(self, model: Model, batch: Batch) -> Loss:
         targets, weights = _learned(batch)
         head = _token_head(model)
-        total = ops.linear_cross_entropy(model.hidden(batch), head.weight, targets, weights, chunk=self.chunk)
+        features = head.features(model.hidden(batch))
+        total = ops.linear_cross_entropy(features, head.weight, targets, weights, chunk=self.chunk)
         return Loss(total, batch.total_weight())
 
 
 def token_logprobs(model: Model, batch: Batch, *, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
     """``log p(target)`` at every position, ``(B, T)`` float32, differentiable; 0 where the weight is 0."""
     targets, weights = _learned(batch)
-    hidden = model.hidden(batch)
-    return ops.linear_logprobs(hidden, _token_head(model).weight, targets, weights != 0, temperature=temperature,
-                               chunk=chunk)
+    head = _token_head(model)
+    return ops.linear_logprobs(head.features(model.hidden(batch)), head.weight, targets, weights != 0,
+                               temperature=temperature, chunk=chunk)

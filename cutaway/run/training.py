@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cutaway.device import release_memory
 from cutaway.models.model import Model, build
+from cutaway.nn.block import compiled
 from cutaway.objectives.objective import Objective
 from cutaway.run.predict import predict
 from cutaway.run.recipe import Learning, SecondsBudget, StepsBudget, TokensBudget
@@ -126,7 +127,7 @@ def train(work: Work, job: Job, total: int) -> Model:
 @contextmanager
 def _prepared(job: Job, model: Model) -> Iterator[None]:
     """The model as the stage runs it; afterwards plain again, and the memory of its steps given back."""
-    with model.backbone.compiled() if job.compile else nullcontext():
+    with compiled(model) if job.compile else nullcontext():
         yield
     release_memory()
 
@@ -146,13 +147,13 @@ def _look(work: Work, job: Job, parallel: Parallel) -> Facts:
     if parallel.kind == "fsdp2":
         tensors = parallel.gathered(dict(model.named_parameters()))
         model = whole(job.model, tensors) if work.first else model
-    with work.alone() as mine, model.backbone.compiled(False):  # its shapes and its mode would be compiled anew
+    with work.alone() as mine, compiled(model, False):  # its shapes and its mode would be compiled anew
         return job.look(model) if mine else {} if job.best is None else {job.best[0]: 0.0}
 
 
 def whole(model: Model, tensors: Mapping[str, Tensor]) -> Model:
     """A model of the same shape on one device with these weights."""
-    out = build(model.config, head=model.head_kind, compute_dtype=model.compute_dtype).to(model.device)
+    out = build(model.config, head=model.head_spec, compute_dtype=model.compute_dtype).to(model.device)
     with torch.no_grad():
         for key, parameter in out.named_parameters():
             parameter.copy_(tensors[key])

@@ -264,7 +264,7 @@ def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
         saved = load_model(folder)
     except ModelError as error:
         raise CheckpointError(error.what, where=error.where, way_out=_way_out(folder)) from None
-    if (saved.config, saved.head_kind) != (model.config, model.head_kind):
+    if (saved.config, saved.head_spec) != (model.config, model.head_spec):
         here, there = ({"head": m.head_kind, **m.config.model_dump()} for m in (model, saved))
         name = next(n for n in here if here[n] != there[n])
         raise CheckpointError(f"made by another model: {name} is {there[name]} there and {here[name]} here",

@@ -61,7 +61,7 @@ class Parallel:
         """
         if self.kind != "fsdp2":
             return model
-        plain = build(model.config, head=model.head_kind, compute_dtype=model.compute_dtype).to(model.device)
+        plain = build(model.config, head=model.head_spec, compute_dtype=model.compute_dtype).to(model.device)
         with torch.no_grad():
             for (_, whole), part in zip(plain.named_parameters(), model.parameters(), strict=True):
                 whole.copy_(_whole(part))

@@ -54,7 +54,7 @@ def test_add_rms_norm(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width
 @dtypes
 @pytest.mark.parametrize("inner", [16, 21, 344])
 def test_swiglu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int) -> None:
-    _agree(monkeypatch, dtype, ops.swiglu, 8 * torch.randn(2, 3, 2 * inner).to(dtype))
+    _agree(monkeypatch, dtype, lambda x: ops.gated(x, "silu"), 8 * torch.randn(2, 3, 2 * inner).to(dtype))
 
 
 SHAPES = [(1, (2, 2, 8)), (7, (2, 1, 10)), (33, (4, 2, 32)), (100, (4, 4, 32)), (130, (6, 2, 64))]
@@ -100,7 +100,7 @@ def test_attention_on_lesser_processors(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(ops, "library_for", lambda *tensors: library)
     for steps, heads in SHAPES:
         _attention(monkeypatch, torch.bfloat16, steps, heads, packed=True)
-    _agree(monkeypatch, torch.bfloat16, ops.swiglu, 8 * torch.randn(2, 3, 42).bfloat16())
+    _agree(monkeypatch, torch.bfloat16, lambda x: ops.gated(x, "silu"), 8 * torch.randn(2, 3, 42).bfloat16())
 
 
 @needs_kernels
@@ -128,7 +128,7 @@ def test_what_is_not_finite_stays_visible() -> None:
     """A kernel that turned NaN into a number would hide a broken step from the loop."""
     bad = torch.randn(1, 4, 96)
     bad[0, 1, 3] = float("nan")
-    assert ops.swiglu(bad).isnan().any()
+    assert ops.gated(bad, "silu").isnan().any()
     assert ops.add_rms_norm(bad, None, torch.ones(96), eps=1e-5, dtype=torch.bfloat16)[1].isnan().any()
     mixed = ops.self_attention(bad, rotary_table(32, 4, theta=1e4)[:, None], (1, 1, 32), documents=None, causal=True)
     assert mixed[0, 1:].isnan().any() and not mixed[0, 0].isnan().any()

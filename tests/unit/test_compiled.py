@@ -14,6 +14,7 @@ from tiny import CASES, start
 from cutaway.device import Device, pays_to_compile
 from cutaway.errors import SettingsError
 from cutaway.nn import block, ops
+from cutaway.nn.block import compiled
 from cutaway.run import recipe as recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, about its own compiler
@@ -44,10 +45,10 @@ def test_a_block_is_one_graph_with_the_same_gradients(dtype: torch.dtype) -> Non
 
 def test_afterwards_the_model_is_plain_again() -> None:
     model = start(CASES["likelihood"])
-    with model.backbone.compiled():
+    with compiled(model):
         assert all(b._compiled_call_impl is not None for b in model.backbone.blocks)
         assert all(b._compiled_call_impl is None for b in copy.deepcopy(model).backbone.blocks)
-        with model.backbone.compiled(False):
+        with compiled(model, False):
             assert all(b._compiled_call_impl is None for b in model.backbone.blocks)
         assert all(b._compiled_call_impl is not None for b in model.backbone.blocks)
     assert all(b._compiled_call_impl is None for b in model.backbone.blocks)
