@@ -27,6 +27,7 @@ VERBS = {
     "runs": "List the runs of a folder.",
     "show": "Show one run: stages, figures, where everything lies.",
     "diff": "Compare the settings and figures of two runs.",
+    "compare": "Train every architecture on one task and budget: when is simple enough?",
     "eval": "Measure a model: bits per byte, answers, with n and interval.",
     "trace": "Name the document behind every token of a step's batch.",
     "generate": "Write text from a prompt.",
