@@ -42,12 +42,12 @@ def compared(work: object, folder: Path, *, json: bool) -> int:
         if (folder / "prepared").exists():
             note(f"stopped; finished systems are kept. Go on with:\n  cutaway resume {folder}")
         return INTERRUPTED
-    quality, costs = words.quality_table(found), words.cost_table(found)
     if json:
         result(found.to_dict(), "", json=True)
         return 0
-    for t in (quality, costs):
-        result({}, table(t.head[:5], [r[:5] for r in t.rows], title=t.caption), json=False)
+    for t in (words.quality_table(found), words.making_table(found), words.using_table(found)):
+        shown = min(len(t.head), 6) - (t.head[-1] == "what it is")
+        result({}, table(t.head[:shown], [r[:shown] for r in t.rows], title=t.caption), json=False)
     result({}, words.finding(found), json=False)
     note(f"\n{found.folder / 'report.html'}\n  cutaway generate {found.folder / 'systems'}/NAME/seed-0 \"…\"")
     return 0

@@ -38,7 +38,7 @@ def page(c: Compared) -> str:
     facts: dict[str, Any] = {
         "name": c.comparison.name, "summary": f"{len(c.outcomes)} systems on {c.comparison.task.kind}, the same text "
         f"and split, {words.budget_words(c)}.", "finding": words.finding(c), "headlines": headlines(c),
-        "pictures_list": [quality_picture(c)], "quality": words.quality_table(c), "costs": words.cost_table(c),
+        "pictures_list": [quality_picture(c)], "quality": words.quality_table(c), "making": words.making_table(c), "using": words.using_table(c),
         "frontiers": frontier_pictures(c), "failures": failures(c), "machine": machine_table(c),
         "recipe": to_toml(c.comparison), "limits": words.limits(c), "yardstick": c.yardstick}
     return render("compare.html", facts, sections=SECTIONS)
@@ -130,7 +130,7 @@ def machine_table(c: Compared) -> Table:
 def markdown(c: Compared) -> str:
     """The same in Markdown."""
     lines = [f"# {c.comparison.name}", "", words.finding(c), "", f"Given: {words.budget_words(c)}.", ""]
-    for table in (words.quality_table(c), words.cost_table(c)):
+    for table in (words.quality_table(c), words.making_table(c), words.using_table(c)):
         lines += [*table_lines(table), ""]
     for name, kept in c.verdict.frontier.items():
         lines.append(f"- {COSTS[name][0]} frontier: {', '.join(kept)}")

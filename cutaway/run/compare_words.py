@@ -85,21 +85,30 @@ def quality_table(c: Compared) -> Table:
                  "comparisons.", numeric=False)
 
 
-def cost_table(c: Compared) -> Table:
-    """What each system costs to make and to use."""
+def making_table(c: Compared) -> Table:
+    """What each system costs to make."""
     rows = []
     for s in c.verdict.standings:
         o = outcome(c, s.name)
         seconds = sum(o.train_seconds) / len(o.train_seconds)
-        rows.append((s.name, duration(seconds), money(c, seconds), latency(o.latencies, 0.5),
-                     latency(o.latencies, 0.95), f"{o.throughput:,.0f}/s", money(c, 1e6 / o.throughput),
-                     number(o.parameters), size(o.disk_bytes), size(o.serving_bytes), size(o.peak_bytes)))
+        steps = [n for n in o.steps if n is not None]
+        rows.append((s.name, duration(seconds), money(c, seconds), number(sum(steps) / len(steps)) if steps else DASH,
+                     number(o.parameters), size(o.disk_bytes), size(o.peak_bytes)))
+    return Table(f"To make, at {c.comparison.price.per_hour:g} {c.comparison.price.currency} an hour",
+                 ("system", "training", "costs", "steps", "parameters", "on disk", "peak memory"), tuple(rows),
+                 "Means over seeds. Peak memory is that of the whole process that trained and measured.")
+
+
+def using_table(c: Compared) -> Table:
+    """What each system costs to use."""
+    rows = []
+    for s in c.verdict.standings:
+        o = outcome(c, s.name)
+        rows.append((s.name, latency(o.latencies, 0.5), latency(o.latencies, 0.95), f"{o.throughput:,.0f}/s",
+                     money(c, 1e6 / o.throughput), size(o.serving_bytes)))
     per = c.yardstick.flow.split()[0]
-    head = ("system", "training", "costs", "p50", "p95", c.yardstick.flow, f"a million {per} cost", "parameters",
-            "on disk", "to serve", "peak memory")
-    return Table(f"Costs at {c.comparison.price.per_hour:g} {c.comparison.price.currency} an hour", head, tuple(rows),
-                 f"p50 and p95 are of {c.yardstick.item} at batch 1. To serve: weights and state. Peak memory: of the "
-                 "whole process that trained and measured.")
+    return Table("To use", ("system", "p50", "p95", c.yardstick.flow, f"a million {per}", "memory"), tuple(rows),
+                 f"p50 and p95 are of {c.yardstick.item} at batch 1; memory is that of weights and state.")
 
 
 def latency(latencies: tuple[float, ...], share: float) -> str:
