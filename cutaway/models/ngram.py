@@ -99,6 +99,11 @@ class NGram:
         """Most tokens a sequence may have; what is read is bounded by the order."""
         return self.config.context_length
 
+    @property
+    def reads_source(self) -> bool:
+        """It writes beside no source."""
+        return False
+
     def score(self, tokens: NDArray[Any], starts: NDArray[Any]) -> Floats:
         """``log p`` of every token ``(T,)``, given the tokens before it in its document; 0 for a document's first.
 

@@ -106,7 +106,6 @@ class CrossAttention(nn.Module):
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(self, x: Tensor, where: Where, cache: tuple[int, KVCache] | None = None) -> Tensor:
-        rows, steps, _ = x.shape
         if cache is not None:
             layer, state = cache
             assert state.memory is not None
@@ -114,9 +113,10 @@ class CrossAttention(nn.Module):
         else:
             assert where.memory is not None
             k, v = self.keys_values(where.memory)
-        q = self.query(x).view(rows, steps, self.heads[0], self.heads[2]).transpose(1, 2)
+        # rows that share a source are queries of one product
+        q = self.query(x).view(len(k), -1, self.heads[0], self.heads[2]).transpose(1, 2)
         mixed = ops.attend(q, k, v, seen=where.memory_seen, scale=self.scale)
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, steps, -1))
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
         return out
 
     def adjust_initial(self) -> None:

@@ -6,7 +6,7 @@ them where they are; with the tokens first, each step would copy the whole cache
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,16 +16,26 @@ from cutaway.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a decoder looks at of the source: keys and values of every layer ``(B, Hkv, S, D)``, made once, and which
-    places hold a token ``(B, S)``."""
+    """What a decoder looks at of M sources: keys and values of every layer ``(M, Hkv, S, D)``, made once, and which
+    places hold a token ``(M, S)``. A source serves ``each`` rows of the state, one behind another: hypotheses of one
+    beam share it."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     real: Tensor
+    each: int = 1
 
     def select(self, rows: Tensor) -> Memory:
-        """The memory of some rows, in the order given (rows may repeat)."""
-        return Memory(tuple(k[rows] for k in self.keys), tuple(v[rows] for v in self.values), self.real[rows])
+        """The memory of some rows of the state, in the order given (rows may repeat); shared as long as neighbours that
+        share a source come in equal numbers, and not even copied where the sources stay the same."""
+        owners, counts = torch.unique_consecutive(rows // self.each, return_counts=True)
+        each = int(counts[0]) if len(counts) else 1
+        if bool((counts != each).any()):
+            owners, each = rows // self.each, 1
+        if torch.equal(owners, torch.arange(len(self.real), device=rows.device)):
+            return replace(self, each=each)
+        return Memory(tuple(k[owners] for k in self.keys), tuple(v[owners] for v in self.values), self.real[owners],
+                      each)
 
 
 class KVCache:

@@ -43,7 +43,7 @@ class Tape:
 class Table:
     """Logits that depend on all tokens so far through a hash: any mistake in what was read changes the answer."""
 
-    vocab_size, context_length = VOCAB, CONTEXT
+    vocab_size, context_length, reads_source = VOCAB, CONTEXT, False
 
     def __init__(self) -> None:
         self.reads = 0
@@ -129,12 +129,12 @@ def test_a_request_stopped_from_outside_gives_nothing_more() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 7))
-def test_every_request_is_in_exactly_one_wave(lengths: list[int], rows: int) -> None:
-    made = waves(lengths, rows)
-    assert sorted(i for w in made for i in w) == list(range(len(lengths)))
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), max_size=40), st.integers(1, 7))
+def test_every_request_is_in_exactly_one_wave(sizes: list[tuple[int, int]], rows: int) -> None:
+    made = waves([Request((1,) * prompt, 1, source=(1,) * source or None) for source, prompt in sizes], rows)
+    assert sorted(i for w in made for i in w) == list(range(len(sizes)))
     assert all(1 <= len(w) <= rows for w in made)
-    assert [lengths[i] for w in made for i in w] == sorted(lengths)
+    assert [sizes[i] for w in made for i in w] == sorted(sizes)
 
 
 def test_the_bookkeeping_holds_no_tensor() -> None:
