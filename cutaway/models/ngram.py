@@ -2,7 +2,7 @@
 
 An order's n-grams are sorted by (index of their first n - 1 tokens, last token), so the continuations of a context are
 one slice and every look-up is a binary search; nothing is a Python object, and a table is a handful of numpy arrays.
-V vocabulary, N order.
+B rows, T tokens, V vocabulary, N order.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cutaway.errors import DataError, ModelError, RequestError
+from cutaway.models.grams import Index, Ints, lengths_of
 from cutaway.settings import Settings
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+PIECE = 1 << 16  # tokens scored at once: what lies between two steps stays in the processor's cache
+SCORES = 1 << 23  # log-probabilities computed at once
+ROUNDING = 1e-6  # a probability of one, rounded to float32 on its way
 
 
 class NGramConfig(Settings):
@@ -50,12 +53,13 @@ class NGramConfig(Settings):
 @dataclass(frozen=True, slots=True)
 class Table:
     """The n-grams of one order: their last tokens, interpolated log-probabilities, log-weights of backing off from
-    them (each ``(count,)``), and where each one's continuations begin one order above ``(count + 1,)``."""
+    them (each ``(count,)``), and where each one's continuations begin one order above ``(count + 1,)``. The highest
+    order has neither weights nor continuations."""
 
     words: NDArray[np.int32]
     logs: NDArray[np.float32]
     backoffs: NDArray[np.float32]
-    starts: Ints
+    starts: Index
 
 
 class NGramState:
@@ -88,6 +92,10 @@ class NGram:
 
     def __init__(self, config: NGramConfig, tables: Sequence[Table], base: Floats) -> None:
         self.config, self.tables, self.base = config, tuple(tables), base  # base (V,): log p of single tokens
+        single = self.tables[0]
+        self._first = np.full(config.vocab_size, -1, np.int64)  # a token's index among the 1-grams
+        self._first[single.words] = np.arange(len(single.words))
+        self._shift, self._buckets = _buckets(config.vocab_size, self.tables)
 
     @property
     def vocab_size(self) -> int:
@@ -104,58 +112,91 @@ class NGram:
 
         ``starts``: where each document begins in ``tokens``, and the end, ``(documents + 1,)``.
         """
-        tokens = checked(tokens, self.vocab_size)
-        offsets = offsets_of(len(tokens), starts)
-        logs = self.base[tokens]
-        grams = self._find(0, np.zeros(len(tokens), np.int64), tokens)
+        tokens, starts = checked(tokens, self.vocab_size), np.asarray(starts, np.int64)
+        lengths_of(len(tokens), starts)
+        logs, back = np.empty(len(tokens)), self.config.order - 1
+        for low in range(0, len(tokens), PIECE):
+            high, from_ = min(low + PIECE, len(tokens)), max(low - back, 0)
+            offsets = offsets_of(starts, from_, high)
+            logs[low:high] = self._score(tokens[from_:high], offsets)[low - from_ :]
+        return logs
+
+    def _score(self, tokens: NDArray[Any], offsets: Ints) -> Floats:
+        words = tokens.astype(np.int64)
+        logs: Floats = self.base[words]
+        at, grams = np.arange(len(words)), self._first[words]  # the n-grams found: where they end, and which
         for n in range(2, self.config.order + 1):
-            before = np.concatenate([[-1], grams[:-1]])
-            before[offsets < n - 1] = -1
-            grams = self._find(n - 1, before, tokens)
-            seen = before >= 0
-            logs[seen] += self.tables[n - 2].backoffs[before[seen]]
+            inside = at + 1 < len(words)
+            at, contexts = at[inside] + 1, grams[inside]
+            inside = offsets[at] >= n - 1
+            if n == 2:
+                inside &= contexts >= 0
+            at, contexts = at[inside], contexts[inside]
+            logs[at] += self.tables[n - 2].backoffs[contexts]
+            grams = self._find(n - 1, contexts, words[at])
             found = grams >= 0
-            logs[found] = self.tables[n - 1].logs[grams[found]]
+            at, grams = at[found], grams[found]
+            logs[at] = self.tables[n - 1].logs[grams]
         logs[offsets == 0] = 0.0
         return logs
 
     def _find(self, level: int, contexts: Ints, words: Ints) -> Ints:
         """Index of (context, word) among the n-grams of ``level + 1`` tokens, -1 where there is none."""
-        table = self.tables[level]
-        if level == 0:
-            low, high = np.zeros(len(words), np.int64), np.full(len(words), len(table.words), np.int64)
+        if level == 1:
+            bucket = contexts * ((self.vocab_size - 1 >> self._shift) + 1) + (words >> self._shift)
+            low, high = self._buckets[bucket].astype(np.int64), self._buckets[bucket + 1].astype(np.int64)
         else:
             below = self.tables[level - 1].starts
-            known = np.maximum(contexts, 0)
-            low, high = below[known].copy(), below[known + 1].copy()
-            high[contexts < 0] = low[contexts < 0]
-        end = high.copy()
-        for _ in range(int((high - low).max(initial=0)).bit_length()):
-            middle = (low + high) // 2
-            less = (low < high) & (table.words[np.minimum(middle, len(table.words) - 1)] < words)
-            low, high = np.where(less, middle + 1, low), np.where(less | (low >= high), high, middle)
-        hit = (low < end) & (table.words[np.minimum(low, len(table.words) - 1)] == words)
-        return np.where(hit, low, -1)
+            low, high = below[contexts].astype(np.int64), below[contexts + 1].astype(np.int64)
+        table, out, rest = self.tables[level].words, np.full(len(words), -1, np.int64), np.arange(len(words))
+        while True:
+            open_ = low < high
+            if not open_.all():
+                rest, low, high, words = rest[open_], low[open_], high[open_], words[open_]
+            if not len(rest):
+                return out
+            middle = (low + high) >> 1
+            there = table[middle]
+            hit = there == words
+            out[rest[hit]] = middle[hit]
+            low = np.where(there < words, middle + 1, low)
+            high = np.where(there < words, high, middle)
+            high[hit] = 0
 
-    def _next(self, last: Sequence[int]) -> Floats:
-        """``log p`` of every token ``(V,)`` after these last tokens, -1 first where there are fewer."""
-        logs = self.base.copy()
-        tokens = np.array([t for t in last if t >= 0], np.int64)
-        for n in range(2, self.config.order + 1):
-            if len(tokens) < n - 1:
-                break
-            context = -1
-            for level, word in enumerate(tokens[len(tokens) - n + 1 :]):
-                context = int(self._find(level, np.array([context]), np.array([word]))[0])
-                if context < 0:
-                    break
-            if context < 0:
-                break
-            below, table = self.tables[n - 2], self.tables[n - 1]
-            children = slice(int(below.starts[context]), int(below.starts[context + 1]))
-            logs += below.backoffs[context]
-            logs[table.words[children]] = table.logs[children]
-        return logs
+    def _next(self, last: Ints) -> Tensor:
+        """``log p`` of every token after each row of last tokens, ``(B, V)`` of ``(B, N - 1)``, -1 where there are
+        fewer: base and weights once for all tokens, then what was seen behind each context, shortest first."""
+        contexts = self._contexts(last)
+        levels = contexts.shape[1]
+        weights = np.zeros((levels + 1, len(last)))  # [n]: of backing off from every context longer than n tokens
+        for n in range(levels, 0, -1):
+            known = contexts[:, n - 1] >= 0
+            weights[n - 1] = weights[n]
+            weights[n - 1, known] += self.tables[n - 1].backoffs[contexts[known, n - 1]]
+        out = self.base + weights[0][:, None]
+        for n in range(1, levels + 1):
+            rows = np.flatnonzero(contexts[:, n - 1] >= 0)
+            at, starts, above = contexts[rows, n - 1], self.tables[n - 1].starts, self.tables[n]
+            lengths = (starts[at + 1] - starts[at]).astype(np.int64)
+            children = np.arange(int(lengths.sum())) + np.repeat(starts[at] - np.cumsum(lengths) + lengths, lengths)
+            rows = np.repeat(rows, lengths)
+            out[rows, above.words[children]] = above.logs[children] + weights[n][rows]
+        return torch.from_numpy(out.astype(np.float32))
+
+    def _contexts(self, last: Ints) -> Ints:
+        """Index of the last n tokens among the n-grams, ``(B, N - 1)`` for n = 1 .. N - 1, -1 where there is none."""
+        width = self.config.order - 1
+        out = np.full((len(last), width), -1, np.int64)
+        if not width:
+            return out
+        grams = np.where(last >= 0, self._first[last], -1)  # (B, N - 1): what begins at each place, n tokens long
+        out[:, 0] = grams[:, -1]
+        for n in range(2, width + 1):
+            grams, words = grams[:, :-1].copy(), last[:, n - 1 :]
+            known = grams >= 0
+            grams[known] = self._find(n - 1, grams[known], words[known])
+            out[:, n - 1] = grams[:, -1]
+        return out
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Everything but the configuration, by name."""
@@ -166,18 +207,24 @@ class NGram:
 
     @classmethod
     def from_tensors(cls, config: NGramConfig, tensors: Mapping[str, NDArray[Any]]) -> NGram:
-        """The inverse of ``tensors``. Raises ModelError for one that is missing or does not fit the others."""
-        try:
-            tables = [Table(*(tensors[f"{n}.{f.name}"] for f in fields(Table))) for n in range(1, config.order + 1)]
-            base = tensors["base"]
-        except KeyError as error:
-            raise ModelError(f"an n-gram model of order {config.order} without {error}") from None
+        """The inverse of ``tensors``. Raises ModelError for one that is missing, left over, out of bounds, or does not
+        fit the others: nothing that is accepted can lead a look-up astray."""
+        names = ["base", *(f"{n}.{f.name}" for n in range(1, config.order + 1) for f in fields(Table))]
+        for name in names:
+            if name not in tensors:
+                raise ModelError(f"an n-gram model of order {config.order} without {name!r}")
+        for name in sorted(set(tensors) - set(names)):
+            raise ModelError(f"an n-gram model of order {config.order} has no place for {name!r}")
+        tables = [Table(*(tensors[f"{n}.{f.name}"] for f in fields(Table))) for n in range(1, config.order + 1)]
+        base = tensors["base"]
+        if base.shape != (config.vocab_size,) or base.dtype != np.float64 or not np.all(base <= ROUNDING):
+            raise ModelError(f"the log-probabilities of single tokens are not {config.vocab_size} float64 up to 0")
+        contexts = np.array([0, len(tables[0].words)])
         for n, table in enumerate(tables, start=1):
-            count, above = len(table.words), len(tables[n].words) if n < len(tables) else 0
-            whole = len(table.logs) == len(table.backoffs) == len(table.starts) - 1 == count
-            inside = not np.any(np.diff(table.starts) < 0) and int(table.starts[-1]) == above
-            if not (whole and inside and len(base) == config.vocab_size):
-                raise ModelError(f"the table of {n}-grams does not fit the others")
+            wrong = _wrong(table, contexts, config.vocab_size, tables[n] if n < len(tables) else None)
+            if wrong:
+                raise ModelError(f"the table of {n}-grams does not fit the others: {wrong}")
+            contexts = table.starts
         return cls(config, tables, base)
 
     def new_state(self, rows: int, *, capacity: int) -> NGramState:
@@ -190,42 +237,81 @@ class NGram:
     def logits(self, tokens: Tensor, state: NGramState, *, counts: Tensor | None = None,
                every: bool = False) -> Tensor:
         """Log-probabilities of what follows ``tokens (B, T)`` behind ``state``: after each row's last one ``(B, V)``,
-        or after each ``(B, T, V)``. The state moves on."""
+        or after each ``(B, T, V)``, 0 where a row has none. The state moves on."""
         rows, steps = tokens.shape
         real = torch.full((rows,), steps) if counts is None else counts
         longest = int((state.lengths + real).max())
         if longest > state.capacity:
             raise RequestError(f"{longest} tokens do not fit a state of {state.capacity}",
                                way_out="start the state with a larger capacity")
-        out = torch.zeros((rows, steps, self.vocab_size) if every else (rows, self.vocab_size), dtype=torch.float32)
         width = state.last.shape[1]
-        for row in range(rows):
-            line = torch.cat([state.last[row], tokens[row, : int(real[row])]])
-            if every:
-                for t in range(int(real[row])):
-                    out[row, t] = torch.from_numpy(self._next(line[t + 1 : t + 1 + width].tolist()))
-            else:
-                out[row] = torch.from_numpy(self._next(line[-width:].tolist()))
-            state.last[row] = line[-width:]
+        behind = torch.cat([state.last, tokens], 1).unfold(1, width, 1)  # (B, T + 1, N - 1): before each token, and last
+        state.last = behind[torch.arange(rows), real].clone()
         state.lengths = state.lengths + real
+        if not every:
+            return self._next(state.last.numpy())
+        out = torch.zeros(rows, steps, self.vocab_size)
+        row, step = torch.nonzero(torch.arange(steps) < real[:, None], as_tuple=True)
+        for some in torch.arange(len(row)).split(max(1, SCORES // self.vocab_size)):
+            out[row[some], step[some]] = self._next(behind[row[some], step[some] + 1].numpy())
         return out
 
 
-def checked(tokens: NDArray[Any], vocab_size: int) -> Ints:
-    """The ids as int64; DataError for one outside the vocabulary, or for none at all."""
-    ids: Ints = np.asarray(tokens, np.int64)
+def _buckets(vocab_size: int, tables: Sequence[Table]) -> tuple[int, Index]:
+    """Where the 2-grams begin of each (first token, second token >> shift), and the shift: about two such places for
+    every 2-gram, for one token may have most of the vocabulary behind it."""
+    if len(tables) < 2:
+        return 0, np.zeros(0, np.int64)
+    seen, starts = len(tables[1].words), tables[0].starts
+    shift = 0
+    while len(tables[0].words) * ((vocab_size - 1 >> shift) + 1) > 2 * seen and vocab_size >> shift:
+        shift += 1
+    each = (vocab_size - 1 >> shift) + 1
+    first = np.repeat(np.arange(len(tables[0].words)) * each, np.diff(starts))
+    counts = np.bincount(first + (tables[1].words >> shift), minlength=len(tables[0].words) * each)
+    return shift, np.concatenate([[0], np.cumsum(counts)]).astype(starts.dtype)
+
+
+def _wrong(table: Table, contexts: Index, vocab_size: int, above: Table | None) -> str | None:
+    """What of a table, whose contexts' n-grams lie between ``contexts``, a look-up could stumble over."""
+    words, starts = table.words, table.starts
+    kinds = (words.dtype == np.int32, table.logs.dtype == table.backoffs.dtype == np.float32,
+             starts.dtype in (np.int32, np.int64))
+    if not all(kinds) or not all(a.ndim == 1 for a in (words, starts, table.logs, table.backoffs)):
+        return "an array is of another type"
+    weights, edges = (len(words), len(words) + 1) if above is not None else (0, 0)
+    if len(table.logs) != len(words) or len(table.backoffs) != weights or len(starts) != edges:
+        return f"{len(words)} words, {len(table.logs)} logs, {len(table.backoffs)} backoffs, {len(starts)} starts"
+    if len(words) and (int(words.min()) < 0 or int(words.max()) >= vocab_size):
+        return f"a word is not in a vocabulary of {vocab_size}"
+    rising = words[1:] > words[:-1]
+    inner = contexts[(contexts > 0) & (contexts < len(words))]
+    rising[inner - 1] = True  # a new context begins
+    if not rising.all():
+        return "its words are not in order"
+    if not np.all(table.logs <= ROUNDING) or np.any(np.isnan(table.backoffs)) or np.any(table.backoffs == np.inf):
+        return "a logarithm is above 0 or none at all"
+    if above is not None and (int(starts[0]) or int(starts[-1]) != len(above.words) or np.any(starts[1:] < starts[:-1])):
+        return "its starts are not in order"
+    return None
+
+
+def checked(tokens: NDArray[Any], vocab_size: int) -> NDArray[Any]:
+    """The ids as they are; DataError for one outside the vocabulary, or for none at all."""
+    ids = np.asarray(tokens)
     if not len(ids):
         raise DataError("there are no tokens")
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        raise DataError(f"token {int(ids.max() if ids.max() >= vocab_size else ids.min())} is not in a vocabulary of "
-                        f"{vocab_size}", way_out="encode the text with this model's own tokenizer")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise DataError(f"token {high if high >= vocab_size else low} is not in a vocabulary of {vocab_size}",
+                        way_out="encode the text with this model's own tokenizer")
     return ids
 
 
-def offsets_of(count: int, starts: NDArray[Any]) -> Ints:
-    """How many tokens of its document stand before each token."""
-    starts = np.asarray(starts, np.int64)
-    first: Ints = np.repeat(starts[:-1], np.diff(starts))
-    if len(first) != count or np.any(np.diff(starts) < 0):
-        raise DataError(f"documents of {len(first):,} tokens in all do not cover {count:,} tokens")
-    return np.arange(count, dtype=np.int64) - first
+def offsets_of(starts: Ints, low: int, high: int) -> Ints:
+    """How many tokens stand in its document before each of the tokens ``low`` to ``high``."""
+    begins = np.zeros(high - low, np.int64)
+    first = int(np.searchsorted(starts, low, side="right"))
+    begins[starts[first : np.searchsorted(starts, high)] - low] = starts[first : np.searchsorted(starts, high)]
+    begins[0] = starts[first - 1]
+    return np.arange(low, high) - np.maximum.accumulate(begins)
