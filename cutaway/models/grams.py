@@ -21,13 +21,14 @@ Index = NDArray[Any]  # int32, or int64 where there is more to count than that
 Flags = NDArray[np.bool_]
 BLOCK = 1 << 22  # positions sorted at once, unless more begin with one token: 0.3 GB of working memory
 LARGEST = (1 << 63) - 1
+MIX = 0x9E3779B1  # odd, so that multiplying by it modulo a power of two can be undone (Knuth's multiplicative hashing)
 
 
 @dataclass(slots=True)
 class Order:
-    """All n-grams of one length ``(count,)``, sorted by their tokens: the last ``words``, how often each occurs, and
-    where its continuations begin one order above ``(count + 1,)``, nothing at the highest. ``begins``: those from a
-    document's beginning, which stand together."""
+    """All n-grams of one length ``(count,)``, sorted by their tokens' ``labels``: the last ``words``, how often each
+    occurs, and where its continuations begin one order above ``(count + 1,)``, nothing at the highest. ``begins``: those
+    from a document's beginning, which stand together."""
 
     words: NDArray[np.int32]
     counts: Index
@@ -76,7 +77,8 @@ def count(tokens: NDArray[Any], starts: NDArray[Any], *, order: int, vocab_size:
     if longest < order:
         raise DataError(f"no document has {longest + 1} tokens",
                         way_out=f"set order to {longest}, or give longer documents")
-    stream = _stream(tokens, np.asarray(starts, np.int64), order)
+    bits = label_bits(vocab_size)
+    stream = _stream(tokens, np.asarray(starts, np.int64), order, bits)
     ranked = np.empty(len(tokens), index_type(len(stream)))
     shared, left = np.empty(len(tokens), np.uint8), np.empty(len(tokens), np.uint8)
     parts: list[list[tuple[Index, ...]]] = [[] for _ in range(order)]
@@ -84,7 +86,7 @@ def count(tokens: NDArray[Any], starts: NDArray[Any], *, order: int, vocab_size:
     done = 0
     for at in _blocks(stream):
         place = slice(done, done + len(at))
-        ranked[place] = at = _sorted(stream, at, order, vocab_size + 1)
+        ranked[place] = at = _sorted(stream, at, order, (1 << bits) + 1)
         runs = _runs(stream, at, order)
         shared[place], left[place] = runs[0], runs[1]
         for n, part in enumerate(runs[2]):
@@ -96,7 +98,26 @@ def count(tokens: NDArray[Any], starts: NDArray[Any], *, order: int, vocab_size:
     del stream
     for place in _parts(len(ranked)):
         ranked[place] = after[ranked[place] + 1]  # of a document's last token it is never asked
-    return Counted(_orders(parts, above, bos_id), shared, left, ranked)
+    return Counted(_orders(parts, above, bos_id, bits), shared, left, ranked)
+
+
+def label_bits(vocab_size: int) -> int:
+    """Bits that a token's label takes."""
+    return (vocab_size - 1).bit_length()
+
+
+def labels(tokens: NDArray[Any], bits: int) -> Ints:
+    """Tokens as numbers below ``2 ** bits`` in an order that has nothing to do with how frequent they are: so a place
+    among a context's continuations can be computed, not searched for."""
+    out: Ints = tokens.astype(np.int64)
+    out *= MIX
+    out &= (1 << bits) - 1
+    return out
+
+
+def unlabelled(labelled: NDArray[Any], bits: int) -> NDArray[np.int32]:
+    """The inverse of ``labels``."""
+    return (labelled.astype(np.int64) * pow(MIX, -1, 1 << bits) & (1 << bits) - 1).astype(np.int32)
 
 
 def index_type(largest: int) -> type[np.int32] | type[np.int64]:
@@ -117,13 +138,17 @@ def _parts(size: int, step: int = BLOCK) -> Iterator[slice]:
     return (slice(a, min(a + step, size)) for a in range(0, size, step))
 
 
-def _stream(tokens: NDArray[Any], starts: Ints, order: int) -> NDArray[np.int32]:
-    """The tokens, one higher, with a 0 behind each document: a run of n tokens with no 0 is an n-gram."""
+def _stream(tokens: NDArray[Any], starts: Ints, order: int, bits: int) -> NDArray[np.int32]:
+    """The labels, one higher, with a 0 behind each document: a run of n tokens with no 0 is an n-gram."""
     whole = np.zeros(len(tokens) + len(starts) - 1 + order, np.int32)
     inside = np.ones(len(tokens) + len(starts) - 1, bool)
     inside[starts[1:] + np.arange(len(starts) - 1)] = False
-    whole[: len(inside)][inside] = tokens
-    whole[: len(inside)][inside] += 1
+    done = 0
+    for part in _parts(len(inside)):
+        here = inside[part]
+        size = int(np.count_nonzero(here))
+        whole[part][here] = labels(tokens[done : done + size], bits) + 1
+        done += size
     return whole
 
 
@@ -195,7 +220,7 @@ def _runs(stream: NDArray[np.int32], at: Ints, order: int,
     return shared, left, out
 
 
-def _orders(parts: list[list[tuple[Index, ...]]], above: list[int], bos_id: int) -> list[Order]:
+def _orders(parts: list[list[tuple[Index, ...]]], above: list[int], bos_id: int, bits: int) -> list[Order]:
     """The blocks' orders put together."""
     orders: list[Order] = []
     begins = slice(0, 0)
@@ -205,9 +230,9 @@ def _orders(parts: list[list[tuple[Index, ...]]], above: list[int], bos_id: int)
         ends = [] if last else [np.array([above[n]], counts.dtype)]
         starts = np.concatenate([*(b[2] for b in blocks), *ends])
         if not n:
-            first = int(np.searchsorted(words, bos_id))
-            begins = slice(first, first + int(first < len(words) and words[first] == bos_id))
-        orders.append(Order(words, counts, starts, begins))
+            bos = int(labels(np.array([bos_id]), bits)[0])
+            begins = slice(*np.searchsorted(words, [bos, bos + 1]).tolist())
+        orders.append(Order(unlabelled(words, bits), counts, starts, begins))
         if not last:
             begins = slice(int(starts[begins.start]), int(starts[begins.stop]))
         blocks.clear()

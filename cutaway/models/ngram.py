@@ -1,7 +1,7 @@
 """N-gram language model: interpolated modified Kneser–Ney (Chen & Goodman 1998), as KenLM's lmplz has it.
 
-An order's n-grams are sorted by (index of their first n - 1 tokens, last token), so the continuations of a context are
-one slice and every look-up is a binary search; nothing is a Python object, and a table is a handful of numpy arrays.
+An order's n-grams are sorted by (index of their first n - 1 tokens, label of the last), so the continuations of a context
+are one slice and a look-up computes its place in it; nothing is a Python object, a table is a handful of numpy arrays.
 B rows, T tokens, V vocabulary, N order.
 """
 
@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cutaway.errors import DataError, ModelError, RequestError
-from cutaway.models.grams import Index, Ints, lengths_of
+from cutaway.models.grams import Index, Ints, label_bits, labels, lengths_of
 from cutaway.settings import Settings
 
 Floats = NDArray[np.float64]
@@ -95,7 +95,9 @@ class NGram:
         single = self.tables[0]
         self._first = np.full(config.vocab_size, -1, np.int64)  # a token's index among the 1-grams
         self._first[single.words] = np.arange(len(single.words))
-        self._shift, self._buckets = _buckets(config.vocab_size, self.tables)
+        self._bits = label_bits(config.vocab_size)
+        self._buckets = [_buckets(below.starts, table.words, self._bits)
+                         for below, table in zip(self.tables, self.tables[1:], strict=False)]
 
     @property
     def vocab_size(self) -> int:
@@ -141,27 +143,23 @@ class NGram:
         return logs
 
     def _find(self, level: int, contexts: Ints, words: Ints) -> Ints:
-        """Index of (context, word) among the n-grams of ``level + 1`` tokens, -1 where there is none."""
-        if level == 1:
-            bucket = contexts * ((self.vocab_size - 1 >> self._shift) + 1) + (words >> self._shift)
-            low, high = self._buckets[bucket].astype(np.int64), self._buckets[bucket + 1].astype(np.int64)
-        else:
-            below = self.tables[level - 1].starts
-            low, high = below[contexts].astype(np.int64), below[contexts + 1].astype(np.int64)
-        table, out, rest = self.tables[level].words, np.full(len(words), -1, np.int64), np.arange(len(words))
-        while True:
-            open_ = low < high
-            if not open_.all():
-                rest, low, high, words = rest[open_], low[open_], high[open_], words[open_]
-            if not len(rest):
-                return out
-            middle = (low + high) >> 1
-            there = table[middle]
-            hit = there == words
-            out[rest[hit]] = middle[hit]
-            low = np.where(there < words, middle + 1, low)
-            high = np.where(there < words, high, middle)
-            high[hit] = 0
+        """Index of (context, word) among the n-grams of ``level + 1 >= 2`` tokens, -1 where there is none."""
+        starts, buckets, table = self.tables[level - 1].starts, self._buckets[level - 1], self.tables[level].words
+        low = starts.take(contexts)
+        size = starts.take(contexts + 1) - low
+        bucket = low + (labels(words, self._bits) * size >> self._bits)
+        at = buckets.take(bucket)
+        room = (buckets.take(bucket + 1) - at) * (size > 0)  # places still to look at
+        hit = (table.take(at, mode="clip") == words) & (room > 0)
+        out = np.where(hit, at, -1).astype(np.int64)
+        rest = np.flatnonzero(~hit & (room > 1))
+        step = 1
+        while len(rest):
+            hit = table.take(at.take(rest) + step) == words.take(rest)
+            out[rest[hit]] = at[rest[hit]] + step
+            step += 1
+            rest = rest[~hit & (room.take(rest) > step)]
+        return out
 
     def _next(self, last: Ints) -> Tensor:
         """``log p`` of every token after each row of last tokens, ``(B, V)`` of ``(B, N - 1)``, -1 where there are
@@ -257,19 +255,19 @@ class NGram:
         return out
 
 
-def _buckets(vocab_size: int, tables: Sequence[Table]) -> tuple[int, Index]:
-    """Where the 2-grams begin of each (first token, second token >> shift), and the shift: about two such places for
-    every 2-gram, for one token may have most of the vocabulary behind it."""
-    if len(tables) < 2:
-        return 0, np.zeros(0, np.int64)
-    seen, starts = len(tables[1].words), tables[0].starts
-    shift = 0
-    while len(tables[0].words) * ((vocab_size - 1 >> shift) + 1) > 2 * seen and vocab_size >> shift:
-        shift += 1
-    each = (vocab_size - 1 >> shift) + 1
-    first = np.repeat(np.arange(len(tables[0].words)) * each, np.diff(starts))
-    counts = np.bincount(first + (tables[1].words >> shift), minlength=len(tables[0].words) * each)
-    return shift, np.concatenate([[0], np.cumsum(counts)]).astype(starts.dtype)
+def _buckets(starts: Index, words: Index, bits: int) -> Index:
+    """Where in ``words`` each bucket begins, and the end. A context with n continuations has n buckets, numbered like
+    them; a label's share of all labels says which bucket it is in, and most buckets hold one or two."""
+    counts = np.zeros(len(words), np.int32)
+    for low in range(0, len(starts) - 1, PIECE):
+        edges = starts[low : low + PIECE + 1].astype(np.int64)
+        sizes = np.diff(edges)
+        inside = labels(words[edges[0] : edges[-1]], bits) * np.repeat(sizes, sizes) >> bits
+        inside += np.repeat(edges[:-1] - edges[0], sizes)
+        counts[edges[0] : edges[-1]] = np.bincount(inside, minlength=len(inside))
+    out = np.zeros(len(words) + 1, starts.dtype)
+    np.cumsum(counts, out=out[1:])
+    return out
 
 
 def _wrong(table: Table, contexts: Index, vocab_size: int, above: Table | None) -> str | None:
@@ -284,7 +282,8 @@ def _wrong(table: Table, contexts: Index, vocab_size: int, above: Table | None) 
         return f"{len(words)} words, {len(table.logs)} logs, {len(table.backoffs)} backoffs, {len(starts)} starts"
     if len(words) and (int(words.min()) < 0 or int(words.max()) >= vocab_size):
         return f"a word is not in a vocabulary of {vocab_size}"
-    rising = words[1:] > words[:-1]
+    rank = labels(words, label_bits(vocab_size))
+    rising = rank[1:] > rank[:-1]
     inner = contexts[(contexts > 0) & (contexts < len(words))]
     rising[inner - 1] = True  # a new context begins
     if not rising.all():
