@@ -22,7 +22,7 @@ from cutaway.models.grams import Index, Ints, label_bits, labels, lengths_of
 from cutaway.settings import Settings
 
 Floats = NDArray[np.float64]
-PIECE = 1 << 16  # tokens scored at once: what lies between two steps stays in the processor's cache
+PIECE = 1 << 15  # tokens scored at once: what lies between two steps stays in the processor's cache
 SCORES = 1 << 23  # log-probabilities computed at once
 ROUNDING = 1e-6  # a probability of one, rounded to float32 on its way
 
@@ -125,20 +125,25 @@ class NGram:
 
     def _score(self, tokens: NDArray[Any], offsets: Ints) -> Floats:
         words = tokens.astype(np.int64)
-        logs: Floats = self.base[words]
-        at, grams = np.arange(len(words)), self._first[words]  # the n-grams found: where they end, and which
+        logs: Floats = self.base.take(words)
+        grams = self._first.take(words)  # the n-grams found: which, and where they end
+        at = np.flatnonzero(grams >= 0)
+        grams = grams.take(at)
         for n in range(2, self.config.order + 1):
-            inside = at + 1 < len(words)
-            at, contexts = at[inside] + 1, grams[inside]
-            inside = offsets[at] >= n - 1
-            if n == 2:
-                inside &= contexts >= 0
-            at, contexts = at[inside], contexts[inside]
-            logs[at] += self.tables[n - 2].backoffs[contexts]
-            grams = self._find(n - 1, contexts, words[at])
-            found = grams >= 0
-            at, grams = at[found], grams[found]
-            logs[at] = self.tables[n - 1].logs[grams]
+            at += 1
+            if len(at) and at[-1] == len(words):
+                at, grams = at[:-1], grams[:-1]
+            inside = np.flatnonzero(offsets.take(at) >= n - 1)
+            if len(inside) < len(at):
+                at, grams = at.take(inside), grams.take(inside)
+            costs = logs.take(at)
+            costs += self.tables[n - 2].backoffs.take(grams)
+            grams = self._find(n - 1, grams, words.take(at))
+            found = np.flatnonzero(grams >= 0)
+            grams = grams.take(found)
+            costs[found] = self.tables[n - 1].logs.take(grams)
+            logs[at] = costs
+            at = at.take(found)
         logs[offsets == 0] = 0.0
         return logs
 
@@ -146,13 +151,21 @@ class NGram:
         """Index of (context, word) among the n-grams of ``level + 1 >= 2`` tokens, -1 where there is none."""
         starts, buckets, table = self.tables[level - 1].starts, self._buckets[level - 1], self.tables[level].words
         low = starts.take(contexts)
-        size = starts.take(contexts + 1) - low
-        bucket = low + (labels(words, self._bits) * size >> self._bits)
+        size = starts.take(contexts + 1)
+        size -= low
+        bucket = labels(words, self._bits)
+        bucket *= size
+        bucket >>= self._bits
+        bucket += low
         at = buckets.take(bucket)
-        room = (buckets.take(bucket + 1) - at) * (size > 0)  # places still to look at
-        hit = (table.take(at, mode="clip") == words) & (room > 0)
+        bucket += 1
+        room = buckets.take(bucket)  # places to look at
+        room -= at
+        room[size == 0] = 0  # the bucket is another context's
+        hit = table.take(at, mode="clip") == words
+        hit &= room > 0
         out = np.where(hit, at, -1).astype(np.int64)
-        rest = np.flatnonzero(~hit & (room > 1))
+        rest = np.flatnonzero((room > 1) & ~hit)
         step = 1
         while len(rest):
             hit = table.take(at.take(rest) + step) == words.take(rest)
