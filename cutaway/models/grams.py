@@ -1,7 +1,7 @@
 """Counting n-grams of every order by one sort of the corpus' positions (a suffix array cut off at N tokens).
 
-Positions sorted by the N tokens from each on hold the n-grams of every order at once, as runs: no hashing, no dictionary,
-no Python object. Sorted block by block, each of some first tokens, so what the sort needs besides does not grow.
+Positions sorted by the N tokens from each on hold the n-grams of every order at once, as runs: no hashing, no
+dictionary, no Python object. They are sorted in blocks, each of some first tokens, so the working memory does not grow.
 T tokens, N order, V vocabulary.
 """
 
@@ -27,8 +27,8 @@ MIX = 0x9E3779B1  # odd, so that multiplying by it modulo a power of two can be 
 @dataclass(slots=True)
 class Order:
     """All n-grams of one length ``(count,)``, sorted by their tokens' ``labels``: the last ``words``, how often each
-    occurs, and where its continuations begin one order above ``(count + 1,)``, nothing at the highest. ``begins``: those
-    from a document's beginning, which stand together."""
+    occurs, and where its continuations begin one order above ``(count + 1,)``, nothing at the highest. ``begins``:
+    those from a document's beginning, which stand together."""
 
     words: NDArray[np.int32]
     counts: Index

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cutaway.batch import Batch
@@ -41,6 +43,15 @@ class LanguageModel(Protocol):
     def context_length(self) -> int: ...
     def new_state(self, rows: int, *, capacity: int) -> State: ...
     def logits(self, tokens: Tensor, state: State, *, counts: Tensor | None = None, every: bool = False) -> Tensor: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A LanguageModel that gives the probabilities of whole documents without those of all other tokens."""
+
+    def score(self, tokens: NDArray[Any], starts: NDArray[Any]) -> NDArray[np.float64]:
+        """``log p`` of each token ``(T,)`` given those before it in its document, 0 for a document's first; ``starts``:
+        where each document begins, and the end."""
 
 
 class Model(nn.Module):

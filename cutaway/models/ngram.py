@@ -1,7 +1,7 @@
 """N-gram language model: interpolated modified Kneser–Ney (Chen & Goodman 1998), as KenLM's lmplz has it.
 
-An order's n-grams are sorted by (index of their first n - 1 tokens, label of the last), so the continuations of a context
-are one slice and a look-up computes its place in it; nothing is a Python object, a table is a handful of numpy arrays.
+An order's n-grams are sorted by (index of their first n - 1 tokens, label of the last), so the continuations of a
+context are one slice and a look-up computes its place in it; a table is a handful of numpy arrays, all plain.
 B rows, T tokens, V vocabulary, N order.
 """
 
@@ -256,7 +256,7 @@ class NGram:
             raise RequestError(f"{longest} tokens do not fit a state of {state.capacity}",
                                way_out="start the state with a larger capacity")
         width = state.last.shape[1]
-        behind = torch.cat([state.last, tokens], 1).unfold(1, width, 1)  # (B, T + 1, N - 1): before each token, and last
+        behind = torch.cat([state.last, tokens], 1).unfold(1, width, 1)  # (B, T + 1, N - 1): what each step stands on
         state.last = behind[torch.arange(rows), real].clone()
         state.lengths = state.lengths + real
         if not every:
@@ -286,13 +286,13 @@ def _buckets(starts: Index, words: Index, bits: int) -> Index:
 def _wrong(table: Table, contexts: Index, vocab_size: int, above: Table | None) -> str | None:
     """What of a table, whose contexts' n-grams lie between ``contexts``, a look-up could stumble over."""
     words, starts = table.words, table.starts
+    weights, edges = (len(words), len(words) + 1) if above is not None else (0, 0)
     kinds = (words.dtype == np.int32, table.logs.dtype == table.backoffs.dtype == np.float32,
              starts.dtype in (np.int32, np.int64))
-    if not all(kinds) or not all(a.ndim == 1 for a in (words, starts, table.logs, table.backoffs)):
-        return "an array is of another type"
-    weights, edges = (len(words), len(words) + 1) if above is not None else (0, 0)
-    if len(table.logs) != len(words) or len(table.backoffs) != weights or len(starts) != edges:
-        return f"{len(words)} words, {len(table.logs)} logs, {len(table.backoffs)} backoffs, {len(starts)} starts"
+    shapes = (words.ndim == 1, table.logs.shape == words.shape, table.backoffs.shape == (weights,),
+              starts.shape == (edges,))
+    if not all(kinds + shapes):
+        return "an array is of another type or length"
     if len(words) and (int(words.min()) < 0 or int(words.max()) >= vocab_size):
         return f"a word is not in a vocabulary of {vocab_size}"
     rank = labels(words, label_bits(vocab_size))
@@ -303,9 +303,10 @@ def _wrong(table: Table, contexts: Index, vocab_size: int, above: Table | None) 
         return "its words are not in order"
     if not np.all(table.logs <= ROUNDING) or np.any(np.isnan(table.backoffs)) or np.any(table.backoffs == np.inf):
         return "a logarithm is above 0 or none at all"
-    if above is not None and (int(starts[0]) or int(starts[-1]) != len(above.words) or np.any(starts[1:] < starts[:-1])):
-        return "its starts are not in order"
-    return None
+    if above is None:
+        return None
+    rises = not np.any(starts[1:] < starts[:-1]) and int(starts[0]) == 0 and int(starts[-1]) == len(above.words)
+    return None if rises else "its starts are not in order"
 
 
 def checked(tokens: NDArray[Any], vocab_size: int) -> NDArray[Any]:
