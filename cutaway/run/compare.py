@@ -6,6 +6,7 @@ report.md. What is done stays: a comparison that was stopped goes on with the ne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -109,26 +110,24 @@ def read(folder: Path, failed: dict[str, str] | None = None) -> Compared:
 def _run(folder: Path, name: str, asked: Callable[[], bool]) -> str | None:
     """One system in its own process; None when it is done, else why it is not."""
     command = [sys.executable, "-m", "cutaway.run.compare_worker", str(folder), name]
-    log = folder / "systems" / f"{name}.log"
-    with log.open("wb") as errors, Stopwatch() as watch:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+    log, error = folder / "systems" / f"{name}.log", folder / "systems" / name / "error.json"
+    error.unlink(missing_ok=True)
+    with log.open("wb") as out, Stopwatch() as watch:
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True,
                                    env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
-        while True:
-            try:
-                out, _ = process.communicate(timeout=0.2)
-                break
-            except subprocess.TimeoutExpired:
-                if asked():
-                    process.terminate()
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
+            if asked() and process.poll() is None:
+                process.terminate()
     if process.returncode == 0:
         log.unlink(missing_ok=True)
         return None
     if asked():
         return "stopped"
-    try:
-        return str(json.loads(out.splitlines()[-1])["error"])
-    except (IndexError, ValueError, KeyError):
-        return f"ended with exit code {process.returncode} after {watch.seconds:.0f} s; see {log}"
+    if error.exists():
+        return str(json.loads(error.read_text("utf-8"))["error"])
+    return f"ended with exit code {process.returncode} after {watch.seconds:.0f} s; see {log}"
 
 
 def machine_of(comparison: Comparison) -> machines.Machine:

@@ -38,7 +38,8 @@ def page(c: Compared) -> str:
     facts: dict[str, Any] = {
         "name": c.comparison.name, "summary": f"{len(c.outcomes)} systems on {c.comparison.task.kind}, the same text "
         f"and split, {words.budget_words(c)}.", "finding": words.finding(c), "headlines": headlines(c),
-        "pictures_list": [quality_picture(c)], "quality": words.quality_table(c), "making": words.making_table(c), "using": words.using_table(c),
+        "pictures_list": [quality_picture(c)], "quality": words.quality_table(c),
+        "making": words.making_table(c), "using": words.using_table(c),
         "frontiers": frontier_pictures(c), "failures": failures(c), "machine": machine_table(c),
         "recipe": to_toml(c.comparison), "limits": words.limits(c), "yardstick": c.yardstick}
     return render("compare.html", facts, sections=SECTIONS)

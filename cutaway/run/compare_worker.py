@@ -72,11 +72,13 @@ def described(system: AnySystem) -> str:
 
 
 def main() -> int:
-    """``python -m cutaway.run.compare_worker FOLDER NAME``; an error is one line of JSON on stdout."""
+    """``python -m cutaway.run.compare_worker FOLDER NAME``; an error stands in ``systems/NAME/error.json``."""
+    folder, name = Path(sys.argv[1]), sys.argv[2]
     try:
-        work(Path(sys.argv[1]), sys.argv[2])
+        work(folder, name)
     except CutawayError as error:
-        print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
+        (folder / "systems" / name).mkdir(exist_ok=True)
+        atomic_write(folder / "systems" / name / "error.json", json.dumps({"error": str(error)}))
         return error.exit_code
     return 0
 

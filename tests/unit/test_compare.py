@@ -42,8 +42,8 @@ def test_noise_is_not_told_apart_and_the_simplest_is_named() -> None:
     common = draw.normal(0, 1, 300)
     simple, middle, best = ([(common + draw.normal(0, 1, 300)).tolist() for _ in range(3)] for _ in range(3))
     far = [(common - 1).tolist()] * 3
-    found = verdict([outcome("best", best, rank=5), outcome("simple", simple, rank=1), outcome("middle", middle, rank=3),
-                     outcome("far", far, rank=0)], HIGH)
+    found = verdict([outcome("best", best, rank=5), outcome("simple", simple, rank=1),
+                     outcome("middle", middle, rank=3), outcome("far", far, rank=0)], HIGH)
     assert side_of(found, "far") == "apart"
     assert found.simplest == "simple"
     assert {side_of(found, n) for n in ("best", "simple", "middle")} == {"best", "level"}
