@@ -106,7 +106,7 @@ class BucketLoader:
     def _bands(self) -> NDArray[np.int64]:
         """The band of each example by both lengths: neighbours in the first are then sorted by the second."""
         first, second = np.ceil(np.log(np.maximum(self._fitting, 1)) / _BAND).astype(np.int64).T
-        return first * 1_000 + second
+        return np.asarray(first * 1_000 + second, np.int64)
 
     @cached_property
     def _kept(self) -> NDArray[np.int64]:

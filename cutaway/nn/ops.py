@@ -86,8 +86,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, seen: Tensor | None, bias: Tensor
                                           enable_gqa=q.shape[1] != k.shape[1])
 
 
-def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, learning: bool) -> tuple[Tensor, Tensor]:
+def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, learning: bool,
+            smoothing: float) -> tuple[Tensor, Tensor]:
     """Weighted losses ``(n,)`` and their gradient ``(n, V)`` by the logits, in the logits' dtype."""
+    if smoothing:
+        return _smoothed(logits, targets, weights, learning=learning, smoothing=smoothing)
     lib = library_for(logits, weights)
     if lib is not None:
         return fused.cross_entropy_(lib, logits, targets, weights, learning=learning), logits
@@ -97,11 +100,24 @@ def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, learning: bool)
     return losses, slope.to(logits.dtype)
 
 
+def _smoothed(logits: Tensor, targets: Tensor, weights: Tensor, *, learning: bool,
+              smoothing: float) -> tuple[Tensor, Tensor]:
+    """The same with ``smoothing`` of each target's weight on all V words alike: ``smoothing (logit - mean logit)`` of
+    the target more than without."""
+    at, share = targets[:, None], weights[:, None] * smoothing
+    more = (logits.gather(1, at).float() - logits.mean(1, keepdim=True, dtype=torch.float32)) * share
+    losses, slope = _losses(logits, targets, weights, learning=learning, smoothing=0.0)
+    if learning:
+        slope.sub_((share / logits.shape[1]).to(slope.dtype)).scatter_add_(1, at, share.to(slope.dtype))
+    return losses + more.squeeze(1), slope
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of weighted negative log-likelihoods; the gradient is formed while each chunk's logits exist."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, chunk: int,
+                smoothing: float) -> Tensor:
         cast = weight.to(hidden.dtype)
         learning = hidden.requires_grad or weight.requires_grad
         grad_hidden = torch.zeros_like(hidden) if learning else None
@@ -111,7 +127,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             h = hidden[part]
-            losses, slope = _losses(h @ cast.T, targets[part], weights[part], learning=learning)
+            losses, slope = _losses(h @ cast.T, targets[part], weights[part], learning=learning,
+                                    smoothing=smoothing)
             total += losses.sum(dtype=total.dtype)
             if grad_hidden is not None and grad_weight is not None:
                 torch.mm(slope, cast, out=grad_hidden[part])
@@ -127,11 +144,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("the gradient of linear_cross_entropy was already taken; call it again")
         ctx.spent = True
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None, None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, *, chunk: int) -> Tensor:
-    """``-sum(weights * log softmax(hidden @ weight.T)[targets])``, a float32 scalar.
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, *, chunk: int,
+                         smoothing: float = 0.0) -> Tensor:
+    """``-sum(weights * log softmax(hidden @ weight.T)[targets])``, a float32 scalar; with ``smoothing``, that share of
+    each weight lies on all V words alike (Szegedy 2016, arXiv 1512.00567).
 
     ``hidden (B, T, D)``, ``weight (V, D)``, ``targets (B, T)``, ``weights (B, T)``. Where many positions have
     weight 0 they are left out before the product. Peak memory is ``chunk x V`` logits, whatever ``B x T`` is.
@@ -140,7 +159,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weight
     kept = weights.nonzero().squeeze(1)
     if len(kept) < 0.9 * len(weights):  # a few positions without weight cost less than copying the others
         hidden, targets, weights = hidden[kept], targets[kept], weights[kept]
-    out: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights, chunk)  # type: ignore[no-untyped-call]
+    out: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights, chunk,  # type: ignore[no-untyped-call]
+                                      smoothing)
     return out
 
 

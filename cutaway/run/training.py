@@ -96,7 +96,8 @@ def train(work: Work, job: Job, total: int) -> Model:
     start, tokens = saver.restore()
     with _prepared(job, job.model), work.progress(job.stage, total=total - start) as bar:
         for step in steps(job.model, job.batches, job.objective, optimizer, schedule=job.settings.schedule, total=total,
-                          start=start, clip=job.settings.clip, parallel=parallel):
+                          start=start, clip=job.settings.clip, parallel=parallel,
+                          seed=work.recipe.seed):
             tokens += step.tokens
             row = _row(job, step, tokens)
             if _due(step.number, total, job.settings.looks):
