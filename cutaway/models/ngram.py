@@ -155,6 +155,8 @@ class NGram:
     def _find(self, level: int, contexts: Ints, words: Ints) -> Ints:
         """Index of (context, word) among the n-grams of ``level + 1 >= 2`` tokens, -1 where there is none."""
         starts, buckets, table = self.tables[level - 1].starts, self._buckets[level - 1], self.tables[level].words
+        if not len(table):
+            return np.full(len(words), -1, np.int64)
         low = starts.take(contexts)
         size = starts.take(contexts + 1)
         size -= low
@@ -164,7 +166,7 @@ class NGram:
         bucket += low
         at = buckets.take(bucket)
         bucket += 1
-        room = buckets.take(bucket)  # places to look at
+        room = buckets.take(bucket, mode="clip")  # places to look at
         room -= at
         room[size == 0] = 0  # the bucket is another context's
         hit = table.take(at, mode="clip") == words
