@@ -67,7 +67,7 @@ class _Taps(torch.autograd.Function):
         rows, steps, _ = grad.shape
         grad = grad.view(rows, steps, len(ctx.parts), -1)
         # the tap that is the token itself covers every place: the others are added to it
-        whole = next((j for j, p in enumerate(ctx.parts) if p.target == p.source), None)
+        whole = next((j for j, p in enumerate(ctx.parts) if p.target == p.source == slice(0, steps)), None)
         out = torch.zeros_like(grad[:, :, 0]) if whole is None else grad[:, :, whole].contiguous()
         for j, part in enumerate(ctx.parts):
             if j != whole:
