@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from cutaway.errors import SettingsError
 from cutaway.models.convolution import ConvolutionConfig
+from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.settings import decode, nearest
 
-AnyConfig = TransformerConfig | ConvolutionConfig
-CONFIGS: dict[str, type[AnyConfig]] = {"transformer": TransformerConfig, "convolution": ConvolutionConfig}
+AnyConfig = TransformerConfig | RecurrentConfig | ConvolutionConfig
+CONFIGS: dict[str, type[AnyConfig]] = {"transformer": TransformerConfig, "recurrent": RecurrentConfig,
+                                       "convolution": ConvolutionConfig}
 
 
 def decode_config(tree: object) -> AnyConfig:
