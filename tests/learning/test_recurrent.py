@@ -36,7 +36,8 @@ def _repeats(step: int) -> Batch:
 @cells
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cell_remembers_a_token_for_four_steps(cell: Cell, dtype: torch.dtype) -> None:
-    model = build(RecurrentConfig(vocab_size=16, hidden_size=64, num_layers=1, cell=cell), seed=1, compute_dtype=dtype)
+    config = RecurrentConfig(vocab_size=16, hidden_size=64, num_layers=1, cell=cell)
+    model = build(config, seed=1, compute_dtype=dtype)
     done = list(steps(model, lambda n: [_repeats(n)], Likelihood(), build_optimizer(model, ADAMW), schedule=Schedule(),
                       total=250))
     assert abs(done[0].loss - math.log(16)) < 0.7  # starts near the uniform line
@@ -78,7 +79,8 @@ def _reversals(step: int) -> Batch:
 
 
 def test_an_encoder_decoder_learns_to_reverse() -> None:
-    model = build(RecurrentConfig(vocab_size=14, hidden_size=64, num_layers=2, cell="gru", shape="encoder-decoder"), seed=1)
+    config = RecurrentConfig(vocab_size=14, hidden_size=64, cell="gru", shape="encoder-decoder")
+    model = build(config, seed=1)
     done = list(steps(model, lambda n: [_reversals(n)], Likelihood(), build_optimizer(model, ADAMW),
                       schedule=Schedule(), total=300))
     assert done[-1].loss < 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,48 +39,39 @@ def _layer(cell: Cell, inputs: int, width: int, *, reverse: bool) -> Recurrence:
     return layer
 
 
-def _ours(theirs: nn.RNNBase, cell: Cell, end: str) -> list[Tensor]:
-    """Torch's weights, or their gradients, in our order: its GRU has r z n of both sides, ours n r z and r z n."""
-    into, over, first, second = (getattr(theirs, f"{n}_l0{end}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _ours(by: list[Tensor], cell: Cell, *, gradients: bool) -> list[Tensor]:
+    """Torch's weights, or their gradients, in our order: its GRU has r z n of both sides, ours n r z and r z n. Two
+    biases that are only ever added are one of ours, with the gradient of either."""
+    into, over, first, second = by
+    both = first if gradients else first + second
     if cell != "gru":
-        return [into, over, first + second]
-    (r, z, n), (br, bz, bn), (cr, cz, q) = into.chunk(3), first.chunk(3), second.chunk(3)
-    return [torch.cat((n, r, z)), over, torch.cat((bn, br + cr, bz + cz, q))]
+        return [into, over, both]
+    n, q = first.chunk(3)[2], second.chunk(3)[2]
+    r, z, _ = both.chunk(3)
+    return [torch.cat((into.chunk(3)[2], *into.chunk(3)[:2])), over, torch.cat((n, r, z, q))]
 
 
 @cells
 @reversals
 def test_a_layer_is_torchs(way: str, cell: Cell, reverse: bool) -> None:
     theirs = THEIRS[cell](11, 21, bidirectional=reverse)
-    end = "_reverse" if reverse else ""
+    weights = [getattr(theirs, f"{n}_l0{'_reverse' if reverse else ''}") for n in NAMES]
     layer = Recurrence(11, 21, cell=cell, reverse=reverse)
-    wanted = [w.detach().requires_grad_() for w in _ours(theirs, cell, end)]
+    own = [layer.input.weight, layer.state.weight, layer.bias]
     with torch.no_grad():
-        for mine, their in zip(layer.parameters(), _by_name(layer, wanted), strict=True):
+        for mine, their in zip(own, _ours(weights, cell, gradients=False), strict=True):
             mine.copy_(their)
     x, grad = torch.randn(13, 4, 11, requires_grad=True), torch.randn(13, 4, 21)
     out, (other, _) = layer(x), theirs(x)
     other = other[..., 21:] if reverse else other
     assert (out - other).abs().max() < 1e-6
-    grad_x, *mine = torch.autograd.grad(out, [x, layer.input.weight, layer.state.weight, layer.bias], grad)
-    named = {n: p for n, p in theirs.named_parameters() if n.endswith("reverse") == reverse}
-    their_x, *gradients = torch.autograd.grad(other, [x, *named.values()], grad)
-    theirs_grad = _gradients(dict(zip(named, gradients, strict=True)), cell, end)
-    for a, b in zip([grad_x, *mine], [their_x, *theirs_grad], strict=True):
+    grad_x, *got = torch.autograd.grad(out, [x, *own], grad)
+    their_x, *wanted = torch.autograd.grad(other, [x, *weights], grad)
+    for a, b in zip([grad_x, *got], [their_x, *_ours(wanted, cell, gradients=True)], strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
-
-
-def _by_name(layer: Recurrence, weights: list[Tensor]) -> list[Tensor]:
-    where = {"input.weight": 0, "state.weight": 1, "bias": 2}
-    return [weights[where[name]] for name, _ in layer.named_parameters()]
-
-
-def _gradients(by: dict[str, Tensor], cell: Cell, end: str) -> list[Tensor]:
-    into, over, first, second = (by[f"{n}_l0{end}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    if cell != "gru":
-        return [into, over, first]
-    (r, z, n), (br, bz, bn), (_, _, q) = into.chunk(3), first.chunk(3), second.chunk(3)
-    return [torch.cat((n, r, z)), over, torch.cat((bn, br, bz, q))]
 
 
 def _compared(cell: Cell, width: int, dtype: torch.dtype, *, reverse: bool, library: ctypes.CDLL) -> None:
@@ -113,7 +105,10 @@ def test_compiled_is_plain(cell: Cell, reverse: bool, width: int, dtype: torch.d
 
 @needs_kernels
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags of other x86 processors mean nothing here")
-def test_compiled_is_plain_on_a_lesser_processor(tmp_path: Path) -> None:
+def test_compiled_is_plain_on_a_lesser_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("recurrence.c", "vectors.h"):
+        shutil.copy(kernels.SOURCES / name, tmp_path)
+    monkeypatch.setattr(kernels, "SOURCES", tmp_path)
     assert not kernels.compiled(tmp_path / "kernels.so", ("-march=x86-64",))
     for cell in THEIRS:
         for dtype in TOLERANCE:
