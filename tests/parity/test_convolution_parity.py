@@ -13,6 +13,7 @@ from cutaway.batch import Batch
 from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import Classes
 from cutaway.models.model import build
+from cutaway.nn import convolution, kernels
 from cutaway.nn.convolution import ConvolutionStack, Layout, taps
 
 WIDTH = 7
@@ -84,3 +85,24 @@ def test_kims_network_is_a_plain_one(length: int) -> None:
     ours, theirs = model(Batch(words)), plain()
     _close(ours, theirs)
     _same_slopes(F.cross_entropy(ours, labels), F.cross_entropy(theirs, labels), list(model.parameters()))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("width", [3, 16, 45])
+def test_the_kernel_is_its_plain_twin(width: int, dtype: torch.dtype, tolerance: float,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels.built().library is None:
+        pytest.skip(kernels.status())
+    ids = torch.tensor([[0] * 9, [0, 0, 1, 1, 1, 1, 2, -1, -1]])
+    for documents in (None, ids, ids.int()[:, ::1]):
+        for offsets in ((-4, -2, 0), (-1, 0, 1, 2), (-20, -3), (5,)):
+            x = torch.randn(2, 9, width).to(dtype).requires_grad_()
+            slope = torch.randn(2, 9, width * len(offsets)).to(dtype)
+            ours = taps(x, offsets, documents)
+            (mine,) = torch.autograd.grad(ours, x, slope)
+            with monkeypatch.context() as patch:
+                patch.setattr(convolution, "library_for", lambda *tensors: None)
+                theirs = taps(x, offsets, documents)
+                (wanted,) = torch.autograd.grad(theirs, x, slope)
+            assert torch.equal(ours, theirs)
+            _close(mine.float(), wanted.float(), tolerance)
