@@ -22,6 +22,7 @@ from cutaway.generate.request import FinishReason, Request, Sampling
 from cutaway.generate.rows import waves
 from cutaway.generate.sample import refuse_unless_finite
 from cutaway.models.model import LanguageModel
+from cutaway.nn.cache import KVCache
 from cutaway.settings import Settings
 
 
@@ -218,5 +219,5 @@ class _Wave:
         self.kept, self.request = self.kept.rows(keep), self.request[keep]
         self.limit, self.stops = self.limit[keep], self.stops[keep]
         if len(keep):
-            self.state = self.state.select(rows)
+            self.state = self.state.reordered(rows) if isinstance(self.state, KVCache) else self.state.select(rows)
             self.logits = self.model.logits(candidates.tokens[keep].view(-1, 1), self.state)

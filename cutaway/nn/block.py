@@ -160,7 +160,8 @@ class Stack(nn.Module):
             # a padded token may stand behind the table's end: its angle is never used
             rotary = self.rotary[:, at.clamp(max=self.layout.context_length - 1)]
         if self.bias is not None:
-            bias = self.bias(at, torch.arange(end, device=tokens.device))
+            same = at[:1] if state.even else at  # one row's biases are every row's
+            bias = self.bias(same, torch.arange(end, device=tokens.device))
         alone = steps == 1 and state.even  # one query, equal lengths: all it could see is allowed
         seen = None if alone else mask.cached(state.lengths).dense(steps, end, tokens.device)
         return Where(rotary, bias=bias, seen=seen, counts=counts, real=over)

@@ -46,6 +46,7 @@ class KVCache:
         self.keys, self.values, self.lengths, self.memory = keys, values, lengths, memory
         self.longest = int(lengths.max()) if len(lengths) else 0
         self.even = bool((lengths == self.longest).all())
+        self._spare: tuple[list[Tensor], list[Tensor]] | None = None  # what ``reordered`` writes to
 
     @property
     def capacity(self) -> int:
@@ -95,6 +96,23 @@ class KVCache:
         """The state of some rows, in the order given (rows may repeat)."""
         memory = None if self.memory is None else self.memory.select(rows)
         return KVCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.lengths[rows], memory)
+
+    def reordered(self, rows: Tensor) -> KVCache:
+        """``select`` for a caller that is done with this state: two of them take turns in the same memory, and only
+        what was read moves. A beam turns its rows at every token."""
+        spare = self._spare
+        if spare is None or len(spare[0][0]) < len(rows):
+            shape = (len(rows), *self.keys[0].shape[1:])
+            spare = tuple([k.new_zeros(shape) for k in side] for side in (self.keys, self.values))  # type: ignore[assignment]
+        assert spare is not None
+        for old, new in zip((self.keys, self.values), spare, strict=True):
+            for layer, tensor in enumerate(old):
+                new[layer] = new[layer][: len(rows)]
+                torch.index_select(tensor[:, :, : self.longest], 0, rows, out=new[layer][:, :, : self.longest])
+        memory = None if self.memory is None else self.memory.select(rows)
+        moved = KVCache(*spare, self.lengths[rows], memory)
+        moved._spare = (self.keys, self.values)
+        return moved
 
     def truncate(self, lengths: Tensor) -> None:
         """Forget what is behind ``lengths (B,)``; longer than what is there is refused."""
