@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cutaway.batch import Batch, Example, pack, pad
+from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import Classes, Head, TokenHead, VectorHead
 from cutaway.models.model import Model, build
 from cutaway.models.transformer import TransformerConfig
@@ -29,8 +30,15 @@ def _config(layers: int, heads: int, kv_heads: int, *, tied: bool) -> Transforme
                              num_kv_heads=kv_heads, intermediate_size=40, context_length=CONTEXT, tie_embeddings=tied)
 
 
+def _convolution(*, gated: bool, tied: bool, kernels: tuple[int, ...]) -> ConvolutionConfig:
+    return ConvolutionConfig(vocab_size=VOCABULARY, hidden_size=32, num_layers=3, kernel_sizes=kernels, dilations=(1, 2),
+                             gated=gated, tie_embeddings=tied, context_length=CONTEXT)
+
+
 CONFIGS = {"tied": _config(2, 4, 2, tied=True), "untied": _config(1, 2, 2, tied=False),
-           "one-kv-head": _config(3, 4, 1, tied=True)}
+           "one-kv-head": _config(3, 4, 1, tied=True),
+           "convolution": _convolution(gated=True, tied=True, kernels=(3,)),
+           "convolution-plain": _convolution(gated=False, tied=False, kernels=(4, 1))}
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from cutaway.errors import SettingsError
+from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.settings import decode, nearest
 
-AnyConfig = TransformerConfig
-CONFIGS: dict[str, type[AnyConfig]] = {"transformer": TransformerConfig}
+AnyConfig = TransformerConfig | ConvolutionConfig
+CONFIGS: dict[str, type[AnyConfig]] = {"transformer": TransformerConfig, "convolution": ConvolutionConfig}
 
 
 def decode_config(tree: object) -> AnyConfig:
