@@ -134,8 +134,8 @@ def lengths_of(tokens: int, starts: NDArray[Any]) -> Ints:
     return lengths
 
 
-def _parts(size: int, step: int = BLOCK) -> Iterator[slice]:
-    return (slice(a, min(a + step, size)) for a in range(0, size, step))
+def _parts(size: int) -> Iterator[slice]:
+    return (slice(a, min(a + BLOCK, size)) for a in range(0, size, BLOCK))
 
 
 def _stream(tokens: NDArray[Any], starts: Ints, order: int, bits: int) -> NDArray[np.int32]:

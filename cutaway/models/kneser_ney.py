@@ -68,7 +68,7 @@ def _adjusted(order: Order, above: Index | None) -> Index:
 def _discounts(counts: Index, n: int) -> Floats:
     """``D(0), D(1), D(2), D(3+)``: Chen & Goodman 1998, equation 26."""
     t = [int(np.count_nonzero(counts == k)) for k in range(MOST + 2)]
-    if all(t[1:]):
+    if all(t[1 : MOST + 1]):  # of counts above three there may be none: lmplz asks no more either
         y = t[1] / (t[1] + 2 * t[2])
         found = [k - (k + 1) * y * t[k + 1] / t[k] for k in range(1, MOST + 1)]
         if all(0 <= d <= k for k, d in enumerate(found, start=1)):
