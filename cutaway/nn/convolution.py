@@ -276,11 +276,6 @@ def places(documents: Tensor | None) -> Tensor | None:
 
 
 def across(batch: Batch) -> Tensor | None:
-    """Which of the source's tokens each token of the target may look at, ``(B, 1, T or 1, S)``; None for all."""
-    if batch.source_documents is None:
-        return None
-    own = batch.documents
-    if own is None:
-        own = torch.zeros((len(batch.tokens), 1), dtype=torch.int32, device=batch.tokens.device)
-    return mask.across(own, batch.source_documents).dense(own.shape[1], batch.source_documents.shape[1],
-                                                          batch.tokens.device)
+    """Which of the source's tokens each token of the target may look at, ``(B, 1, T, S)``; None for all."""
+    source = 0 if batch.source is None else batch.source.shape[1]
+    return mask.across(batch).dense(batch.tokens.shape[1], source, batch.tokens.device)

@@ -56,8 +56,8 @@ class Likelihood:
     def __call__(self, model: Model, batch: Batch) -> Loss:
         targets, weights = _learned(batch)
         head = _token_head(model)
-        features = head.features(model.hidden(batch))
-        total = ops.linear_cross_entropy(features, head.weight, targets, weights, chunk=self.chunk,
+        hidden, targets, weights = ops.learned(model.hidden(batch), targets, weights)
+        total = ops.linear_cross_entropy(head.features(hidden), head.weight, targets, weights, chunk=self.chunk,
                                          smoothing=self.label_smoothing)
         return Loss(total, batch.total_weight())
 

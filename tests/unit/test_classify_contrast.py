@@ -143,7 +143,8 @@ def test_smoothed_targets_are_torchs(dtype: torch.dtype, chunk: int) -> None:
     weight = torch.randn(40, 16, generator=draw).requires_grad_()
     targets, weights = torch.randint(0, 40, (2, 9), generator=draw), torch.rand(2, 9, generator=draw)
     weights[0, :5] = 0
-    total = ops.linear_cross_entropy(hidden, weight, targets, weights, chunk=chunk, smoothing=0.1)
+    total = ops.linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), weights.flatten(), chunk=chunk,
+                                     smoothing=0.1)
     found = torch.autograd.grad(total, [hidden, weight])
     logits = (hidden @ weight.to(dtype).T).float().flatten(0, 1)
     each = F.cross_entropy(logits, targets.flatten(), reduction="none", label_smoothing=0.1)
