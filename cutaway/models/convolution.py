@@ -269,7 +269,7 @@ class ConvolutionPair(nn.Module):
                              f"{self.encoder.layout.positions}")
         keys, values = self._read(batch.source, batch.source_documents, dtype)
         sizes = batch.tokens.shape[1], batch.source.shape[1]
-        seen = mask.source_of(batch).dense(*sizes, batch.tokens.device)
+        seen = mask.across(batch).dense(*sizes, batch.tokens.device)
         around = Around(batch.documents, keys=keys, values=values, seen=seen)
         return self._decoded(batch.tokens, batch.positions, around, dtype, None)
 

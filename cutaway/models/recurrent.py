@@ -253,7 +253,8 @@ class RecurrentStack(nn.Module):
         h = h.transpose(0, 1)
         if state is not None:
             assert state.memory is not None
-            found = self.cross(h, Where(None, real=state.memory.real[:, None, None, :]), (0, state))
+            where = Where(None, real=state.memory.real[:, None, None, :])
+            found = self.cross(h, where, (0, state))
         else:
-            found = self.cross(h, Where(None, memory=memory, source=mask.source_of(batch)))
+            found = self.cross(h, Where(None, memory=memory, source=mask.across(batch)))
         return x, self._dropped(found.transpose(0, 1))

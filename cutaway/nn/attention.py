@@ -129,8 +129,8 @@ class CrossAttention(nn.Module):
         assert state.memory is not None
         k, v = state.memory.keys[layer], state.memory.values[layer]
         # rows that share a source are queries of one product
-        together = q.view(len(k), -1, self.heads[0], self.heads[2]).transpose(1, 2)
-        mixed = ops.attend(together, k, v, seen=where.real, scale=self.scale)
+        rows = q.view(len(k), -1, self.heads[0], self.heads[2]).transpose(1, 2)
+        mixed = ops.attend(rows, k, v, seen=where.real, scale=self.scale)
         return mixed.transpose(1, 2).reshape(q.shape)
 
     def adjust_initial(self) -> None:

@@ -141,7 +141,7 @@ class Stack(nn.Module):
         if self.rotary is not None:
             rotary = self.rotary[:, None, :steps] if batch.positions is None else self.rotary[:, batch.positions]
         table = None if self.bias is None else self.bias.table(steps, steps)
-        source = mask.Interval() if memory is None else mask.source_of(batch)
+        source = mask.Interval() if memory is None else mask.across(batch)
         keys = mask.within(batch.documents, causal=self.layout.causal)
         return Where(rotary, keys, table, memory=memory, source=source)
 

@@ -38,7 +38,7 @@ def cached(lengths: Tensor) -> Mask:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The keys ``first`` to ``last``, both counted, that each query sees; ``(B, T)`` int32. Without ``first`` from key 0,
+    """The keys ``first`` to ``last``, both counted, that each query sees; ``(B, T)`` int32. Without ``first`` from 0,
     without ``last`` to the query's own place where ``causal``, and to the end where not."""
 
     first: Tensor | None = None
@@ -74,23 +74,16 @@ def within(documents: Tensor | None, *, causal: bool) -> Interval:
     return Interval(first, last)
 
 
-def across(queries: Tensor, keys: Tensor) -> Interval:
-    """From target to source: token t of ``queries (B, T)`` sees the source of its own document in ``keys (B, S)``,
-    whose tokens stand together.
+def across(batch: Batch) -> Interval:
+    """From target to source: each token sees the source of its own document, whose tokens stand together.
 
     Padding (-1 on either side) sees the first key, so that softmax is finite; nothing is learned there.
     """
+    keys = batch.source_documents
+    if keys is None:
+        return Interval()
+    queries = torch.zeros_like(batch.tokens) if batch.documents is None else batch.documents
     same = (queries[:, :, None] == keys[:, None, :]) & (keys[:, None, :] >= 0)
     first = same.int().argmax(-1)  # 0 where there is none
     count = same.sum(-1, dtype=torch.int32)
     return Interval(first.int(), (first + count.clamp(min=1) - 1).int())
-
-
-def source_of(batch: Batch) -> Interval:
-    """What each token of the target sees of the batch's source: that of its own document."""
-    if batch.source_documents is None:
-        return Interval()
-    own = batch.documents
-    if own is None:
-        own = torch.zeros(batch.tokens.shape, dtype=torch.int32, device=batch.tokens.device)
-    return across(own, batch.source_documents)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cutaway.batch import Batch
 from cutaway.nn import kernels, ops
 from cutaway.nn.mask import Interval, across, within
 from cutaway.nn.position import RelativeBias, rotary_table
@@ -81,6 +82,10 @@ def _documents(steps: int) -> Tensor:
     return documents
 
 
+def _beside(documents: Tensor, source: Tensor) -> Batch:
+    return Batch(documents.long(), documents=documents, source=source.long(), source_documents=source)
+
+
 def _attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int, heads: tuple[int, int, int], *,
                packed: bool, causal: bool) -> None:
     rotary = rotary_table(heads[2], steps, theta=1e4)
@@ -125,7 +130,7 @@ def test_attention_with_biases_by_distance(monkeypatch: pytest.MonkeyPatch, dtyp
 def test_cross_attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int, heads: tuple[int, int, int],
                          source: int, packed: bool) -> None:
     q, kv = (torch.randn(3, n, h * heads[2]).to(dtype) for n, h in ((steps, heads[0]), (source, 2 * heads[1])))
-    seen = across(_documents(steps), _documents(source)) if packed else Interval()
+    seen = across(_beside(_documents(steps), _documents(source))) if packed else Interval()
     _agree(monkeypatch, dtype, lambda x, y: ops.cross_attention(x, y, heads, seen=seen, scale=0.5), q, kv)
 
 
@@ -138,7 +143,7 @@ def test_an_interval_is_the_mask_of_its_documents(causal: bool) -> None:
     assert dense is not None and torch.equal(dense[:, 0], expected)
     looks = (documents[:, :, None] == source[:, None]) & (source[:, None] >= 0)
     looks[:, :, 0] |= ~looks.any(-1)
-    dense = across(documents, source).dense(40, 25, documents.device)
+    dense = across(_beside(documents, source)).dense(40, 25, documents.device)
     assert dense is not None and torch.equal(dense[:, 0], looks)
 
 
