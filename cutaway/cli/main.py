@@ -29,7 +29,7 @@ VERBS = {
     "diff": "Compare the settings and figures of two runs.",
     "eval": "Measure a model: bits per byte, answers, with n and interval.",
     "trace": "Name the document behind every token of a step's batch.",
-    "generate": "Write text from a prompt.",
+    "generate": "Write text from a prompt, or beside a source.",
     "chat": "Talk with a model in the terminal.",
     "tokens": "Show a text as tokens, ids and bytes.",
     "doctor": "Measure this machine and keep the result.",
