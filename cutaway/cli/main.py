@@ -30,7 +30,7 @@ VERBS = {
     "compare": "Train every architecture on one task and budget: when is simple enough?",
     "eval": "Measure a model: bits per byte, answers, with n and interval.",
     "trace": "Name the document behind every token of a step's batch.",
-    "generate": "Write text from a prompt.",
+    "generate": "Write text from a prompt, or beside a source.",
     "chat": "Talk with a model in the terminal.",
     "tokens": "Show a text as tokens, ids and bytes.",
     "doctor": "Measure this machine and keep the result.",

@@ -76,7 +76,7 @@ def fill(model: Model, rows: Sequence[Sequence[int]], *, mask_id: int, passes: i
         raise RequestError(f"passes must be at least 1, got {passes}")
     banned = torch.tensor(sorted({mask_id, *never}), device=model.device)
     if int(banned[0]) < 0 or int(banned[-1]) >= model.vocab_size or len(banned) >= model.vocab_size:
-        raise RequestError(f"what must never be put in is not inside the vocabulary of {model.vocab_size}, or all of it")
+        raise RequestError(f"the ids never to be put in are not part of a vocabulary of {model.vocab_size}")
     out: dict[int, Filled] = {}
     for indices in _groups(rows, max_rows):
         tokens, logprobs = _filled(model, [rows[i] for i in indices], mask_id, passes, banned)
@@ -101,7 +101,7 @@ def _filled(model: Model, rows: Sequence[Sequence[int]], mask_id: int, passes: i
         sure, ids = logs.index_fill(1, banned, -torch.inf).max(1)
         quota = torch.ones_like(left) if passes is None else -(-left // (passes - done))
         certain = torch.full(tokens.shape, -torch.inf, device=tokens.device).masked_scatter(open_, sure)
-        rank = certain.argsort(1, descending=True, stable=True).argsort(1)
+        rank = certain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         now = open_ & (rank < quota[:, None])
         tokens = torch.where(now, torch.zeros_like(tokens).masked_scatter(open_, ids), tokens)
         logprobs = torch.where(now, certain, logprobs)
