@@ -96,8 +96,9 @@ def picked(rows: Labelled, keep: Sequence[int]) -> Labelled:
 
 def learn(rows: Labelled, config: BagConfig, folds: int) -> Bag:
     """C chosen on these rows alone, then a bag of all of them."""
-    chosen = select(rows.texts, rows.labels, [config], grid=GRIDS[config.classifier], folds=folds).config if folds else config
-    return fit_bag(rows.texts, rows.labels, chosen)
+    if folds:
+        config = select(rows.texts, rows.labels, [config], grid=GRIDS[config.classifier], folds=folds).config
+    return fit_bag(rows.texts, rows.labels, config)
 
 
 def crossed(rows: Labelled, config: BagConfig, folds: int) -> list[str]:
