@@ -251,8 +251,16 @@ def _without_none(tree: Mapping[str, Any], prefix: str, unset: list[str]) -> Tre
         if value is None:
             unset.append(prefix + key)
         else:
-            out[key] = _without_none(value, f"{prefix}{key}.", unset) if isinstance(value, Mapping) else value
+            out[key] = _plain(value, f"{prefix}{key}.", unset)
     return out
+
+
+def _plain(value: Any, prefix: str, unset: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return _without_none(value, prefix, unset)
+    if isinstance(value, list):
+        return [_plain(v, f"{prefix}{i}.", unset) for i, v in enumerate(value)]
+    return value
 
 
 def schema(cls: type[Settings]) -> Tree:

@@ -29,7 +29,7 @@ _Node = ast.Module | ast.ClassDef | _Function
 class TaskSettings(Settings):
     """Shares of modules that are held out, and the longest function in characters."""
 
-    kind: Literal["python-stdlib"] = "python-stdlib"
+    kind: Literal["python-docstrings"] = "python-docstrings"
     valid_share: float = Field(0.15, gt=0.0, lt=0.5)
     test_share: float = Field(0.15, gt=0.0, lt=0.5)
     longest: int = Field(2_000, ge=100)

@@ -20,7 +20,7 @@ from typing import Any
 from cutaway import device as machines
 from cutaway.errors import CutawayError, RunError, TrainingError
 from cutaway.records import Stopwatch, atomic_write, environment
-from cutaway.run import compare_language
+from cutaway.run import compare_language, compare_tables
 from cutaway.run.compare_parts import Outcome, Yardstick
 from cutaway.run.compare_recipe import Comparison, reload
 from cutaway.run.compare_verdict import Verdict, verdict
@@ -30,7 +30,9 @@ from cutaway.run.work import Interrupted, Screen
 from cutaway.settings import to_toml
 from cutaway.train.signals import Stop
 
-PREPARE: dict[str, Callable[[Comparison, Path, Screen], None]] = {"language": compare_language.prepare}
+PREPARE: dict[str, Callable[[Comparison, Path, Screen], None]] = {
+    "language": compare_language.prepare, "classification": compare_tables.prepare,
+    "transformation": compare_tables.prepare, "retrieval": compare_tables.prepare}
 
 
 @dataclass(frozen=True)

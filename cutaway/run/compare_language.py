@@ -23,7 +23,7 @@ from cutaway.models.model import LanguageModel, build, for_sampling
 from cutaway.objectives.likelihood import Likelihood
 from cutaway.records import Stopwatch, atomic_write
 from cutaway.run.compare_parts import Judged, Timing, Trained, Yardstick, bytes_in, rate, timed
-from cutaway.run.compare_recipe import AnySystem, Comparison, LanguageTask, NeuralSystem, NGramSystem
+from cutaway.run.compare_recipe import AnySystem, Comparison, LanguageTask, NeuralSystem, NGramSystem, Text
 from cutaway.run.compare_train import train_neural
 from cutaway.run.work import Screen
 from cutaway.text.tokenizer import Tokenizer, train
@@ -35,9 +35,9 @@ PROMPT = 32  # tokens a system has read before it is timed
 
 def prepare(comparison: Comparison, folder: Path, screen: Screen) -> None:
     """Learn the tokenizer, write the shards, set the held-out text aside: once, for every system."""
-    task = comparison.task
-    assert isinstance(task, LanguageTask)
-    corpus = read(comparison.data)
+    task, data = comparison.task, comparison.data
+    assert isinstance(task, LanguageTask) and isinstance(data, Text)
+    corpus = read(data)
     if corpus.note:
         screen.note(corpus.note)
     tokenizer = train(comparison.tokenizer, corpus.split("train"))
@@ -126,6 +126,7 @@ class LanguageBench:
         """A token at a time behind a prompt, and the held-out text scored whole."""
         model: LanguageModel = trained.model
         task = self.comparison.task
+        assert isinstance(task, LanguageTask)
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode(self.held.texts[0])]
         ids = (ids * -(-(PROMPT + 8) // len(ids)))[: PROMPT + 8]
         room = PROMPT + task.written + 1

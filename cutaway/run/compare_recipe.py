@@ -12,9 +12,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cutaway.data.documents import DataSettings
+from cutaway.data.documents import PathSettings, StdinSettings, StdlibSettings
+from cutaway.data.table import LabelledSettings, PairsSettings
+from cutaway.data.tasks import TaskSettings
 from cutaway.errors import SettingsError
 from cutaway.models.architectures import AnyConfig, decode_config
+from cutaway.models.bag import BagConfig
 from cutaway.run.recipe import RECIPES, SecondsBudget, StepsBudget, find, resolve_machine
 from cutaway.settings import Settings, decode, override, read_toml
 from cutaway.text.tokenizer import TokenizerSettings
@@ -34,8 +37,28 @@ class FlopsBudget(Settings):
 Budget = Annotated[SecondsBudget | StepsBudget | FlopsBudget, Field(discriminator="kind")]
 
 
-class NGramSystem(Settings):
-    """Interpolated modified Kneser-Ney; it counts the text once, whatever the budget."""
+class _Counted(Settings):
+    """A system that is fitted once, whatever the budget; another seed gives the same."""
+
+    @property
+    def seeded(self) -> bool:
+        """Whether another seed gives another model."""
+        return False
+
+
+class ConstantSystem(_Counted):
+    """Says the most frequent label, whatever the text: what knowing nothing of it comes to."""
+
+    kind: Literal["constant"] = "constant"
+
+    @property
+    def rank(self) -> int:
+        """How simple it is; 0 is simplest."""
+        return 0
+
+
+class NGramSystem(_Counted):
+    """Interpolated modified Kneser-Ney."""
 
     kind: Literal["ngram"] = "ngram"
     order: int = Field(default=5, ge=1, le=16)
@@ -46,10 +69,29 @@ class NGramSystem(Settings):
         """How simple it is; 0 is simplest."""
         return 1
 
+
+class BagSystem(_Counted):
+    """Sparse features of a text under a linear classifier."""
+
+    kind: Literal["bag"] = "bag"
+    bag: BagConfig = BagConfig()
+
     @property
-    def seeded(self) -> bool:
-        """Whether another seed gives another model."""
-        return False
+    def rank(self) -> int:
+        """Hand-made features and single words before n-grams of characters."""
+        return 1 if all(f.kind == "hand" for f in self.bag.features) else 2
+
+
+class NearestSystem(_Counted):
+    """Finds by words: the target of the most similar source seen in training, or the documents most like a query."""
+
+    kind: Literal["nearest"] = "nearest"
+    by: Literal["bm25", "tfidf"] = "bm25"
+
+    @property
+    def rank(self) -> int:
+        """How simple it is; 0 is simplest."""
+        return 1
 
 
 class NeuralSystem(Settings):
@@ -63,6 +105,8 @@ class NeuralSystem(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: Schedule = Schedule()
     clip: float | None = Field(default=1.0, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    word_dropout: float = Field(default=0.0, ge=0, lt=1)  # of classified texts
 
     @field_validator("architecture")
     @classmethod
@@ -90,8 +134,10 @@ class NeuralSystem(Settings):
         return True
 
 
-System = Annotated[NGramSystem | NeuralSystem, Field(discriminator="kind")]
-AnySystem = NGramSystem | NeuralSystem
+AnySystem = ConstantSystem | NGramSystem | BagSystem | NearestSystem | NeuralSystem
+System = Annotated[AnySystem, Field(discriminator="kind")]
+Text = StdlibSettings | PathSettings | StdinSettings
+AnyData = Text | TaskSettings | LabelledSettings | PairsSettings
 
 
 class LanguageTask(Settings):
@@ -100,10 +146,38 @@ class LanguageTask(Settings):
     kind: Literal["language"] = "language"
     bytes: int = Field(default=400_000, ge=1)
     written: int = Field(default=48, ge=2)
-    suited: tuple[str, ...] = Field(default=("ngram", "neural"), exclude=True)
 
 
-Task = LanguageTask
+class ClassificationTask(Settings):
+    """The label of a text, or with several labels a text all of them."""
+
+    kind: Literal["classification"] = "classification"
+
+
+class TransformationTask(Settings):
+    """A text written for a text: ROUGE-L, with BLEU, chrF and exact match beside it. ``items`` held-out pairs at most,
+    ``beam`` hypotheses (1 is greedy), ``max_tokens`` an answer."""
+
+    kind: Literal["transformation"] = "transformation"
+    items: int = Field(default=300, ge=2)
+    beam: int = Field(default=1, ge=1)
+    max_tokens: int = Field(default=48, ge=1)
+
+
+class RetrievalTask(Settings):
+    """The document that a query belongs to, among all of the held-out part: mean reciprocal rank."""
+
+    kind: Literal["retrieval"] = "retrieval"
+
+
+AnyTask = LanguageTask | ClassificationTask | TransformationTask | RetrievalTask
+# what each task reads, and what can do it
+DATA: dict[str, tuple[str, ...]] = {
+    "language": ("python-stdlib", "path", "stdin"), "classification": ("python-docstrings", "labelled"),
+    "transformation": ("python-docstrings", "pairs"), "retrieval": ("python-docstrings", "pairs")}
+SUITED: dict[str, tuple[str, ...]] = {
+    "language": ("ngram", "neural"), "classification": ("constant", "bag", "neural"),
+    "transformation": ("nearest", "neural"), "retrieval": ("nearest", "neural")}
 
 
 class Price(Settings):
@@ -121,9 +195,9 @@ class Comparison(Settings):
     device: str
     dtype: Literal["float32", "bfloat16"]
     threads: int = Field(ge=1)
-    data: DataSettings
+    data: Annotated[AnyData, Field(discriminator="kind")]
     tokenizer: TokenizerSettings
-    task: Task
+    task: Annotated[AnyTask, Field(discriminator="kind")]
     budget: Budget
     price: Price = Price()
     systems: dict[str, System]
@@ -134,10 +208,15 @@ class Comparison(Settings):
             raise ValueError(f"seeds must be different and at least one, got {list(self.seeds)}")
         if len(self.systems) < 2:
             raise ValueError(f"a comparison needs two systems, got {len(self.systems)}")
+        task = self.task.kind
+        if self.data.kind not in DATA[task]:
+            raise ValueError(f"data.kind = {self.data.kind} is nothing for {task}; what is is {', '.join(DATA[task])}")
         for name, system in self.systems.items():
-            if system.kind not in self.task.suited:
-                raise ValueError(f"systems.{name}: a {system.kind} cannot do {self.task.kind}; what can is "
-                                 f"{', '.join(self.task.suited)}")
+            if system.kind not in SUITED[task]:
+                raise ValueError(f"systems.{name}: a {system.kind} cannot do {task}; what can is "
+                                 f"{', '.join(SUITED[task])}")
+        if task != "language" and isinstance(self.budget, FlopsBudget):
+            raise ValueError(f"a budget in FLOPs is for language only: rows of {task} differ in length")
         return self
 
 

@@ -14,11 +14,13 @@ import numpy as np
 from cutaway.device import peak_rss_bytes, seed_everything, set_threads
 from cutaway.errors import CutawayError
 from cutaway.records import atomic_write
-from cutaway.run import compare_language
+from cutaway.run import compare_classification, compare_language, compare_retrieval, compare_transformation
 from cutaway.run.compare_parts import Bench, Judged, Outcome, Timing, Trained
 from cutaway.run.compare_recipe import AnySystem, Comparison, reload
 
-OPEN: dict[str, Callable[[Comparison, Path], Bench]] = {"language": compare_language.open_bench}
+OPEN: dict[str, Callable[[Comparison, Path], Bench]] = {
+    "language": compare_language.open_bench, "classification": compare_classification.open_bench,
+    "transformation": compare_transformation.open_bench, "retrieval": compare_retrieval.open_bench}
 
 
 def work(folder: Path, name: str) -> Outcome:
