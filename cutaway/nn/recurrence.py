@@ -19,6 +19,7 @@ from cutaway.nn.kernels import library_for, pointer
 from cutaway.nn.linear import Linear
 
 Cell = Literal["vanilla", "gru", "lstm"]
+LOOP = 8  # steps from which on it pays to lay the weight out for a loop on tiles
 NUMBERS: dict[Cell, int] = {"vanilla": 0, "gru": 1, "lstm": 2}
 
 
@@ -67,6 +68,7 @@ class _Step(ctypes.Structure):
     """``Recurrence`` of recurrence.c."""
 
     _fields_ = (("rows", ctypes.c_int64), ("width", ctypes.c_int64), ("cell", ctypes.c_int), ("bf", ctypes.c_int),
+                ("first", ctypes.c_int64), ("product_bf", ctypes.c_int),
                 ("gates", ctypes.c_void_p), ("recur", ctypes.c_void_p), ("bias", ctypes.c_void_p),
                 ("hidden", ctypes.c_void_p), ("carry", ctypes.c_void_p), ("keep", ctypes.c_void_p),
                 ("grad", ctypes.c_void_p), ("back", ctypes.c_void_p), ("flow", ctypes.c_void_p))
@@ -91,11 +93,14 @@ def _fused(lib: ctypes.CDLL, x: Tensor, weights: tuple[Tensor, Tensor, Tensor], 
     hidden[first] = 0 if start is None else start[0]
     carry[first] = 0 if start is None else start[1]
     # the product reads the weight once a step: turned once, it is read in order
-    turned = over.T.contiguous() if steps > 8 and x.dtype == torch.float32 else over.T
+    turned = over.T.contiguous() if steps >= LOOP and x.dtype == torch.float32 else over.T
     product = x.new_empty((rows, of.states * width))
-    shape = _Step(rows, width, NUMBERS[cell], int(x.dtype == torch.bfloat16), pointer(gates), pointer(product),
-                  pointer(weights[2]), pointer(hidden), pointer(carry), pointer(resets.keep if resets else None))
+    bf = int(x.dtype == torch.bfloat16)
+    shape = _Step(rows, width, NUMBERS[cell], bf, 0, bf, pointer(gates), pointer(product), pointer(weights[2]),
+                  pointer(hidden), pointer(carry), pointer(resets.keep if resets else None))
     states, at = hidden.unbind(), ctypes.byref(shape)
+    if steps >= LOOP and lib.recurrence_loop(at, pointer(over.contiguous()), ctypes.c_int64(steps), int(reverse)):
+        return gates, Trace(hidden, carry)
     for t, before, behind in _order(steps, reverse):
         state = states[before]
         if resets is not None and t in resets.steps:
@@ -140,11 +145,14 @@ def _fused_grad(lib: ctypes.CDLL, grad: Tensor, over: Tensor, gates: Tensor, tra
     """Back through the loop: ``gates`` become their gradients."""
     steps, rows, width = grad.shape
     back, flow = torch.zeros_like(grad[0]), torch.zeros((rows, width), dtype=torch.float32)
-    weight = over.to(grad.dtype)
-    shape = _Step(rows, width, NUMBERS[cell], int(grad.dtype == torch.bfloat16), pointer(gates), None, None,
-                  pointer(trace.hidden), pointer(trace.carry), pointer(resets.keep if resets else None),
-                  pointer(grad), pointer(back), pointer(flow))
+    weight = over.to(grad.dtype).contiguous()
+    bf = int(grad.dtype == torch.bfloat16)
+    shape = _Step(rows, width, NUMBERS[cell], bf, 0, bf, pointer(gates), None, None, pointer(trace.hidden),
+                  pointer(trace.carry), pointer(resets.keep if resets else None), pointer(grad), pointer(back),
+                  pointer(flow))
     slopes, at, last = gates[..., (GATES[cell].slots - GATES[cell].states) * width :].unbind(), ctypes.byref(shape), -1
+    if steps >= LOOP and lib.recurrence_loop_grad(at, pointer(weight), ctypes.c_int64(steps), int(reverse)):
+        return
     for t, before, behind in reversed(_order(steps, reverse)):
         if last >= 0:
             torch.mm(slopes[last], weight, out=back)
