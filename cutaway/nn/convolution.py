@@ -101,7 +101,8 @@ class _FusedTaps(torch.autograd.Function):
         rows, steps, _ = grad.shape
         out = torch.empty((rows, steps, ctx.width), dtype=grad.dtype)
         ctx.lib.taps_grad(pointer(grad), pointer(documents), pointer(ctx.places), c_int64(rows), c_int64(steps),
-                          c_int64(len(ctx.places)), c_int64(ctx.width), pointer(out), c_int(grad.dtype == torch.bfloat16))
+                          c_int64(len(ctx.places)), c_int64(ctx.width), pointer(out),
+                          c_int(grad.dtype == torch.bfloat16))
         return None, out, None, None
 
 
