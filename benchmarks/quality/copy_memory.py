@@ -5,8 +5,8 @@ The loss is the mean cross-entropy of all T + 20 places, as in the paper; saying
 10 ln 8 / (T + 20). The paper's networks have about 10,000 parameters (9 x 10 channels of kernel 6, or 8 x 10 of kernel
 8), Adam at 2e-3 and gradients clipped to 0.3 to 1; its TCN goes below 1e-3 and its recurrent networks of the same size
 stay at the guess. Here the plain (ungated) convolution has to (at another T: below a fortieth of the guess, which is
-the same there); the gated one and what recurrent networks there are run beside it. Every step draws new sequences and the
-figure is over sequences never learned from. Seconds are the processor's, so that a busy machine changes nothing.
+the same there); the gated one and what recurrent networks there are run beside it. Every step draws new sequences and
+the figure is over sequences never learned from. Seconds are the processor's, so that a busy machine changes nothing.
 """
 
 from __future__ import annotations
