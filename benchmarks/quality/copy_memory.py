@@ -1,12 +1,12 @@
 """Copy memory at T = 500, the task that shows a convolution's reach (TCN: Bai et al. 2018, arXiv 1803.01271, 5.2).
 
-Ten symbols of eight, T blanks, eleven delimiters; then the ten symbols have to be said in order, and nothing before. The
-loss is the mean cross-entropy of all T + 20 places, as in the paper; saying blanks and then guessing costs
-10 ln 8 / (T + 20). The paper's networks have about 10,000 parameters (9 x 10 channels of kernel 6, or 8 x 10 of kernel 8), Adam at 2e-3 and
-gradients clipped to 0.3 to 1; its TCN goes below 1e-3 and its recurrent networks of the same size stay at the guess.
-Here the plain (ungated) convolution has to (at another T: below a fortieth of the guess, which is the same there); the
-gated one and what recurrent networks there are run beside it.
-Every step draws new sequences and the figure is over sequences never learned from.
+Ten symbols of eight, T blanks, eleven delimiters; then the ten symbols have to be said in order, and nothing before.
+The loss is the mean cross-entropy of all T + 20 places, as in the paper; saying blanks and then guessing costs
+10 ln 8 / (T + 20). The paper's networks have about 10,000 parameters (9 x 10 channels of kernel 6, or 8 x 10 of kernel
+8), Adam at 2e-3 and gradients clipped to 0.3 to 1; its TCN goes below 1e-3 and its recurrent networks of the same size
+stay at the guess. Here the plain (ungated) convolution has to (at another T: below a fortieth of the guess, which is
+the same there); the gated one and what recurrent networks there are run beside it. Every step draws new sequences and
+the figure is over sequences never learned from. Seconds are the processor's, so that a busy machine changes nothing.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--blanks", type=int, help="T; 500, or 50 with --quick")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--models", default=";".join(MODELS), help="names from the table, between semicolons")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of the processor, all cores together, for one model and seed")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the processor, a model and seed")
     parser.add_argument("--quick", action="store_true", help="T = 50, the first seed, ten seconds each")
     options = parser.parse_args()
     blanks = options.blanks or (50 if options.quick else 500)
