@@ -34,8 +34,7 @@ CONFIGS = {"tied": _config(2, 4, 2, tied=True), "untied": _config(1, 2, 2, tied=
 
 
 def _shaped(shape: Shape, layers: int, *, tied: bool) -> TransformerConfig:
-    return TransformerConfig(shape=shape, vocab_size=VOCABULARY, hidden_size=32, num_layers=layers, num_heads=4,
-                             num_kv_heads=4, intermediate_size=40, context_length=CONTEXT * SOURCES, tie_embeddings=tied)
+    return _config(layers, 4, 4, tied=tied).model_copy(update={"shape": shape, "context_length": CONTEXT * SOURCES})
 
 
 CONFIGS |= {"encoder-decoder": _shaped("encoder-decoder", 2, tied=True),

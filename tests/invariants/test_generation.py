@@ -159,7 +159,8 @@ def test_a_source_is_read_once_and_shared(name: str) -> None:
         read += int((batch.documents >= 0).sum()) if batch.documents is not None else batch.tokens.numel()
 
     hook = model.backbone.encoder.register_forward_pre_hook(count)
-    Engine(model).generate([Request((1,), 5, seed=s, source=source) for s in range(6) for source in ((3, 4), (5, 6, 7))])
+    sources = ((3, 4), (5, 6, 7))
+    Engine(model).generate([Request((1,), 5, seed=s, source=source) for s in range(6) for source in sources])
     assert read == 5
     search(model, [Request((1,), 5, source=(3, 4, 5, 6))], Beam(width=4))
     assert read == 9
