@@ -116,9 +116,9 @@ CASES: dict[str, Case] = {
 }
 
 
-# an encoder learns what was hidden from it, and nothing behind a text
-COMBINATIONS = [(case, config) for case in CASES for config in EVERY
-                if config in CONFIGS or CASES[case].objective == Likelihood() or case == "likelihood"]
+# an encoder learns what was hidden from it, or about a whole text, and nothing behind one
+COMBINATIONS = [(name, config) for name, case in CASES.items() for config in EVERY
+                if config in CONFIGS or isinstance(case.objective, Likelihood) or not isinstance(case.head, str)]
 
 
 def source_of(tokens: Sequence[int]) -> np.ndarray:
