@@ -30,7 +30,8 @@ TOTAL, CUT = 5, 2
 ADAMW = OptimizerSettings(kind="adamw", eps=1e-6)
 MUON = OptimizerSettings(kind="muon", eps=1e-6)
 PLANS = {**{name: (name, "tied", ADAMW) for name in tiny.CASES},
-         **{f"likelihood-{c}": ("likelihood", c, ADAMW) for c in tiny.CONFIGS},
+         **{f"likelihood-{c}": ("likelihood", c, ADAMW) for c in tiny.EVERY},
+         "packed-sources": ("packed", "encoder-decoder", ADAMW),
          "muon": ("likelihood", "tied", MUON), "bfloat16": ("packed", "tied", ADAMW)}
 KINDS: tuple[Kind, ...] = ("ddp", "fsdp2")
 
@@ -47,7 +48,7 @@ def begin(plan: str, parallel: Parallel) -> tuple[Model, Optimizer]:
 def go(plan: str, model: Model, optimizer: Optimizer, parallel: Parallel = SINGLE, *, start: int = 0,
        total: int = TOTAL) -> list[dict[str, Any]]:
     """Train, and give what each step said."""
-    case = tiny.CASES[PLANS[plan][0]]
+    case = tiny.case_for(*PLANS[plan][:2])
     batches = tiny.batches(case, micro=2, rank=parallel.rank, world=parallel.world)
     return [asdict(step) for step in steps(model, batches, case.objective, optimizer, schedule=Schedule(), total=total,
                                            start=start, clip=0.5, parallel=parallel)]

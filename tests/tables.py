@@ -46,7 +46,8 @@ class Table:
 
     def new_state(self, rows: int, *, capacity: int, sources: Sequence[Sequence[int]] | None = None) -> Tape:
         assert capacity <= CONTEXT and self.reads_source == (sources is not None)
-        return Tape([[] for _ in range(rows)], capacity, [()] * rows if sources is None else [tuple(s) for s in sources])
+        read: Sequence[Sequence[int]] = [()] * rows if sources is None else sources
+        return Tape([[] for _ in range(rows)], capacity, [tuple(s) for s in read])
 
     def logits(self, tokens: Tensor, state: Tape, *, counts: Tensor | None = None, every: bool = False) -> Tensor:  # type: ignore[override]
         assert not every and len(tokens) == len(state.tokens)

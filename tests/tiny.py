@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from cutaway.batch import Batch, Example, pack, pad
+from cutaway.batch import Batch, Example, lay_sources, pack, pad
 from cutaway.models.architectures import AnyConfig
 from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import Classes, Head, TokenHead, VectorHead
 from cutaway.models.model import Model, build
 from cutaway.models.recurrent import RecurrentConfig
-from cutaway.models.transformer import TransformerConfig
+from cutaway.models.transformer import Shape, TransformerConfig
 from cutaway.nn.recurrence import Cell
 from cutaway.objectives.classify import Classify
 from cutaway.objectives.likelihood import Likelihood, token_logprobs
@@ -26,6 +26,7 @@ from cutaway.objectives.policy import GRPO, Reinforce
 from cutaway.objectives.preference import DPO, Reward, pairs, with_reference
 
 VOCABULARY, CONTEXT, ROWS = 48, 20, 8
+SOURCES, MASK = 3, 2  # most tokens of a document's source, and what hides a token
 
 
 def _config(layers: int, heads: int, kv_heads: int, *, tied: bool) -> TransformerConfig:
@@ -49,6 +50,16 @@ CONFIGS: dict[str, AnyConfig] = {
     "gru": _recurrent("gru", 1, tied=False), "vanilla": _recurrent("vanilla", 2),
     "convolution": _convolution(gated=True, tied=True, kernels=(3,)),
     "convolution-plain": _convolution(gated=False, tied=False, kernels=(4, 1))}
+
+
+def _shaped(shape: Shape, layers: int, *, tied: bool) -> TransformerConfig:
+    return _config(layers, 4, 4, tied=tied).model_copy(update={"shape": shape, "context_length": CONTEXT * SOURCES})
+
+
+CONFIGS |= {"encoder-decoder": _shaped("encoder-decoder", 2, tied=True),
+            "encoder-decoder-untied": _shaped("encoder-decoder", 1, tied=False)}
+ENCODERS = {"encoder": _shaped("encoder", 2, tied=True), "encoder-untied": _shaped("encoder", 1, tied=False)}
+EVERY = CONFIGS | ENCODERS
 
 
 @dataclass(frozen=True)
@@ -141,10 +152,58 @@ CASES: dict[str, Case] = {
 }
 
 
+# an encoder learns what was hidden from it, or about a whole text, and nothing behind one
+COMBINATIONS = [(name, config) for name, case in CASES.items() for config in EVERY
+                if config in CONFIGS or isinstance(case.objective, Likelihood) or not isinstance(case.head, str)]
+
+
+def source_of(tokens: Sequence[int]) -> np.ndarray:
+    """What is read beside a document, by its first token alone: its end may be cut off or changed."""
+    draw = np.random.default_rng([int(tokens[0]), 8])
+    return draw.integers(3, VOCABULARY, draw.integers(1, SOURCES + 1))
+
+
+def _hidden(tokens: Sequence[int]) -> np.ndarray:
+    return np.random.default_rng([*map(int, tokens), 9]).random(len(tokens)) < 0.5
+
+
+def suited(batch: Batch, config: str) -> Batch:
+    """The batch as a model of that configuration reads it: beside a source for each document, or with half of its
+    tokens hidden and learned where they stand."""
+    if config in CONFIGS and not CONFIGS[config].reads_source:
+        return batch
+    numbers = torch.zeros_like(batch.tokens) if batch.documents is None else batch.documents
+    rows = [[row[own == d] for d in range(int(own.max()) + 1)]
+            for row, own in zip(batch.tokens.numpy(), numbers.numpy(), strict=True)]
+    if config in CONFIGS:
+        source, own = lay_sources([[source_of(d) for d in row] for row in rows], pad_id=0)
+        pair = None if batch.pair is None else suited(batch.pair, config)
+        return replace(batch, source=source, source_documents=own, pair=pair)
+    hidden = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    for line, row in zip(hidden, rows, strict=True):
+        for d, at in zip(row, np.cumsum([0, *map(len, row)]), strict=False):
+            line[at : at + len(d)] = torch.from_numpy(_hidden(d))
+    weights = torch.ones(batch.tokens.shape) if batch.weights is None else batch.weights
+    return replace(batch, tokens=batch.tokens.masked_fill(hidden, MASK), targets=batch.tokens, weights=weights * hidden)
+
+
+def case_for(name: str, config: str) -> Case:
+    """A case whose batches suit a configuration."""
+    case = CASES[name]
+    return replace(case, batch=lambda step: suited(case.batch(step), config))
+
+
 def start(case: Case, config: str = "tied", *, seed: int = 1) -> Model:
     """A fresh model with the head that the case needs; its head is not so small that nothing would move."""
-    model = build(CONFIGS[config], head=case.head, seed=seed)
-    if not isinstance(model.head, TokenHead | VectorHead):
+from cutaway.batch import Batch, Example, lay_sources, pack, pad
+from cutaway.models.architectures import AnyConfig
+from cutaway.models.convolution import ConvolutionConfig
+from cutaway.models.heads import Classes, Head, TokenHead, VectorHead
+from cutaway.models.model import Model, build
+from cutaway.models.recurrent import RecurrentConfig
+from cutaway.models.transformer import Shape, TransformerConfig
+from cutaway.nn.recurrence import Cell
+from cutaway.objectives.classify import Classify
         torch.nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(seed))
     return model
 

@@ -143,4 +143,5 @@ def _whole(batch: Batch) -> Batch:
     tokens = torch.cat([batch.tokens[:, :1], batch.targets], 1)
     at = torch.arange(tokens.shape[1], device=tokens.device)
     inside = at < batch.lengths()[:, None] + 1
-    return Batch(tokens, documents=torch.where(inside, 0, -1).int(), positions=at.where(inside, 0))
+    return Batch(tokens, documents=torch.where(inside, 0, -1).int(), positions=at.where(inside, 0), source=batch.source,
+                 source_documents=batch.source_documents)

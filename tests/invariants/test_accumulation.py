@@ -38,10 +38,9 @@ def split(batch: Batch, sizes: list[int]) -> list[Batch]:
     return [batch.rows(a, b) for a, b in pairwise(edges)]
 
 
-@pytest.mark.parametrize("config", tiny.CONFIGS)
-@pytest.mark.parametrize("name", tiny.CASES)
+@pytest.mark.parametrize(("name", "config"), tiny.COMBINATIONS)
 def test_accumulated_is_the_big_batch(name: str, config: str) -> None:
-    case = tiny.CASES[name]
+    case = tiny.case_for(name, config)
     model, batch = tiny.start(case, config), case.batch(0)
     whole, expected = gradient(model, case, [batch])
     size = torch.cat([g.flatten() for g in expected.values()]).norm()

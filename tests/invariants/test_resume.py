@@ -57,10 +57,10 @@ def check(tmp_path: Path, case: tiny.Case, config: str, kind: str, micro: int) -
     assert same(everything(*resumed), everything(*alone))
 
 
-@pytest.mark.parametrize("config", tiny.CONFIGS)
+@pytest.mark.parametrize("config", tiny.EVERY)
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_resumed_is_uninterrupted_for_every_config(tmp_path: Path, kind: str, config: str) -> None:
-    check(tmp_path, tiny.CASES["likelihood"], config, kind, micro=3)
+    check(tmp_path, tiny.case_for("packed", config), config, kind, micro=3)
 
 
 @pytest.mark.parametrize("name", tiny.CASES)

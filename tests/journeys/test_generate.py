@@ -25,6 +25,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of an encoder and one of an encoder-decoder."""
+    out = {}
+    for shape in ("encoder", "encoder-decoder"):
+        config = TransformerConfig(shape=shape, vocab_size=263, hidden_size=16, num_layers=1, num_heads=2,
+                                   num_kv_heads=2, intermediate_size=24, context_length=48)
+        out[shape] = tmp_path_factory.mktemp("models") / shape
+        save_model(out[shape], build(config, seed=1), train(ByteSettings(), []))
+    return out
+
+
 def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     code = main([str(w) for w in words])
     out, err = capsys.readouterr()
@@ -74,6 +86,56 @@ def test_bad_requests_are_one_line(folder: Path, capsys: pytest.CaptureFixture[s
     found, out, err = typed(capsys, "generate", folder, *words)
     assert (found, out) == (code, "") and err.count("\n") == 1
     assert all(s in err for s in said)
+
+
+def test_beside_a_source_text_is_written_sampled_or_searched(
+        shapes: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = shapes["encoder-decoder"]
+    first = typed(capsys, "generate", pair, "--source", "naïve", "--max-tokens", 9, "--seed", 3)
+    assert first[0] == 0 and first[1].endswith("\n") and "max_tokens" in first[2]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("naïve".encode())))
+    assert typed(capsys, "generate", pair, "--source", "-", "--max-tokens", 9, "--seed", 3) == first
+    code, out, _ = typed(capsys, "generate", pair, "so", "--source", "naïve", "--max-tokens", 6, "--beam", 3, "--n", 2,
+                         "--length-penalty", 0.6, "--json")
+    said = json.loads(out)
+    assert code == 0 and said["source_tokens"] == 7 and said["prompt_tokens"] == 3 and said["beam"]["width"] == 3
+    scores = [a["score"] for a in said["answers"]]
+    assert len(scores) == 2 and scores == sorted(scores, reverse=True)
+    for answer in said["answers"]:
+        assert answer["score"] == pytest.approx(answer["logprob"] / len(answer["tokens"]) ** 0.6)
+    code, out, err = typed(capsys, "generate", pair, "--source", "naïve", "--max-tokens", 6, "--beam", 3)
+    assert code == 0 and "cut off after 6 tokens" in err
+
+
+def test_a_decoder_searches_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = typed(capsys, "generate", folder, "x", "--beam", 2, "--n", 2, "--max-tokens", 4)
+    assert code == 0 and out and "answer 2 of 2, score" in err
+
+
+@pytest.mark.parametrize(("shape", "words", "code", "said"), [
+    ("decoder", ["x", "--source", "y"], 8, "reads no source; give the text as the prompt"),
+    ("decoder", [], 8, "there is no prompt"),
+    ("decoder", ["x", "--beam", "2", "--temperature", "0.5"], 8, "draws no tokens"),
+    ("decoder", ["x", "--beam", "2", "--stop", "y"], 8, "knows no stop strings"),
+    ("decoder", ["x", "--beam", "2", "--n", "3"], 2, "num_return 3 must not be above the width of 2"),
+    ("decoder", ["x", "--length-penalty", "2"], 8, "give --beam"),
+    ("encoder-decoder", ["x"], 8, "give the text as --source TEXT"),
+    ("encoder-decoder", ["--source", ""], 8, "the source is empty"),
+    ("encoder-decoder", ["--source", "y" * 60], 8, "a source of 61 tokens does not fit a context of 48"),
+    ("encoder-decoder", ["-", "--source", "-"], 8, "cannot both come from standard input"),
+    ("encoder-decoder", ["x", "--source", "y", "--chat"], 8, "holds no conversation"),
+    ("encoder", ["x"], 5, "an encoder writes no text: it fills masks")])
+def test_what_does_not_fit_the_model_is_one_line(folder: Path, shapes: dict[str, Path], words: list[str], code: int,
+                                                 capsys: pytest.CaptureFixture[str], shape: str, said: str) -> None:
+    found, out, err = typed(capsys, "generate", shapes.get(shape, folder), *words)
+    assert (found, out) == (code, "") and err.count("\n") == 1
+    assert said in err
+
+
+def test_an_encoder_decoder_holds_no_conversation(shapes: dict[str, Path], capsys: pytest.CaptureFixture[str],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = chatted(shapes["encoder-decoder"], capsys, monkeypatch, "a")
+    assert code == 8 and "--source TEXT" in err and err.count("\n") == 1
 
 
 def test_no_such_model_and_a_damaged_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

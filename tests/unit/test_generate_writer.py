@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutaway.errors import RequestError
+from cutaway.generate.beam import Beam
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Sampling
 from cutaway.generate.writer import Options, Writer
@@ -106,6 +107,34 @@ def test_a_conversation_too_long_names_both_numbers() -> None:
     with pytest.raises(RequestError, match=r"84 tokens .* context of 64"):
         writer.chat([Message("user", "x" * 80)], Options())
     assert writer.chat([Message("user", "hi")], Options(max_tokens=3)).text is not None
+
+
+def test_texts_are_rewritten_beside_their_sources() -> None:
+    model = build(CONFIG.model_copy(update={"shape": "encoder-decoder", "num_kv_heads": 2}), seed=1)
+    writer, texts = Writer(Engine(model), TOKENIZER), ["one", "a longer text", "one"]
+    options = Options(max_tokens=8, seed=2)
+    sampled = writer.rewrite(texts, options)
+    assert [writer.rewrite([t], options.model_copy(update={"seed": 2 + i}))[0].tokens for i, t in enumerate(texts)] == [
+        w.tokens for w in sampled]
+    assert all(w.logprob == pytest.approx(sum(w.logprobs)) and w.score is None for w in sampled)
+    beam = Beam(width=3, length_penalty=0.5, num_return=2)
+    best = writer.rewrite(texts, Options(max_tokens=8), beam=beam)
+    assert best[0] == best[2] and best[0].text == TOKENIZER.decode(best[0].tokens)
+    for w in best:
+        assert w.logprob is not None and w.score == pytest.approx(w.logprob / len(w.tokens) ** 0.5)
+    sources = [writer.source_ids(t) for t in texts]
+    found = writer.search([(TOKENIZER.bos_id,)] * 3, Options(max_tokens=8), beam, sources=sources)
+    assert [f[0] for f in found] == best and all(len(f) == 2 for f in found)
+    stop = next(c for c in sampled[0].text if c.isascii())
+    stopped = Options(max_tokens=8, seed=2, stop=(stop,), logprobs=0)
+    cut = writer.write([(TOKENIZER.bos_id,)] * 3, stopped, sources=sources)[0]
+    assert cut.logprob == pytest.approx(sum(cut.logprobs)) and cut.stop == stop
+    with pytest.raises(RequestError, match="2 sources do not fit 3 prompts"):
+        writer.write([(TOKENIZER.bos_id,)] * 3, options, sources=sources[:2])
+    with pytest.raises(RequestError, match="the source is empty"):
+        writer.rewrite([""], options)
+    with pytest.raises(RequestError, match="no stop strings"):
+        writer.rewrite(["x"], Options(stop=("x",)), beam=beam)
 
 
 @pytest.mark.parametrize("stop", ["", "\udcff"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CONFIGS, plain
+from tiny import CONFIGS, EVERY, plain
 
 from cutaway.batch import Batch
 from cutaway.errors import CheckpointError, TrainingError
@@ -56,10 +56,10 @@ def test_cosine_is_half_way_down_in_the_middle() -> None:
     assert schedule.factor(50, 100) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_bill_counts_every_parameter(name: str) -> None:
-    model = build(CONFIGS[name])
-    assert cost(CONFIGS[name]).parameters == sum(p.numel() for p in model.parameters())
+    model = build(EVERY[name])
+    assert cost(EVERY[name]).parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_the_bill_counts_the_products_pytorch_does() -> None:
