@@ -31,8 +31,8 @@ def _config(layers: int, heads: int, kv_heads: int, *, tied: bool) -> Transforme
 
 
 def _convolution(*, gated: bool, tied: bool, kernels: tuple[int, ...]) -> ConvolutionConfig:
-    return ConvolutionConfig(vocab_size=VOCABULARY, hidden_size=32, num_layers=3, kernel_sizes=kernels, dilations=(1, 2),
-                             gated=gated, tie_embeddings=tied, context_length=CONTEXT)
+    return ConvolutionConfig(vocab_size=VOCABULARY, hidden_size=32, num_layers=3, kernel_sizes=kernels,
+                             dilations=(1, 2), gated=gated, tie_embeddings=tied, context_length=CONTEXT)
 
 
 CONFIGS = {"tied": _config(2, 4, 2, tied=True), "untied": _config(1, 2, 2, tied=False),

@@ -22,7 +22,7 @@ class Kim(nn.Module):
         self.words = nn.Embedding(case.vocab_size, case.hidden_size)
         each = case.hidden_size // len(WIDTHS)
         self.filters = nn.ModuleList(
-            nn.Conv1d(case.hidden_size, each, width, padding="same") for width in WIDTHS
+            nn.Conv1d(case.hidden_size, each, width, padding=width // 2) for width in WIDTHS
         )
         self.out = nn.Linear(each * len(WIDTHS), CLASSES)
 

@@ -25,10 +25,9 @@ from cutaway.nn.convolution import (
     ConvolutionState,
     Layout,
     across,
-    centred,
     places,
-    taps,
 )
+from cutaway.nn.filters import answers, largest
 from cutaway.settings import Settings
 
 Shape = Literal["decoder", "encoder", "encoder-decoder"]
@@ -207,8 +206,7 @@ class CausalConvolution(nn.Module):
 class WordFilters(nn.Module):
     """Kim's network: filters of several widths over the words, centred on each, and the largest answer of each filter.
 
-    Words behind the edge of the text are zero, so that a text may be shorter than its widest filter. The filters of all
-    widths are one product: a narrow one is a wide one with zeros at its edges.
+    Words behind the edge of the text are zero, so that a text may be shorter than its widest filter.
     """
 
     def __init__(self, embedding: nn.Embedding, widths: Sequence[int], hidden_size: int) -> None:
@@ -220,24 +218,17 @@ class WordFilters(nn.Module):
 
     def forward(self, batch: Batch, *, dtype: torch.dtype) -> Tensor:
         """``batch.tokens (B, T)`` -> the filters' answers around each token ``(B, T, D)`` in ``dtype``."""
-        return F.relu(self._answers(batch, dtype) + self.bias.to(dtype))
+        said = answers(self._words(batch), [*self.filters], self.widths, batch.documents, dtype=dtype)
+        return F.relu(said + self.bias.to(dtype))
 
     def pooled(self, batch: Batch, *, dtype: torch.dtype) -> Tensor:
         """The largest of each filter's answers to a row ``(B, D)``: the same as the maximum of ``forward``, whose bias
         and ReLU, which keep the order, come behind it. A row of padding alone gives zeros."""
-        answers = self._answers(batch, dtype)
-        if batch.documents is not None:
-            answers = answers.masked_fill((batch.documents < 0)[..., None], -torch.inf)
-        return F.relu(answers.max(1).values + self.bias.to(dtype))
+        top = largest(self._words(batch), [*self.filters], self.widths, batch.documents, dtype=dtype)
+        return F.relu(top + self.bias).to(dtype)
 
-    def _answers(self, batch: Batch, dtype: torch.dtype) -> Tensor:
-        size, window = self.embedding.embedding_dim, centred(max(self.widths))
-        wide = []
-        for width, each in zip(self.widths, self.filters, strict=True):
-            own = centred(width)
-            wide.append(F.pad(each, ((own[0] - window[0]) * size, (window[-1] - own[-1]) * size)))
-        words = F.embedding(batch.tokens, self.embedding.weight).to(dtype)
-        return F.linear(taps(words, window, batch.documents), torch.cat(wide).to(dtype))
+    def _words(self, batch: Batch) -> Tensor:
+        return F.embedding(batch.tokens, self.embedding.weight).float()
 
 
 class ConvolutionPair(nn.Module):

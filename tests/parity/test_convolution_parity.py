@@ -13,6 +13,7 @@ from cutaway.batch import Batch
 from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import Classes
 from cutaway.models.model import build
+from cutaway.nn import convolution, filters, kernels
 from cutaway.nn.convolution import ConvolutionStack, Layout, taps
 
 WIDTH = 7
@@ -64,9 +65,14 @@ def test_the_language_model_is_a_plain_one(gated: bool) -> None:
     _same_slopes(ours, theirs, list(model.parameters()), torch.randn_like(ours))
 
 
+@pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize("length", [2, 5, 12])
-def test_kims_network_is_a_plain_one(length: int) -> None:
-    config = ConvolutionConfig(vocab_size=20, hidden_size=9, shape="encoder", embedding_size=WIDTH, tie_embeddings=False)
+@pytest.mark.parametrize("each", [3, 16])
+def test_kims_network_is_a_plain_one(length: int, each: int, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernel:
+        monkeypatch.setattr(filters, "library_for", lambda *tensors: None)
+    config = ConvolutionConfig(vocab_size=20, hidden_size=3 * each, shape="encoder", embedding_size=WIDTH,
+                               tie_embeddings=False)
     model = build(config, head=Classes(("a", "b")), seed=3).eval()
     with torch.no_grad():
         model.backbone.bias.normal_(std=0.2)
@@ -75,12 +81,58 @@ def test_kims_network_is_a_plain_one(length: int) -> None:
 
     def plain() -> Tensor:
         x, largest = F.embedding(words, model.backbone.embedding.weight).transpose(1, 2), []
-        for i, (width, each) in enumerate(zip(config.kernel_sizes, model.backbone.filters, strict=True)):
-            kernel = each.view(3, width, WIDTH).permute(0, 2, 1)
-            found = F.conv1d(F.pad(x, ((width - 1) // 2, width // 2)), kernel, model.backbone.bias[3 * i : 3 * i + 3])
+        for i, (width, weight) in enumerate(zip(config.kernel_sizes, model.backbone.filters, strict=True)):
+            bias = model.backbone.bias[each * i : each * (i + 1)]
+            found = F.conv1d(F.pad(x, ((width - 1) // 2, width // 2)), weight.view(each, width, WIDTH).permute(0, 2, 1),
+                             bias)
             largest.append(F.relu(found).amax(2))
         return F.linear(torch.cat(largest, 1), model.head.weight, model.head.bias)
 
     ours, theirs = model(Batch(words)), plain()
     _close(ours, theirs)
     _same_slopes(F.cross_entropy(ours, labels), F.cross_entropy(theirs, labels), list(model.parameters()))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("width", [3, 16, 45])
+def test_the_kernel_is_its_plain_twin(width: int, dtype: torch.dtype, tolerance: float,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels.built().library is None:
+        pytest.skip(kernels.status())
+    ids = torch.tensor([[0] * 9, [0, 0, 1, 1, 1, 1, 2, -1, -1]])
+    for documents in (None, ids, ids.int()[:, ::1]):
+        for offsets in ((-4, -2, 0), (-1, 0, 1, 2), (-20, -3), (5,)):
+            x = torch.randn(2, 9, width).to(dtype).requires_grad_()
+            slope = torch.randn(2, 9, width * len(offsets)).to(dtype)
+            ours = taps(x, offsets, documents)
+            (mine,) = torch.autograd.grad(ours, x, slope)
+            with monkeypatch.context() as patch:
+                patch.setattr(convolution, "library_for", lambda *tensors: None)
+                theirs = taps(x, offsets, documents)
+                (wanted,) = torch.autograd.grad(theirs, x, slope)
+            assert torch.equal(ours, theirs)
+            _close(mine.float(), wanted.float(), tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("size", "each"), [(5, 3), (32, 21)])
+def test_the_largest_answers_are_their_plain_twin(size: int, each: int, dtype: torch.dtype, tolerance: float,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels.built().library is None:
+        pytest.skip(kernels.status())
+    ids, widths = torch.tensor([[0] * 9, [0, 0, 1, 1, 1, 1, 2, -1, -1]]), (1, 2, 5)
+    weights = [torch.randn(each, width * size, requires_grad=True) for width in widths]
+    words, slope = torch.randn(2, 9, size, requires_grad=True), torch.randn(2, 3 * each)
+    slope[:, ::3] = 0
+    for documents in (None, ids):
+        found = []
+        for on in (True, False):
+            with monkeypatch.context() as patch:
+                if not on:
+                    patch.setattr(filters, "library_for", lambda *tensors: None)
+                top = filters.largest(words, weights, widths, documents, dtype=dtype)
+                found.append([top, *torch.autograd.grad(top, [words, *weights], slope)])
+        for ours, theirs in zip(*found, strict=True):
+            _close(ours.detach(), theirs.detach(), tolerance)
+    words.data[0, 3, 0] = torch.nan
+    assert filters.largest(words, weights, widths, None, dtype=dtype)[0].isnan().all()

@@ -92,7 +92,8 @@ def test_places_begin_again_with_each_document() -> None:
     assert found.tolist() == [[0, 1, 2, 0, 0, 1, 0], [0, 1, 2, 3, 4, 5, 6]]
 
 
-def _read(model: Model, tokens: torch.Tensor, pieces: list[int], sources: list[list[int]] | None = None) -> torch.Tensor:
+def _read(model: Model, tokens: torch.Tensor, pieces: list[int],
+          sources: list[list[int]] | None = None) -> torch.Tensor:
     state = model.new_state(len(tokens), capacity=tokens.shape[1], sources=sources)
     out = [model.logits(part, state, every=True) for part in tokens.split(pieces, 1)]
     return torch.cat(out, 1)
@@ -225,7 +226,8 @@ def test_sizes_of_a_shape_are_its_papers() -> None:
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"embedding_size": 8}, "only an encoder"), ({"kernel_sizes": ()}, "at least one"), ({"kernel_sizes": (0,)}, "1"),
-    ({"shape": "encoder", "hidden_size": 25}, "multiple of the 3"), ({"shape": "encoder", "num_layers": 2}, "one layer"),
+    ({"shape": "encoder", "hidden_size": 25}, "multiple of the 3"),
+    ({"shape": "encoder", "num_layers": 2}, "one layer"),
     ({"shape": "encoder", "embedding_size": 8}, "tie_embeddings to false")])
 def test_sizes_that_do_not_fit_are_refused(change: dict[str, object], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
