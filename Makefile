@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: start test check bench bench-peers docs clean
+.PHONY: start test check bench bench-peers bench-kenlm docs clean
 
 start: .venv/.installed
 	$(BIN)/cutaway run quickstart
@@ -44,6 +44,19 @@ bench-peers: .venv-peers/.installed
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
 	  torch transformers accelerate litgpt tokenizers -e .
 	@touch $@
+
+# KenLM's module and its lmplz, which only its source has. Needs cmake, a C++ compiler and Boost's headers and libraries
+# (Debian: cmake g++ libboost-program-options-dev libboost-system-dev libboost-thread-dev libboost-test-dev zlib1g-dev).
+bench-kenlm: .venv-peers/bin/lmplz
+
+.venv-peers/bin/lmplz: .venv-peers/.installed
+	.venv-peers/bin/python -m pip --disable-pip-version-check download --quiet --no-deps --no-binary :all: \
+	  --dest build/kenlm kenlm==0.3.0
+	tar -xzf build/kenlm/kenlm-0.3.0.tar.gz -C build/kenlm
+	cmake -S build/kenlm/kenlm-0.3.0 -B build/kenlm/make -DCMAKE_BUILD_TYPE=Release -DKENLM_MAX_ORDER=6
+	cmake --build build/kenlm/make --parallel $(JOBS) --target lmplz build_binary
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet build/kenlm/kenlm-0.3.0.tar.gz
+	cp build/kenlm/make/bin/build_binary build/kenlm/make/bin/lmplz .venv-peers/bin/
 
 # Help pages and the settings reference, generated from the code; a test fails when they are stale.
 docs: .venv/.developer
