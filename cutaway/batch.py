@@ -175,6 +175,23 @@ def lay_sources(rows: Sequence[Sequence[NDArray[np.int64] | None]], *, pad_id: i
     return torch.from_numpy(tokens), torch.from_numpy(documents)
 
 
+def full(rows: Sequence[NDArray[np.int64]], *, pad_id: int, width: int) -> tuple[Batch, list[int]]:
+    """Rows that are read and not continued, several in a row of ``width`` so that little padding is read, and their
+    numbers in the order they are laid. Raises DataError for one longer than ``width``."""
+    numbers: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        at = next((r for r, free in enumerate(room) if free >= len(rows[i])), len(room))
+        if at == len(room):
+            numbers.append([])
+            room.append(width)
+        numbers[at].append(i)
+        room[at] -= len(rows[i])
+    tokens, documents = lay_sources([[rows[i] for i in row] for row in numbers], pad_id=pad_id,
+                                    width=max(map(len, rows)) if len(numbers) == len(rows) else width - min(room))
+    return Batch(tokens, documents=documents), [i for row in numbers for i in row]
+
+
 def whole(rows: Sequence[NDArray[np.int64]], *, pad_id: int, width: int | None = None) -> Batch:
     """Rows that are read and not continued: every token of each, padded on the right to ``width`` or the longest;
     no targets."""

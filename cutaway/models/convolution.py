@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cutaway.batch import Batch, lay_sources
 from cutaway.errors import ModelError, RequestError
 from cutaway.models.cost import Cost
-from cutaway.models.heads import Pooling
+from cutaway.models.heads import Pooling, pooled
 from cutaway.nn.cache import Memory
 from cutaway.nn.convolution import (
     Around,
@@ -225,10 +225,8 @@ class WordFilters(nn.Module):
     def pooled(self, batch: Batch, *, dtype: torch.dtype) -> Tensor:
         """The largest of each filter's answers to a row ``(B, D)``: the same as the maximum of ``forward``, whose bias
         and ReLU, which keep the order, come behind it. A row of padding alone gives zeros."""
-        answers = self._answers(batch, dtype)
-        if batch.documents is not None:
-            answers = answers.masked_fill((batch.documents < 0)[..., None], -torch.inf)
-        return F.relu(answers.max(1).values + self.bias.to(dtype))
+        answers = pooled(self._answers(batch, dtype), batch.documents, "max")
+        return F.relu(answers + self.bias.to(dtype))
 
     def _answers(self, batch: Batch, dtype: torch.dtype) -> Tensor:
         size, window = self.embedding.embedding_dim, centred(max(self.widths))
