@@ -179,16 +179,16 @@ def full(rows: Sequence[NDArray[np.int64]], *, pad_id: int, width: int) -> tuple
     """Rows that are read and not continued, several in a row of ``width`` so that little padding is read, and their
     numbers in the order they are laid. Raises DataError for one longer than ``width``."""
     numbers: list[list[int]] = []
-    room: list[int] = []
+    used: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
-        at = next((r for r, free in enumerate(room) if free >= len(rows[i])), len(room))
-        if at == len(room):
+        at = next((r for r, taken in enumerate(used) if taken + len(rows[i]) <= width), len(used))
+        if at == len(used):
             numbers.append([])
-            room.append(width)
+            used.append(0)
         numbers[at].append(i)
-        room[at] -= len(rows[i])
+        used[at] += len(rows[i])
     tokens, documents = lay_sources([[rows[i] for i in row] for row in numbers], pad_id=pad_id,
-                                    width=max(map(len, rows)) if len(numbers) == len(rows) else width - min(room))
+                                    width=min(width, max(used)))
     return Batch(tokens, documents=documents), [i for row in numbers for i in row]
 
 

@@ -10,6 +10,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 import types
+import typing
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ UNUSED_PARTS = ("joeynmt.plotting", "torch.utils.tensorboard")
 
 
 class _Blank(types.ModuleType):
-    __path__: list[str] = []
+    __path__: typing.ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -33,7 +34,7 @@ class _Blank(types.ModuleType):
 
 class _Blanks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        named = fullname.split(".")[0] in UNUSED or fullname in UNUSED_PARTS
+        named = fullname.partition(".")[0] in UNUSED or fullname in UNUSED_PARTS
         return importlib.machinery.ModuleSpec(fullname, self) if named else None
 
     def create_module(self, spec: Any) -> types.ModuleType:
