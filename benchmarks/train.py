@@ -128,14 +128,16 @@ def start(name: str, script: str, python: str, case: dict[str, Any]) -> Contende
     return Contender(name, process, log)
 
 
+Entry = tuple[str, str, dict[str, Any]]  # interpreter, script of peers/, what its case has of its own
+
+
 def race(
-    names: Sequence[str], case: dict[str, Any], python: str, seconds: float, rounds: int, deadline: float
+    entries: dict[str, Entry], case: dict[str, Any], seconds: float, rounds: int, deadline: float
 ) -> list[Contender]:
     """Warm everybody up, one after the other, then alternate; the order turns by one each round."""
-    entries = {OURS: (sys.executable, "ours.py", False)} | {n: (python, *PEERS[n]) for n in names}
     racers = []
-    for name, (interpreter, script, compiled) in entries.items():
-        racer = start(name, script, interpreter, case | {"compiled": compiled})
+    for name, (interpreter, script, own) in entries.items():
+        racer = start(name, script, interpreter, case | own)
         racers.append(racer)
         racer.ask(2)  # compiles, and fills the optimizer's state
         racer.answer()
@@ -177,7 +179,9 @@ def contest(
     figures: dict[str, dict[str, float]] = {}
     seconds, rounds = (1.5, 12) if options.quick else (options.seconds, options.rounds)
     for group in groups(names, size):
-        racers = race(group, case, options.python, seconds, rounds, options.deadline)
+        entries: dict[str, Entry] = {OURS: (sys.executable, "ours.py", {"compiled": False})}
+        entries |= {n: (options.python, PEERS[n][0], {"compiled": PEERS[n][1]}) for n in group}
+        racers = race(entries, case, seconds, rounds, options.deadline)
         ours = racers[0]
         for racer in racers:
             row = figure(racer, shape)

@@ -175,6 +175,23 @@ def lay_sources(rows: Sequence[Sequence[NDArray[np.int64] | None]], *, pad_id: i
     return torch.from_numpy(tokens), torch.from_numpy(documents)
 
 
+def full(rows: Sequence[NDArray[np.int64]], *, pad_id: int, width: int) -> tuple[Batch, list[int]]:
+    """Rows that are read and not continued, several in a row of ``width`` so that little padding is read, and their
+    numbers in the order they are laid. Raises DataError for one longer than ``width``."""
+    numbers: list[list[int]] = []
+    used: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        at = next((r for r, taken in enumerate(used) if taken + len(rows[i]) <= width), len(used))
+        if at == len(used):
+            numbers.append([])
+            used.append(0)
+        numbers[at].append(i)
+        used[at] += len(rows[i])
+    tokens, documents = lay_sources([[rows[i] for i in row] for row in numbers], pad_id=pad_id,
+                                    width=min(width, max(used)))
+    return Batch(tokens, documents=documents), [i for row in numbers for i in row]
+
+
 def whole(rows: Sequence[NDArray[np.int64]], *, pad_id: int, width: int | None = None) -> Batch:
     """Rows that are read and not continued: every token of each, padded on the right to ``width`` or the longest;
     no targets."""

@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,9 @@ class Case:
     threads: int
     compiled: bool = False
     cell: str = "lstm"  # of a recurrent model
+    work: str = "language"  # what architectures.py asks for
+    network: str = ""  # which of a library's networks, where one script has several
+    attention: str = "sdpa"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 autocast as the peers use it, or nothing in fp32."""
@@ -123,9 +126,18 @@ def peak_memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def race(case: Case, turns: Turns, model: torch.nn.Module, loss_of: Any) -> None:
-    """The plain loop: forward under autocast, backward, clip, fused AdamW. ``loss_of(model, tokens, targets)``."""
-    batches = case.batches()
+def infer(case: Case, turns: Turns, answer: Any, batches: Sequence[Any]) -> None:
+    """Reading only, a batch a step: ``answer(batch)`` gives scores ``(N, C)``, laying the batch included."""
+    turns.note["loss"] = 0.0
+    with torch.inference_mode():
+        for number in turns:
+            turns.note["loss"] = float(answer(batches[number % len(batches)]).float().sum())
+
+
+def race(case: Case, turns: Turns, model: torch.nn.Module, loss_of: Any, batches: Sequence[Any] = ()) -> None:
+    """The plain loop: forward under autocast, backward, clip, fused AdamW. ``loss_of(model, *batch)``, and the
+    batches are the case's own tokens and targets if no others are given."""
+    batches = batches or case.batches()
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -134,9 +146,8 @@ def race(case: Case, turns: Turns, model: torch.nn.Module, loss_of: Any) -> None
     if case.compiled:
         model = torch.compile(model)  # type: ignore[assignment]
     for number in turns:
-        tokens, targets = batches[number % len(batches)]
         with case.autocast():
-            loss = loss_of(model, tokens, targets)
+            loss = loss_of(model, *batches[number % len(batches)])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cutaway.batch import Batch, lay_sources
 from cutaway.errors import ModelError, RequestError
 from cutaway.models.cost import Cost
-from cutaway.models.heads import Pooling
+from cutaway.models.heads import Pooling, pooled
 from cutaway.nn import mask
 from cutaway.nn.cache import Memory
 from cutaway.nn.convolution import (
@@ -222,8 +222,12 @@ class WordFilters(nn.Module):
         return F.relu(said + self.bias.to(dtype))
 
     def pooled(self, batch: Batch, *, dtype: torch.dtype) -> Tensor:
-        """The largest of each filter's answers to a row ``(B, D)``: the same as the maximum of ``forward``, whose bias
-        and ReLU, which keep the order, come behind it. A row of padding alone gives zeros."""
+        """The largest of each filter's answers to a row ``(B, D)``, or to each document of packed rows ``(N, D)``: the
+        maximum of ``forward``, whose bias and ReLU, which keep the order, come behind it. A row of padding alone gives
+        zeros."""
+        several = batch.documents is not None and bool((batch.documents > 0).any())
+        if several:
+            return pooled(self(batch, dtype=dtype), batch.documents, "max")
         top = largest(self._words(batch), [*self.filters], self.widths, batch.documents, dtype=dtype)
         return F.relu(top + self.bias).to(dtype)
 

@@ -117,9 +117,12 @@ AnyHead = TokenHead | ScalarHead | ClassHead | VectorHead
 
 
 def pooled(hidden: Tensor, documents: Tensor | None, how: Pooling) -> Tensor:
-    """One vector a row ``(B, D)`` of ``hidden (B, T, D)``, padding (-1 in ``documents``) left out."""
+    """One vector a row ``(B, D)`` of ``hidden (B, T, D)``, padding (-1 in ``documents``) left out; where rows hold
+    several documents, one a document ``(N, D)``, row by row."""
     if documents is None:
         documents = torch.zeros(hidden.shape[:2], dtype=torch.int32, device=hidden.device)
+    elif bool((documents > 0).any()):
+        return _of_each(hidden, documents, how)
     real = documents >= 0
     if how == "last":
         last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
@@ -128,3 +131,15 @@ def pooled(hidden: Tensor, documents: Tensor | None, how: Pooling) -> Tensor:
         return hidden.masked_fill(~real[..., None], -torch.inf).amax(1)
     mean = (hidden.float() * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
     return mean.to(hidden.dtype)
+
+
+def _of_each(hidden: Tensor, documents: Tensor, how: Pooling) -> Tensor:
+    """``pooled`` of packed rows: a document's tokens stand together."""
+    real = documents >= 0
+    rows = torch.arange(len(documents), device=documents.device)[:, None] * documents.shape[1]
+    lengths = torch.unique_consecutive((rows + documents)[real], return_counts=True)[1]
+    tokens = hidden[real]
+    if how == "last":
+        return tokens[lengths.cumsum(0) - 1]
+    # in float32: bfloat16 would lose words of a long text in its sum
+    return torch.segment_reduce(tokens.float(), how, lengths=lengths, axis=0).to(hidden.dtype)

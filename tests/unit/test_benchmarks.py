@@ -43,7 +43,16 @@ CASE = {
 
 
 def test_contenders_take_the_steps_they_are_told(train: ModuleType) -> None:
-    racers = train.race(["nanogpt eager"], CASE, sys.executable, 0.01, 3, time.monotonic() + 60)
+    racers = train.race(
+        {
+            "cutaway": (sys.executable, "ours.py", {"compiled": False}),
+            "nanogpt eager": (sys.executable, "plain.py", {"compiled": False}),
+        },
+        CASE,
+        0.01,
+        3,
+        time.monotonic() + 60,
+    )
     assert [r.name for r in racers] == ["cutaway", "nanogpt eager"]
     for racer in racers:
         assert len(racer.rates) == 3
