@@ -195,15 +195,8 @@ def case_for(name: str, config: str) -> Case:
 
 def start(case: Case, config: str = "tied", *, seed: int = 1) -> Model:
     """A fresh model with the head that the case needs; its head is not so small that nothing would move."""
-from cutaway.batch import Batch, Example, lay_sources, pack, pad
-from cutaway.models.architectures import AnyConfig
-from cutaway.models.convolution import ConvolutionConfig
-from cutaway.models.heads import Classes, Head, TokenHead, VectorHead
-from cutaway.models.model import Model, build
-from cutaway.models.recurrent import RecurrentConfig
-from cutaway.models.transformer import Shape, TransformerConfig
-from cutaway.nn.recurrence import Cell
-from cutaway.objectives.classify import Classify
+    model = build(EVERY[config], head=case.head, seed=seed)
+    if not isinstance(model.head, TokenHead | VectorHead):
         torch.nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(seed))
     return model
 
