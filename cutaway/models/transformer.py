@@ -183,7 +183,7 @@ class EncoderDecoder(nn.Module):
         """Keys and values of the sources, read a few at a time where they are long."""
         longest, device = max(map(len, sources)), self.embedding.weight.device
         layers = [m for m in self.decoder.modules() if isinstance(m, CrossAttention)]
-        shape = (len(sources), self.decoder.layout.heads[1], longest, self.decoder.layout.heads[2])
+        shape = (len(sources), layers[0].heads[1], longest, layers[0].heads[2])
         keys, values = ([torch.zeros(shape, dtype=dtype, device=device) for _ in layers] for _ in range(2))
         real = torch.zeros(shape[0], longest, dtype=torch.bool, device=device)
         each = max(1, READ // longest**2)
