@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--blanks", type=int, help="T; 500, or 50 with --quick")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--models", default=";".join(MODELS), help="names from the table, between semicolons")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of the processor, a model and seed")
+    parser.add_argument("--seconds", type=float, default=240.0, help="of the processor, a model and seed")
     parser.add_argument("--quick", action="store_true", help="T = 50, the first seed, ten seconds each")
     options = parser.parse_args()
     blanks = options.blanks or (50 if options.quick else 500)

@@ -237,7 +237,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, delta: Tensor | None, around: Around, *, dtype: torch.dtype,
                 cache: tuple[int, ConvolutionState] | None = None) -> tuple[Tensor, Tensor]:
         """The residual ``x (B, T, D)`` and the ``delta`` its predecessor has yet to add -> the same pair."""
-        x, h = self.norm(x, delta, dtype=dtype)
+        total, h = self.norm(x, delta, dtype=dtype)
+        x = x.clone() if delta is None else total  # FSDP2 gives a block views and wants none back
         if cache is None:
             side = taps(h, self.offsets, around.documents)
         else:

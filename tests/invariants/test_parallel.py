@@ -54,7 +54,7 @@ def _train_on_two(root: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                str(TESTS / "ranks.py"), str(root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False,
-                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)})
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"})
     assert done.returncode == 0, done.stderr[-4000:]
 
 
