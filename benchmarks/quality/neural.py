@@ -2,8 +2,9 @@
 
 The paper has 91.2 % of TREC's 500 official test questions and 76.1 % of sentence polarity by ten-fold cross-validation,
 with words drawn at random. Held out here, and said in the figures: test.jsonl.gz where it is, else valid.jsonl.gz, else
-a tenth of train, the same for every seed; the best epoch is chosen on another tenth of train. A tenth of TREC's train
-is harder than its official test, whose questions are of a later year and simpler kinds: about five points lower.
+a tenth of train, the same for every seed; the best epoch is chosen on another tenth of train. Such a tenth of TREC's
+train is not the paper's test, whose questions are from another year, so that figure stands beside 91.2 without meeting
+or missing it. What was tuned was tuned on train, in another order of it.
 Words only: no vectors trained elsewhere, no features of letters. Needs CUTAWAY_DATA with trec/ and sentence_polarity/.
 """
 
@@ -60,7 +61,7 @@ def read(path: Path, field: str) -> Rows:
 def parts(folder: Path, task: Task) -> tuple[Rows, Rows, Rows, str]:
     """What is learned, what chooses the epoch, what is held out, and where that came from."""
     learned = read(folder / "train.jsonl.gz", task.field)
-    order = shuffled(np.arange(len(learned)), len(learned), seed=7).tolist()
+    order = shuffled(np.arange(len(learned)), len(learned), seed=11).tolist()
     tenths = [[learned[i] for i in order[k::TENTHS]] for k in range(TENTHS)]
     for name in ("test", "valid"):
         if (folder / f"{name}.jsonl.gz").is_file():
