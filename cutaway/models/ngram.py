@@ -132,41 +132,37 @@ class NGram:
         words = tokens.astype(np.int64)
         logs: Floats = self.base.take(words)
         grams = self._first.take(words)  # the n-grams found: which, and where they end
+        words[offsets == 0] = -1  # no n-gram goes on into the next document
+        places = labels(words, self._bits)
         at = np.flatnonzero(grams >= 0)
         grams = grams.take(at)
         for n in range(2, self.config.order + 1):
             at += 1
             if len(at) and at[-1] == len(words):
                 at, grams = at[:-1], grams[:-1]
-            inside = np.flatnonzero(offsets.take(at) >= n - 1)
-            if len(inside) < len(at):
-                at, grams = at.take(inside), grams.take(inside)
-            costs = logs.take(at)
-            costs += self.tables[n - 2].backoffs.take(grams)
-            grams = self._find(n - 1, grams, words.take(at))
-            found = np.flatnonzero(grams >= 0)
-            grams = grams.take(found)
-            costs[found] = self.tables[n - 1].logs.take(grams)
-            logs[at] = costs
-            at = at.take(found)
+            found = self._find(n - 1, grams, words.take(at), places.take(at))
+            missed = np.flatnonzero(found < 0)
+            logs[at.take(missed)] += self.tables[n - 2].backoffs.take(grams.take(missed))
+            hit = np.flatnonzero(found >= 0)
+            at, grams = at.take(hit), found.take(hit)
+            logs[at] = self.tables[n - 1].logs.take(grams)
         logs[offsets == 0] = 0.0
         return logs
 
-    def _find(self, level: int, contexts: Ints, words: Ints) -> Ints:
-        """Index of (context, word) among the n-grams of ``level + 1 >= 2`` tokens, -1 where there is none."""
+    def _find(self, level: int, contexts: Ints, words: Ints, places: Ints) -> Ints:
+        """Index of (context, word) among the n-grams of ``level + 1 >= 2`` tokens, -1 where there is none; ``places``
+        are the words' labels, and are written over."""
         starts, buckets, table = self.tables[level - 1].starts, self._buckets[level - 1], self.tables[level].words
         if not len(table):
             return np.full(len(words), -1, np.int64)
         low = starts.take(contexts)
-        size = starts.take(contexts + 1)
+        size = starts[1:].take(contexts)
         size -= low
-        bucket = labels(words, self._bits)
-        bucket *= size
-        bucket >>= self._bits
-        bucket += low
-        at = buckets.take(bucket)
-        bucket += 1
-        room = buckets.take(bucket, mode="clip")  # places to look at
+        places *= size
+        places >>= self._bits
+        places += low
+        at = buckets.take(places)
+        room = buckets[1:].take(places, mode="clip")  # how many to look at
         room -= at
         room[size == 0] = 0  # the bucket is another context's
         hit = table.take(at, mode="clip") == words
@@ -212,7 +208,7 @@ class NGram:
         for n in range(2, width + 1):
             grams, words = grams[:, :-1].copy(), last[:, n - 1 :]
             known = grams >= 0
-            grams[known] = self._find(n - 1, grams[known], words[known])
+            grams[known] = self._find(n - 1, grams[known], words[known], labels(words[known], self._bits))
             out[:, n - 1] = grams[:, -1]
         return out
 
