@@ -43,6 +43,7 @@ bench-peers: .venv-peers/.installed
 	@test -x .venv-peers/bin/python || "$(PYTHON)" -m venv .venv-peers
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
 	  torch transformers accelerate litgpt tokenizers -e .
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps joeynmt "importlib_metadata<9" zipp
 	@touch $@
 
 # Help pages and the settings reference, generated from the code; a test fails when they are stale.
