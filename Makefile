@@ -43,6 +43,7 @@ bench-peers: .venv-peers/.installed
 	@test -x .venv-peers/bin/python || "$(PYTHON)" -m venv .venv-peers
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
 	  torch transformers accelerate litgpt tokenizers -e .
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps joeynmt "importlib_metadata<9" zipp
 	@touch $@
 
 # KenLM's module and its lmplz, which only its source has. Needs cmake, a C++ compiler and Boost's headers and libraries

@@ -141,5 +141,6 @@ def _of_each(hidden: Tensor, documents: Tensor, how: Pooling) -> Tensor:
     tokens = hidden[real]
     if how == "last":
         return tokens[lengths.cumsum(0) - 1]
-    # in float32: bfloat16 would lose words of a long text in its sum
-    return torch.segment_reduce(tokens.float(), how, lengths=lengths, axis=0).to(hidden.dtype)
+    # a mean in float32: bfloat16 would lose words of a long text in its sum
+    summed = tokens.float() if how == "mean" else tokens
+    return torch.segment_reduce(summed, how, lengths=lengths, axis=0).to(hidden.dtype)

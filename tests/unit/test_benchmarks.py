@@ -99,3 +99,21 @@ def test_recurrent_contenders_train_the_same_shape(monkeypatch: pytest.MonkeyPat
         row = recurrent.figures(racers)
         assert row["ratio"] > 0 and row["ours"]["rounds"] == row["torch"]["rounds"] == 3
         assert all(abs(row[name]["loss"] - math.log(32)) < 1 for name in ("ours", "torch"))
+
+
+def test_every_contest_has_its_scripts_and_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    architectures = script("architectures.py")
+    assert set(architectures.QUICK) <= set(architectures.CONTESTS)
+    for name, contest in architectures.CONTESTS.items():
+        assert contest.peers and contest.wanted in (1.25, 1.5), name
+        assert all((ROOT / "peers" / file).is_file() for file, _ in contest.peers.values()), name
+
+
+@pytest.mark.parametrize(("work", "network"), [("masked", ""), ("translate", ""), ("classify", ""), ("classify", "cnn")])
+def test_our_contender_answers_every_kind_of_work(train: ModuleType, work: str, network: str) -> None:
+    case = CASE | {"work": work, "network": network, "compiled": False, "hidden_size": 24, "context": 64}
+    racer = train.start("cutaway", "ours_shapes.py", sys.executable, case)
+    racer.ask(1)
+    assert math.isfinite(racer.answer()["loss"])
+    racer.end()
