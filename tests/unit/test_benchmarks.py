@@ -110,7 +110,10 @@ def test_every_contest_has_its_scripts_and_a_peer(monkeypatch: pytest.MonkeyPatc
         assert all((ROOT / "peers" / file).is_file() for file, _ in contest.peers.values()), name
 
 
-@pytest.mark.parametrize(("work", "network"), [("masked", ""), ("translate", ""), ("classify", ""), ("classify", "cnn")])
+WORKS = [("masked", ""), ("translate", ""), ("classify", ""), ("classify", "cnn")]
+
+
+@pytest.mark.parametrize(("work", "network"), WORKS)
 def test_our_contender_answers_every_kind_of_work(train: ModuleType, work: str, network: str) -> None:
     case = CASE | {"work": work, "network": network, "compiled": False, "hidden_size": 24, "context": 64}
     racer = train.start("cutaway", "ours_shapes.py", sys.executable, case)
