@@ -21,6 +21,7 @@ _HOMES = {
     "batch": ("Batch", "Example", "pack", "pad"),
     "text.tokenizer": ("Tokenizer",),
     "text.chat": ("Message", "render"),
+    "models.recurrent": ("RecurrentConfig",),
     "models.transformer": ("TransformerConfig",),
     "models.model": ("LanguageModel", "Model", "build"),
     "models.cost": ("cost",),
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from cutaway.models.cost import cost
     from cutaway.models.folder import load_model, load_tokenizer, save_model
     from cutaway.models.model import LanguageModel, Model, build
+    from cutaway.models.recurrent import RecurrentConfig
     from cutaway.models.transformer import TransformerConfig
     from cutaway.objectives.likelihood import Likelihood
     from cutaway.objectives.objective import Loss, Objective
@@ -63,9 +65,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DPO", "GRPO", "Batch", "CutawayError", "Device", "Engine", "Example", "LanguageModel", "Likelihood", "Loss",
-    "Machine", "Measurement", "Message", "Model", "Objective", "OptimizerSettings", "Request", "Sampling",
-    "Schedule", "Settings", "Step", "Tokenizer", "TransformerConfig", "Writer", "build", "build_optimizer", "cost",
-    "load_model", "load_tokenizer", "pack", "pad", "render", "save_model", "steps",
+    "Machine", "Measurement", "Message", "Model", "Objective", "OptimizerSettings", "RecurrentConfig", "Request",
+    "Sampling", "Schedule", "Settings", "Step", "Tokenizer", "TransformerConfig", "Writer", "build",
+    "build_optimizer", "cost", "load_model", "load_tokenizer", "pack", "pad", "render", "save_model", "steps",
 ]
 
 

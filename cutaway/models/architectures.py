@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from cutaway.errors import SettingsError
+from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.settings import decode, nearest
 
-AnyConfig = TransformerConfig
-CONFIGS: dict[str, type[AnyConfig]] = {"transformer": TransformerConfig}
+AnyConfig = TransformerConfig | RecurrentConfig
+CONFIGS: dict[str, type[TransformerConfig] | type[RecurrentConfig]] = {"transformer": TransformerConfig,
+                                                                        "recurrent": RecurrentConfig}
 
 
 def decode_config(tree: object) -> AnyConfig:

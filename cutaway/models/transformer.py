@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from cutaway.models.cost import Cost
 from cutaway.models.heads import Pooling
 from cutaway.nn.attention import CrossAttention
 from cutaway.nn.block import Layout, Stack
-from cutaway.nn.cache import KVCache, Memory
+from cutaway.nn.cache import Memory
 from cutaway.settings import Settings
 
 Shape = Literal["decoder", "encoder", "encoder-decoder"]
@@ -138,16 +138,18 @@ class TransformerConfig(Settings):
 class EncoderDecoder(nn.Module):
     """A stack that reads the source both ways, and one that writes the target and looks at what the first one saw."""
 
-    def __init__(self, encoder: Stack, decoder: Stack) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder: Any = encoder  # of any architecture, with ``embedding`` and ``layout.context_length``
+        self.decoder: Any = decoder  # takes ``memory`` in its forward pass and in ``new_state``
 
     @property
     def embedding(self) -> nn.Embedding:
         """The embedding that both share."""
-        return self.encoder.embedding
+        shared: nn.Embedding = self.encoder.embedding
+        return shared
 
-    def forward(self, batch: Batch, *, dtype: torch.dtype, state: KVCache | None = None,
+    def forward(self, batch: Batch, *, dtype: torch.dtype, state: Any = None,
                 counts: Tensor | None = None) -> Tensor:
         """Hidden ``(B, T, D)`` of the target; behind a ``state``, whose memory holds the source already."""
         if state is not None:
@@ -164,8 +166,8 @@ class EncoderDecoder(nn.Module):
         return out
 
     def new_state(self, rows: int, *, capacity: int, dtype: torch.dtype,
-                  sources: Sequence[Sequence[int]] | None = None) -> KVCache:
-        """An empty cache of the target behind ``sources``, one a row, which are read here and never again."""
+                  sources: Sequence[Sequence[int]] | None = None) -> Any:
+        """An empty state of the target behind ``sources``, one a row, which are read here and never again."""
         if sources is None or len(sources) != rows:
             raise RequestError(f"an encoder-decoder needs a source for each of its {rows} rows, got "
                                f"{0 if sources is None else len(sources)}", way_out="give each request a source")

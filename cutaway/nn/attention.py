@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from ctypes import CDLL
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cutaway.nn import fused, ops
-from cutaway.nn.cache import KVCache
+from cutaway.nn.cache import KVCache, Memory
 from cutaway.nn.linear import Linear
 from cutaway.nn.position import rotate
 
@@ -89,6 +90,12 @@ class Attention(nn.Module):
                 self.qkv.weight[: self.heads[0] * self.heads[2]].mul_(self.heads[2] ** -0.5)
 
 
+class Remembering(Protocol):
+    """The state of a decoder that may hold the memory of a source."""
+
+    memory: Memory | None
+
+
 class CrossAttention(nn.Module):
     """``x (B, T, width)`` looks at a source ``(B, S, width)``; the source's keys and values can be made once."""
 
@@ -105,7 +112,7 @@ class CrossAttention(nn.Module):
         k, v = self.key_value(memory).view(rows, source, 2, self.heads[1], self.heads[2]).unbind(2)
         return k.transpose(1, 2), v.transpose(1, 2)
 
-    def forward(self, x: Tensor, where: Where, cache: tuple[int, KVCache] | None = None) -> Tensor:
+    def forward(self, x: Tensor, where: Where, cache: tuple[int, Remembering] | None = None) -> Tensor:
         rows, steps, _ = x.shape
         if cache is not None:
             layer, state = cache
