@@ -21,6 +21,7 @@ _HOMES = {
     "batch": ("Batch", "Example", "pack", "pad"),
     "text.tokenizer": ("Tokenizer",),
     "text.chat": ("Message", "render"),
+    "models.convolution": ("ConvolutionConfig",),
     "models.recurrent": ("RecurrentConfig",),
     "models.transformer": ("TransformerConfig",),
     "models.model": ("LanguageModel", "Model", "build"),
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from cutaway.generate.engine import Engine
     from cutaway.generate.request import Request, Sampling
     from cutaway.generate.writer import Writer
+    from cutaway.models.convolution import ConvolutionConfig
     from cutaway.models.cost import cost
     from cutaway.models.folder import load_model, load_tokenizer, save_model
     from cutaway.models.model import LanguageModel, Model, build
@@ -64,10 +66,11 @@ if TYPE_CHECKING:
     from cutaway.train.schedule import Schedule
 
 __all__ = [
-    "DPO", "GRPO", "Batch", "CutawayError", "Device", "Engine", "Example", "LanguageModel", "Likelihood", "Loss",
-    "Machine", "Measurement", "Message", "Model", "Objective", "OptimizerSettings", "RecurrentConfig", "Request",
-    "Sampling", "Schedule", "Settings", "Step", "Tokenizer", "TransformerConfig", "Writer", "build",
-    "build_optimizer", "cost", "load_model", "load_tokenizer", "pack", "pad", "render", "save_model", "steps",
+    "DPO", "GRPO", "Batch", "ConvolutionConfig", "CutawayError", "Device", "Engine", "Example",
+    "LanguageModel", "Likelihood", "Loss", "Machine", "Measurement", "Message", "Model", "Objective",
+    "OptimizerSettings", "RecurrentConfig", "Request", "Sampling", "Schedule", "Settings", "Step", "Tokenizer",
+    "TransformerConfig", "Writer", "build", "build_optimizer", "cost", "load_model", "load_tokenizer", "pack",
+    "pad", "render", "save_model", "steps",
 ]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from cutaway.errors import SettingsError
+from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.settings import decode, nearest
 
-AnyConfig = TransformerConfig | RecurrentConfig
-CONFIGS: dict[str, type[TransformerConfig] | type[RecurrentConfig]] = {"transformer": TransformerConfig,
-                                                                        "recurrent": RecurrentConfig}
+AnyConfig = TransformerConfig | RecurrentConfig | ConvolutionConfig
+CONFIGS: dict[str, type[TransformerConfig] | type[RecurrentConfig] | type[ConvolutionConfig]] = {
+    "transformer": TransformerConfig, "recurrent": RecurrentConfig, "convolution": ConvolutionConfig}
 
 
 def decode_config(tree: object) -> AnyConfig:

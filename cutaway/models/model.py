@@ -143,19 +143,31 @@ class Model(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """``(B, T, D)`` in ``compute_dtype``. Raises ModelError where a row is longer than the context."""
-        if batch.tokens.shape[1] > self.context_length:
-            raise ModelError(f"a row of {batch.tokens.shape[1]} tokens is longer than the context of "
-                             f"{self.context_length}")
+        self._fits(batch)
         out: Tensor = self.backbone(batch, dtype=self.compute_dtype)
         return out
 
+    def pooled(self, batch: Batch) -> Tensor:
+        """One vector a row ``(B, D)``, as the architecture reads a label off; a vector head's is the mean, but behind a
+        maximum over time. A backbone that has ``pooled`` gives it without its hidden states."""
+        how: Pooling = self.config.pooling
+        if hasattr(self.backbone, "pooled"):
+            self._fits(batch)
+            out: Tensor = self.backbone.pooled(batch, dtype=self.compute_dtype)
+            return out
+        if isinstance(self.head, VectorHead) and how != "max":
+            how = "mean"
+        return pooled(self.hidden(batch), batch.documents, how)
+
+    def _fits(self, batch: Batch) -> None:
+        if batch.tokens.shape[1] > self.context_length:
+            raise ModelError(f"a row of {batch.tokens.shape[1]} tokens is longer than the context of "
+                             f"{self.context_length}")
+
     def forward(self, batch: Batch) -> Tensor:
         """Float32: logits ``(B, T, V)``, scalars ``(B, T)``, logits of classes ``(B, C)`` or vectors ``(B, D)``."""
-        hidden = self.hidden(batch)
-        if isinstance(self.head, ClassHead | VectorHead):
-            how: Pooling = "mean" if isinstance(self.head, VectorHead) else self.config.pooling
-            hidden = pooled(hidden, batch.documents, how)
-        out: Tensor = self.head(hidden)
+        reads_rows = isinstance(self.head, ClassHead | VectorHead)
+        out: Tensor = self.head(self.pooled(batch) if reads_rows else self.hidden(batch))
         return out
 
     def new_state(self, rows: int, *, capacity: int, sources: Sources | None = None) -> State:
