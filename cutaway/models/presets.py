@@ -13,7 +13,7 @@ from typing import Any
 
 from cutaway.errors import ModelError, SettingsError
 from cutaway.models.architectures import CONFIGS, AnyConfig
-from cutaway.settings import nearest
+from cutaway.settings import decode, nearest
 
 WIDEST = 1 << 14
 SHAPES = ("decoder", "encoder", "encoder-decoder")
@@ -88,12 +88,13 @@ def _made(kind: str, wish: Wish, step: int) -> AnyConfig:
         rest = {"num_layers": wish.num_layers, **_WIDTHS[kind](wish, step)}
     tree = {"kind": kind, "shape": wish.shape, "vocab_size": wish.vocab_size, "context_length": wish.context_length,
             **rest, **wish.options}
-    return CONFIGS[kind].model_validate(tree, strict=False)
+    return decode(CONFIGS[kind], tree, where="")
 
 
-def _transformer(_: Wish, step: int) -> dict[str, Any]:
-    """Width in steps of 8, heads about 32 wide, a feed-forward part of 8/3 of the width."""
-    width = 8 * step
+def _transformer(wish: Wish, step: int) -> dict[str, Any]:
+    """Width in steps of 8, or of what the heads asked for need; heads about 32 wide; a feed-forward part of 8/3."""
+    asked = wish.options.get("num_heads")
+    width = (8 if asked is None else math.lcm(8, 2 * asked)) * step
     heads = max(h for h in range(1, max(1, width // 32) + 1) if width % (2 * h) == 0)
     return {"hidden_size": width, "num_heads": heads, "num_kv_heads": heads, "intermediate_size": width * 8 // 3}
 
@@ -117,7 +118,7 @@ def _convolution(wish: Wish, step: int) -> dict[str, Any]:
     if wish.shape == "encoder":
         each = math.lcm(2, len(wish.options.get("kernel_sizes", (3, 4, 5))))
         return {"hidden_size": each * step}
-    dilations = tuple(2**i for i in range(wish.num_layers)) if wish.shape == "decoder" else (1,)
+    dilations = tuple(2 ** (i % 9) for i in range(wish.num_layers)) if wish.shape == "decoder" else (1,)
     return {"hidden_size": 2 * step, "dilations": dilations}
 
 

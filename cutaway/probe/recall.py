@@ -9,14 +9,14 @@ one included, can see that key up to a distance of R - 1. B rows, T tokens, K pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cutaway.batch import Batch
 from cutaway.errors import DataError
@@ -25,7 +25,6 @@ from cutaway.records import Measurement, wilson
 from cutaway.settings import Settings
 
 Ints = NDArray[np.int64]
-Task = Literal["recall", "copy"]
 ROWS = 128  # rows whose logits exist at once
 
 
@@ -126,3 +125,157 @@ def copy_rows(draw: np.random.Generator, alphabet: Alphabet, *, length: int, sym
     tokens[row, start + far] = 1
     targets[row, start + far + symbol], places[row, start + far + symbol] = values, far
     return Asked(tokens, targets, places)
+
+
+class Stage(Settings):
+    """A part of a course: ``share`` of its steps, on rows of ``length`` tokens that hold one of ``pairs`` each."""
+
+    share: float = Field(gt=0, le=1)
+    length: int = Field(ge=4)
+    pairs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+
+
+class RecallSettings(Settings):
+    """Multi-query associative recall: what is learned, from short rows to long ones, and what is asked.
+
+    Each step reads about ``tokens`` tokens. ``distances`` are asked with ``pairs_held`` pairs in a row, and each of
+    ``pairs`` from ``distance_held``; ``questions`` rows each, one question a row.
+    """
+
+    alphabet: Alphabet = Alphabet()
+    stages: tuple[Stage, ...] = (
+        Stage(share=0.4, length=8, pairs=(2,)), Stage(share=0.1, length=16, pairs=(2, 3, 4)),
+        Stage(share=0.1, length=32, pairs=(2, 4, 8)), Stage(share=0.15, length=64, pairs=(2, 4, 8, 16)),
+        Stage(share=0.25, length=128, pairs=(2, 4, 8, 16)))
+    steps: int = Field(default=1600, ge=1)
+    tokens: int = Field(default=2048, ge=16)
+    distances: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 120)
+    pairs: tuple[int, ...] = (1, 2, 4, 8, 16)
+    pairs_held: int = Field(default=4, ge=1)
+    distance_held: int = Field(default=64, ge=2)
+    questions: int = Field(default=400, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if abs(sum(s.share for s in self.stages) - 1) > 1e-6:
+            raise ValueError(f"the shares of the stages add up to {sum(s.share for s in self.stages):g}, not to 1")
+        for stage in self.stages:
+            if 4 * max(stage.pairs) > stage.length or max(stage.pairs) > self.alphabet.keys:
+                raise ValueError(f"{max(stage.pairs)} pairs do not fit the first half of {stage.length} tokens and "
+                                 f"{self.alphabet.keys} keys")
+        far = max(*self.distances, self.distance_held)
+        if min(*self.distances, self.distance_held) < 2 or far >= self.length:
+            raise ValueError(f"distances must be 2 to {self.length - 1}, the longest row that is learned, got {far}")
+        if 4 * max(*self.pairs, self.pairs_held) > self.length or min(self.pairs) < 1:
+            raise ValueError(f"{max(*self.pairs, self.pairs_held)} pairs do not fit the first half of {self.length} "
+                             "tokens")
+        return self
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest rows learned, on which is asked."""
+        return max(s.length for s in self.stages)
+
+    def batch(self, step: int, *, total: int, seed: int) -> Batch:
+        """What is learned at a step of a course of ``total``: a function of these numbers alone."""
+        draw = np.random.default_rng([seed, step])
+        at, done = (step + 0.5) / total, 0.0
+        for stage in self.stages:
+            done += stage.share
+            if at < done + 1e-9 or stage is self.stages[-1]:
+                break
+        pairs = draw.choice(stage.pairs, max(1, self.tokens // stage.length))
+        return recall_rows(draw, self.alphabet, length=stage.length, pairs=pairs.tolist()).batch()
+
+
+class CopySettings(Settings):
+    """Copy memory: ``symbols`` values repeated from any distance that fits a row; the rows grow as the course goes on."""
+
+    alphabet: Alphabet = Alphabet(keys=1, values=8, noise=1)
+    symbols: int = Field(default=8, ge=1)
+    lengths: tuple[int, ...] = Field(default=(24, 48, 128), min_length=1)
+    steps: int = Field(default=500, ge=1)
+    tokens: int = Field(default=2048, ge=16)
+    distances: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 120)
+    questions: int = Field(default=50, ge=1)  # rows; each asks for every symbol
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if min(self.lengths) < 2 * self.symbols:
+            raise ValueError(f"{self.symbols} symbols cannot be repeated in a row of {min(self.lengths)}")
+        if min(self.distances) < self.symbols or max(self.distances) > self.length - self.symbols:
+            raise ValueError(f"distances must be {self.symbols} to {self.length - self.symbols}, got "
+                             f"{min(self.distances)} to {max(self.distances)}")
+        return self
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest rows."""
+        return max(self.lengths)
+
+    def batch(self, step: int, *, total: int, seed: int) -> Batch:
+        """What is learned at a step of a course of ``total``: a function of these numbers alone."""
+        draw = np.random.default_rng([seed, step])
+        length = self.lengths[min(len(self.lengths) * step // total, len(self.lengths) - 1)]
+        rows = max(1, self.tokens // length)
+        distances = draw.integers(self.symbols, length - self.symbols + 1, rows)
+        return copy_rows(draw, self.alphabet, length=length, symbols=self.symbols,
+                         distances=distances.tolist()).batch()
+
+
+def accuracy(model: Model, asked: Asked, *, name: str, conditions: dict[str, Any]) -> Measurement:
+    """The share of what is asked that the model answers right, the most likely of all ids being its answer."""
+    right = n = 0
+    batch = asked.batch()
+    was = model.training
+    model.eval()
+    for at in range(0, len(asked.tokens), ROWS):
+        part = batch.rows(at, min(at + ROWS, len(asked.tokens)))
+        assert part.targets is not None and part.weights is not None
+        with torch.inference_mode():
+            answers = model(part).argmax(-1)
+        where = part.weights > 0
+        right, n = right + int((answers == part.targets)[where].sum()), n + int(where.sum())
+    model.train(was)
+    low, high = wilson(right, n)
+    return Measurement(name, right / n, "share", n, low, high, {**conditions, "right": right})
+
+
+def recall_accuracy(model: Model, task: RecallSettings, *, name: str, seed: int) -> list[Measurement]:
+    """Accuracy by distance and by number of pairs, on rows that no course with a step below two billion contains."""
+    draw = np.random.default_rng([seed, 2**31, 1])
+    out = []
+    for distance in task.distances:
+        asked = recall_rows(draw, task.alphabet, length=task.length, pairs=[task.pairs_held] * task.questions,
+                            distance=distance)
+        out.append(accuracy(model, asked, name="recall_by_distance", conditions={
+            "architecture": name, "seed": seed, "distance": distance, "pairs": task.pairs_held}))
+    for pairs in task.pairs:
+        asked = recall_rows(draw, task.alphabet, length=task.length, pairs=[pairs] * task.questions,
+                            distance=max(task.distance_held, 2 * pairs))
+        out.append(accuracy(model, asked, name="recall_by_pairs", conditions={
+            "architecture": name, "seed": seed, "distance": max(task.distance_held, 2 * pairs), "pairs": pairs}))
+    return out
+
+
+def copy_accuracy(model: Model, task: CopySettings, *, name: str, seed: int) -> list[Measurement]:
+    """Accuracy of each repeated symbol by distance, on rows of their own."""
+    draw = np.random.default_rng([seed, 2**31, 2])
+    out = []
+    for distance in task.distances:
+        asked = copy_rows(draw, task.alphabet, length=task.length, symbols=task.symbols,
+                          distances=[distance] * task.questions)
+        out.append(accuracy(model, asked, name="copy_by_distance", conditions={
+            "architecture": name, "seed": seed, "distance": distance, "symbols": task.symbols}))
+    return out
+
+
+def pooled(measured: Sequence[Measurement], key: str) -> dict[Any, Measurement]:
+    """Seeds together: for each value of the condition ``key``, the share of all questions of all seeds."""
+    out: dict[Any, Measurement] = {}
+    for value in dict.fromkeys(m.conditions[key] for m in measured):
+        same = [m for m in measured if m.conditions[key] == value]
+        right, n = sum(m.conditions["right"] for m in same), sum(m.n or 0 for m in same)
+        out[value] = Measurement(same[0].name, right / n, "share", n, *wilson(right, n), {
+            **same[0].conditions, "seed": [m.conditions["seed"] for m in same], "right": right})
+    return out
