@@ -12,9 +12,12 @@ import numpy as np
 import torch
 
 from cutaway.batch import Batch, Example, pack, pad
+from cutaway.models.architectures import AnyConfig
 from cutaway.models.heads import TokenHead
 from cutaway.models.model import HeadKind, Model, build
+from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
+from cutaway.nn.recurrence import Cell
 from cutaway.objectives.likelihood import Likelihood, token_logprobs
 from cutaway.objectives.objective import Objective
 from cutaway.objectives.policy import GRPO, Reinforce
@@ -28,8 +31,15 @@ def _config(layers: int, heads: int, kv_heads: int, *, tied: bool) -> Transforme
                              num_kv_heads=kv_heads, intermediate_size=40, context_length=CONTEXT, tie_embeddings=tied)
 
 
-CONFIGS = {"tied": _config(2, 4, 2, tied=True), "untied": _config(1, 2, 2, tied=False),
-           "one-kv-head": _config(3, 4, 1, tied=True)}
+def _recurrent(cell: Cell, layers: int, *, tied: bool = True) -> RecurrentConfig:
+    return RecurrentConfig(vocab_size=VOCABULARY, hidden_size=24, num_layers=layers, cell=cell, context_length=CONTEXT,
+                           tie_embeddings=tied)
+
+
+CONFIGS: dict[str, AnyConfig] = {
+    "tied": _config(2, 4, 2, tied=True), "untied": _config(1, 2, 2, tied=False),
+    "one-kv-head": _config(3, 4, 1, tied=True), "lstm": _recurrent("lstm", 2),
+    "gru": _recurrent("gru", 1, tied=False), "vanilla": _recurrent("vanilla", 2)}
 
 
 @dataclass(frozen=True)

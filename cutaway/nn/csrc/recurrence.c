@@ -19,16 +19,22 @@ typedef struct {
   float *flow;         // (B, H) what it sends back through the carry
 } Recurrence;
 
+// the last numbers of a row that fill no vector; apart, so that the loops stay small
+static __attribute__((noinline)) void take_rest(const void *p, int64_t i, int64_t n, int bf, vec *v) {
+  for (int64_t l = 0; l < LANES; l++) ((float *)v)[l] = l < n ? one_in(p, i + l, bf) : 0.0f;
+}
+static __attribute__((noinline)) void give_rest(void *p, int64_t i, int64_t n, const vec *v, int bf) {
+  for (int64_t l = 0; l < n; l++) one_out(p, i + l, ((const float *)v)[l], bf);
+}
 INLINE vec take(const void *p, int64_t i, int64_t n, int bf) {
   if (n >= LANES) return vec_in(p, i, bf);
-  vec v = {};
-  for (int64_t l = 0; l < n; l++) v[l] = one_in(p, i + l, bf);
+  vec v;
+  take_rest(p, i, n, bf, &v);
   return v;
 }
 INLINE void give(void *p, int64_t i, int64_t n, vec v, int bf) {
   if (n >= LANES) vec_out(p, i, v, bf);
-  else
-    for (int64_t l = 0; l < n; l++) one_out(p, i + l, v[l], bf);
+  else give_rest(p, i, n, &v, bf);
 }
 // to the precision of the arithmetic around it: float32 where `bf` is 0
 INLINE vec sigmoid(vec x, int bf) { return vec_inverse(1.0f + vec_exp(-x), bf); }
