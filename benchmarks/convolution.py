@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--seconds", type=float, default=2.0, help="of one turn")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--quick", action="store_true", help="the smallest of each kind, in bfloat16, without compiling")
+    parser.add_argument("--quick", action="store_true", help="the smallest of each kind, in bfloat16, eager")
     options = parser.parse_args()
     names, dtypes = options.cases.split(","), options.dtypes.split(",")
     if options.quick:

@@ -13,6 +13,7 @@ import torch
 
 from cutaway.batch import Batch, Example, pack, pad
 from cutaway.models.architectures import AnyConfig
+from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import TokenHead
 from cutaway.models.model import HeadKind, Model, build
 from cutaway.models.recurrent import RecurrentConfig
@@ -36,10 +37,17 @@ def _recurrent(cell: Cell, layers: int, *, tied: bool = True) -> RecurrentConfig
                            tie_embeddings=tied)
 
 
+def _convolution(*, gated: bool, tied: bool, kernels: tuple[int, ...]) -> ConvolutionConfig:
+    return ConvolutionConfig(vocab_size=VOCABULARY, hidden_size=32, num_layers=3, kernel_sizes=kernels, dilations=(1, 2),
+                             gated=gated, tie_embeddings=tied, context_length=CONTEXT)
+
+
 CONFIGS: dict[str, AnyConfig] = {
     "tied": _config(2, 4, 2, tied=True), "untied": _config(1, 2, 2, tied=False),
     "one-kv-head": _config(3, 4, 1, tied=True), "lstm": _recurrent("lstm", 2),
-    "gru": _recurrent("gru", 1, tied=False), "vanilla": _recurrent("vanilla", 2)}
+    "gru": _recurrent("gru", 1, tied=False), "vanilla": _recurrent("vanilla", 2),
+    "convolution": _convolution(gated=True, tied=True, kernels=(3,)),
+    "convolution-plain": _convolution(gated=False, tied=False, kernels=(4, 1))}
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,9 @@ class ConvolutionConfig(Settings):
             "decoder": {"dilations": (1, 2, 4, 8)},
             "encoder": {"kernel_sizes": (3, 4, 5), "gated": False, "dropout": 0.5},
             "encoder-decoder": {"context_length": 1024}}
-        filled = {**usual.get(str(tree.get("shape", "decoder")), {}), **tree}
+        # behind a validator of the raw tree JSON's lists are no tuples any more
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+        filled = {**usual.get(str(tree.get("shape", "decoder")), {}), **given}
         if "hidden_size" in filled:
             filled.setdefault("embedding_size", filled["hidden_size"])
         return filled

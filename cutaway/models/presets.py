@@ -13,6 +13,7 @@ from typing import Any
 
 from cutaway.errors import ModelError, SettingsError
 from cutaway.models.architectures import CONFIGS, AnyConfig
+from cutaway.models.transformer import TransformerConfig
 from cutaway.settings import decode, nearest
 
 WIDEST = 1 << 14
@@ -53,7 +54,7 @@ def sized(kind: str, parameters: int, vocab_size: int, context_length: int, *, s
     width = _width(lambda w: _made(kind, wish, w).cost().blocks, parameters)
     tried = [_made(kind, wish, w) for w in (width, width + 1)]
     found = min(tried, key=lambda c: abs(c.cost().blocks - parameters))
-    if kind == "transformer":
+    if isinstance(found, TransformerConfig):
         found = _refined(found, parameters)
     got = found.cost().blocks
     if abs(got - parameters) > tolerance * parameters:
@@ -66,7 +67,7 @@ def _layers(kind: str, parameters: int, shape: str) -> int:
     """Two layers up to a few hundred thousand parameters, then a width of about 64 a layer (a convolution, whose layers
     see little each, has twice as many)."""
     stacks = 2 if shape == "encoder-decoder" else 1
-    deep = max(2, round((parameters / stacks / (12 * 64**2)) ** (1 / 3)))
+    deep = max(2, round(math.cbrt(parameters / stacks / (12 * 64**2))))
     return deep * 2 if kind == "convolution" else deep
 
 
@@ -99,7 +100,7 @@ def _transformer(wish: Wish, step: int) -> dict[str, Any]:
     return {"hidden_size": width, "num_heads": heads, "num_kv_heads": heads, "intermediate_size": width * 8 // 3}
 
 
-def _refined(config: AnyConfig, wanted: int) -> AnyConfig:
+def _refined(config: TransformerConfig, wanted: int) -> TransformerConfig:
     """The same with the feed-forward width that comes nearest, within a fifth of what it was."""
     inner = config.intermediate_size
     each = config.model_copy(update={"intermediate_size": inner + 1}).cost().blocks - config.cost().blocks

@@ -7,7 +7,9 @@ tap that would reach into another document read zero. B rows, T tokens, S tokens
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from ctypes import c_int, c_int64
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from cutaway.batch import Batch
 from cutaway.errors import RequestError
 from cutaway.nn import mask, ops
 from cutaway.nn.cache import Memory
+from cutaway.nn.kernels import library_for, pointer
 from cutaway.nn.linear import Linear
 from cutaway.nn.norm import Norm
 
@@ -67,7 +70,7 @@ class _Taps(torch.autograd.Function):
         rows, steps, _ = grad.shape
         grad = grad.view(rows, steps, len(ctx.parts), -1)
         # the tap that is the token itself covers every place: the others are added to it
-        whole = next((j for j, p in enumerate(ctx.parts) if p.target == p.source), None)
+        whole = next((j for j, p in enumerate(ctx.parts) if p.target == p.source == slice(0, steps)), None)
         out = torch.zeros_like(grad[:, :, 0]) if whole is None else grad[:, :, whole].contiguous()
         for j, part in enumerate(ctx.parts):
             if j != whole:
@@ -76,12 +79,42 @@ class _Taps(torch.autograd.Function):
         return out, None
 
 
+class _FusedTaps(torch.autograd.Function):
+    """The same in the kernels of ``csrc/convolution.c``; gradients are added up in float32 and rounded once."""
+
+    @staticmethod
+    def forward(ctx: Any, lib: ctypes.CDLL, x: Tensor, offsets: tuple[int, ...], documents: Tensor | None) -> Tensor:
+        x = x.contiguous()
+        rows, steps, width = x.shape
+        documents = None if documents is None else documents.int().contiguous()
+        out = torch.empty((rows, steps, len(offsets) * width), dtype=x.dtype)
+        places = torch.tensor(offsets)
+        lib.taps(pointer(x), pointer(documents), pointer(places), c_int64(rows), c_int64(steps),
+                 c_int64(len(offsets)), c_int64(width * x.element_size()), pointer(out))
+        ctx.lib, ctx.places, ctx.width = lib, places, width
+        ctx.save_for_backward(documents)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        grad, (documents,) = grad.contiguous(), ctx.saved_tensors
+        rows, steps, _ = grad.shape
+        out = torch.empty((rows, steps, ctx.width), dtype=grad.dtype)
+        ctx.lib.taps_grad(pointer(grad), pointer(documents), pointer(ctx.places), c_int64(rows), c_int64(steps),
+                          c_int64(len(ctx.places)), c_int64(ctx.width), pointer(out), c_int(grad.dtype == torch.bfloat16))
+        return None, out, None, None
+
+
 def taps(x: Tensor, offsets: Sequence[int], documents: Tensor | None = None) -> Tensor:
     """``x (B, T, D)`` -> ``(B, T, k D)``: what stands ``offsets`` away from each token, in their order, 0 where that is
     outside the row or another document of ``documents (B, T)``."""
     if tuple(offsets) == (0,):
         return x
-    out: Tensor = _Taps.apply(x, shifts(offsets, x.shape[1], documents))  # type: ignore[no-untyped-call]
+    lib = library_for(x)
+    if lib is not None:
+        out: Tensor = _FusedTaps.apply(lib, x, tuple(offsets), documents)  # type: ignore[no-untyped-call]
+        return out
+    out = _Taps.apply(x, shifts(offsets, x.shape[1], documents))  # type: ignore[no-untyped-call]
     return out
 
 

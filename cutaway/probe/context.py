@@ -37,7 +37,7 @@ class Windows:
     @property
     def context(self) -> int:
         """Tokens before each predicted one."""
-        return self.rows.shape[1] - 1
+        return int(self.rows.shape[1]) - 1
 
 
 def windows(documents: Sequence[NDArray[Any]], sizes: NDArray[Any], *, context: int, count: int,

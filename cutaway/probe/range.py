@@ -21,8 +21,8 @@ from cutaway.batch import Batch
 from cutaway.data.documents import AnyDataSettings, DataSettings, StdlibSettings, read
 from cutaway.errors import DataError
 from cutaway.models.kneser_ney import fit
-from cutaway.models.model import LanguageModel, build
-from cutaway.models.ngram import NGramConfig
+from cutaway.models.model import build
+from cutaway.models.ngram import NGram, NGramConfig
 from cutaway.models.presets import sized
 from cutaway.probe.context import loss_by_context, windows
 from cutaway.probe.learn import Course, Learned, learn
@@ -91,7 +91,7 @@ class RangeSettings(Settings):
     seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
     seconds: float = Field(default=570.0, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    data: DataSettings = StdlibSettings()
+    data: DataSettings = StdlibSettings.model_validate({})
     sizes: Sizes = Sizes()
     course: Course = Course()
     recall: RecallSettings = RecallSettings()
@@ -249,7 +249,7 @@ def prepare(data: AnyDataSettings, settings: TextSettings, *, note: Callable[[st
         if split in texts and room[split] > 0:
             texts[split].append(document.text)
             room[split] -= size
-    tokenizer = train(SubwordSettings(kind="bpe", vocab_size=settings.vocab_size), texts["train"])
+    tokenizer = train(SubwordSettings.model_validate({"vocab_size": settings.vocab_size}), texts["train"])
     encoded = {s: tuple(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], np.int64)
                         for ids in tokenizer.encode_documents(found)) for s, found in texts.items()}
     facts = {"data": data.kind, "available_bytes": available, "vocab_size": tokenizer.vocab_size,
@@ -301,7 +301,7 @@ def _text(work: _Work, kinds: Sequence[Kind], text: Text) -> dict[str, Any]:
     return parameters
 
 
-def _ngram(text: Text, settings: TextSettings) -> LanguageModel:
+def _ngram(text: Text, settings: TextSettings) -> NGram:
     """Counts of the same training text."""
     starts = np.concatenate([[0], np.cumsum([len(d) for d in text.train])])
     config = NGramConfig(vocab_size=text.tokenizer.vocab_size, order=settings.ngram_order, bos_id=text.tokenizer.bos_id)

@@ -3,8 +3,8 @@
 
 Noise, or blanks, stand between what has to be remembered and where it is asked for; they are an alphabet of their own,
 so that an answer can be known from one place alone. The answer itself is never shown: it is a target. A distance is
-counted from the key (or the symbol) to the token where it is asked for: a model that sees its last R tokens, the present
-one included, can see that key up to a distance of R - 1. B rows, T tokens, K pairs.
+counted from the key (or the symbol) to the token where it is asked for: a model that sees its last R tokens, the
+present one included, can see that key up to a distance of R - 1. B rows, T tokens, K pairs.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class RecallSettings(Settings):
 
 
 class CopySettings(Settings):
-    """Copy memory: ``symbols`` values repeated from any distance that fits a row; the rows grow as the course goes on."""
+    """Copy memory: ``symbols`` values repeated from any distance that fits a row; rows grow as the course goes on."""
 
     alphabet: Alphabet = Alphabet(keys=1, values=8, noise=1)
     symbols: int = Field(default=8, ge=1)

@@ -28,8 +28,8 @@ REPEATS, WARM, DECODED = 5, 1, 16
 
 def state_bytes(state: State) -> int:
     """Bytes of every number a state carries: its floating-point tensors, each storage once."""
-    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(state) if t.is_floating_point()}
-    return sum(found.values())
+    numbers = [t.untyped_storage() for t in _tensors(state) if t.is_floating_point()]
+    return sum({s.data_ptr(): s.nbytes() for s in numbers}.values())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -101,12 +101,16 @@ def train_by_length(config: Any, lengths: Sequence[int], *, name: str = "", toke
         model = build(config, seed=seed, compute_dtype=dtype)
         whole = torch.from_numpy(np.random.default_rng(seed).integers(0, config.vocab_size, (rows, length + 1)))
         batch = Batch(whole[:, :-1].contiguous(), whole[:, 1:].contiguous(), torch.ones(rows, length))
-        loop = steps(model, lambda _, batch=batch: [batch], Likelihood(), build_optimizer(model, OptimizerSettings()),  # type: ignore[misc]
-                     schedule=Schedule(kind="constant"), total=WARM + repeats)
-        took = [s.seconds for s in loop][WARM:]
+        took = _stepping(model, batch, repeats)
         out.append(_seconds("train_seconds_per_token", [s / (rows * length) for s in took],
                             {"architecture": name, "length": length, "rows": rows}))
     return out
+
+
+def _stepping(model: Model, batch: Batch, repeats: int) -> list[float]:
+    loop = steps(model, lambda _: [batch], Likelihood(), build_optimizer(model, OptimizerSettings()),
+                 schedule=Schedule(kind="constant"), total=WARM + repeats)
+    return [s.seconds for s in loop][WARM:]
 
 
 def _timed(work: Callable[[], None], repeats: int) -> list[float]:
