@@ -38,8 +38,8 @@ def _recurrent(cell: Cell, layers: int, *, tied: bool = True) -> RecurrentConfig
 
 
 def _convolution(*, gated: bool, tied: bool, kernels: tuple[int, ...]) -> ConvolutionConfig:
-    return ConvolutionConfig(vocab_size=VOCABULARY, hidden_size=32, num_layers=3, kernel_sizes=kernels, dilations=(1, 2),
-                             gated=gated, tie_embeddings=tied, context_length=CONTEXT)
+    return ConvolutionConfig(vocab_size=VOCABULARY, hidden_size=32, num_layers=3, kernel_sizes=kernels,
+                             dilations=(1, 2), gated=gated, tie_embeddings=tied, context_length=CONTEXT)
 
 
 CONFIGS: dict[str, AnyConfig] = {

@@ -1,4 +1,4 @@
-"""Loss against how much context a model may see, on real text (as Khandelwal 2018, arXiv 1805.04623, measured LSTMs).
+"""Loss against how much context a model may see, on real text (Khandelwal 2018, arXiv 1805.04623, did it for LSTMs).
 
 The same tokens are predicted again and again, each time from exactly their last c tokens and nothing before them, so the
 curves are paired: where one falls no further, what stands further away is not used. N tokens, C most context.
@@ -47,8 +47,8 @@ def windows(documents: Sequence[NDArray[Any]], sizes: NDArray[Any], *, context: 
     ends = np.array([max(0, len(d) - context) for d in documents], np.int64)
     total = int(ends.sum())
     if context < 1 or not total:
-        raise DataError(f"no document has a token with {context} before it", way_out="give longer documents, or look at "
-                        "less context")
+        raise DataError(f"no document has a token with {context} before it",
+                        way_out="give longer documents, or look at less context")
     picked = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
     owner = np.searchsorted(ends.cumsum(), picked, side="right")
     first = picked - (ends.cumsum() - ends)[owner]

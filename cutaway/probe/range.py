@@ -1,15 +1,16 @@
 """``probe range``: the table "speed, memory, best for" of recurrent, convolutional and attention models, measured.
 
-Each architecture at the same number of parameters learns the same tasks from the same batches; what it then recalls from
-how far, how much context it uses on real text, and what it costs in time and memory are Measurements of one result.
+Each architecture at the same number of parameters learns the same tasks from the same batches; what it then recalls
+from how far, how much context it uses on real text, and what it costs in time and memory are Measurements of one
+result.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -21,8 +22,8 @@ from cutaway.batch import Batch
 from cutaway.data.documents import AnyDataSettings, DataSettings, StdlibSettings, read
 from cutaway.errors import DataError
 from cutaway.models.kneser_ney import fit
-from cutaway.models.model import build
-from cutaway.models.ngram import NGram, NGramConfig
+from cutaway.models.model import LanguageModel, build
+from cutaway.models.ngram import NGramConfig
 from cutaway.models.presets import sized
 from cutaway.probe.context import loss_by_context, windows
 from cutaway.probe.learn import Course, Learned, learn
@@ -131,10 +132,23 @@ class Range:
     seconds: float
     text: dict[str, Any] = field(default_factory=dict)
 
-    def named(self, name: str, **conditions: Any) -> list[Measurement]:  # noqa: ANN401
+    def named(self, name: str, **conditions: Any) -> list[Measurement]:
         """The measurements of that name under these conditions, in the order they were taken."""
         return [m for m in self.measured if m.name == name
                 and all(m.conditions.get(k) == v for k, v in conditions.items())]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)},
+                "contenders": [asdict(c) for c in self.contenders], "measured": [m.to_dict() for m in self.measured],
+                "courses": list(self.courses), "notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Range:
+        """The inverse of ``to_dict``."""
+        return cls(tuple(Contender(**c) for c in row["contenders"]),
+                   tuple(Measurement.from_dict(m) for m in row["measured"]), tuple(row["courses"]),
+                   tuple(row["notes"]), row["seconds"], row["text"])
 
 
 class Bar(Protocol):
@@ -301,11 +315,13 @@ def _text(work: _Work, kinds: Sequence[Kind], text: Text) -> dict[str, Any]:
     return parameters
 
 
-def _ngram(text: Text, settings: TextSettings) -> NGram:
+def _ngram(text: Text, settings: TextSettings) -> LanguageModel:
     """Counts of the same training text."""
     starts = np.concatenate([[0], np.cumsum([len(d) for d in text.train])])
     config = NGramConfig(vocab_size=text.tokenizer.vocab_size, order=settings.ngram_order, bos_id=text.tokenizer.bos_id)
-    return fit(np.concatenate(text.train), starts, config)
+    made: Any = fit(np.concatenate(text.train), starts, config)  # its state is a kind of its own
+    counted: LanguageModel = made
+    return counted
 
 
 def _scaling(work: _Work, kinds: Sequence[Kind]) -> None:

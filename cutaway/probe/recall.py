@@ -249,7 +249,8 @@ def recall_accuracy(model: Model, task: RecallSettings, *, name: str, seed: int)
         asked = recall_rows(draw, task.alphabet, length=task.length, pairs=[task.pairs_held] * task.questions,
                             distance=distance)
         out.append(accuracy(model, asked, name="recall_by_distance", conditions={
-            "architecture": name, "seed": seed, "distance": distance, "pairs": task.pairs_held}))
+            "architecture": name, "seed": seed, "distance": distance, "pairs": task.pairs_held,
+            "trained": task.length - 1}))
     for pairs in task.pairs:
         asked = recall_rows(draw, task.alphabet, length=task.length, pairs=[pairs] * task.questions,
                             distance=max(task.distance_held, 2 * pairs))
@@ -266,7 +267,8 @@ def copy_accuracy(model: Model, task: CopySettings, *, name: str, seed: int) -> 
         asked = copy_rows(draw, task.alphabet, length=task.length, symbols=task.symbols,
                           distances=[distance] * task.questions)
         out.append(accuracy(model, asked, name="copy_by_distance", conditions={
-            "architecture": name, "seed": seed, "distance": distance, "symbols": task.symbols}))
+            "architecture": name, "seed": seed, "distance": distance, "symbols": task.symbols,
+            "trained": task.length - task.symbols}))
     return out
 
 
