@@ -40,8 +40,9 @@ def speed(found: Range, c: Contender) -> str:
         ends = at_ends(found, name, c.name)
         if ends is not None:
             first, last = ends
-            parts.append(f"{verb} a token in {micro(last.value)} at length {last.conditions['length']:,}, "
-                         f"{last.value / first.value:.2g} × that at {first.conditions['length']:,}")
+            near, far = first.conditions["length"], last.conditions["length"]
+            grown = f", {last.value / first.value:.2g} × that at {near:,}" if near < far else ""
+            parts.append(f"{verb} a token in {micro(last.value)} at length {far:,}{grown}")
     return "; ".join(parts) or DASH
 
 
@@ -66,7 +67,8 @@ def best_for(found: Range, c: Contender, won: Iterable[str]) -> str:
         parts.append(f"recalls {reach(by_distance, c)}")
     losses = found.named("loss_by_context", architecture=c.name)
     if losses:
-        parts.append(f"uses {context_used(losses)} tokens of context on this text")
+        used = context_used(losses)
+        parts.append(f"uses {used} token{'' if used == 1 else 's'} of context on this text")
     return "; ".join(parts) or "nothing was measured"
 
 
@@ -93,9 +95,11 @@ def winners(found: Range) -> dict[str, list[str]]:
 
 
 def _apart(a: Measurement, b: Measurement) -> bool:
-    """Whether two intervals do not touch; values without an interval must differ."""
-    if a.low is None or a.high is None or b.low is None or b.high is None:
+    """Whether two intervals do not touch; bytes are exact and have none, and nothing else is named without one."""
+    if a.unit == b.unit == "bytes":
         return a.value != b.value
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return False
     return a.high < b.low or b.high < a.low
 
 
