@@ -1,7 +1,7 @@
-"""Loss against how much context a model may see, on real text (Khandelwal 2018, arXiv 1805.04623, did it for LSTMs).
+"""Loss against how much context a model may see, on real text (Khandelwal 2018, arXiv 1805.04623, for LSTMs).
 
-The same tokens are predicted again and again, each time from exactly their last c tokens and nothing before them, so the
-curves are paired: where one falls no further, what stands further away is not used. N tokens, C most context.
+The same tokens are predicted again and again, each time from exactly their last c tokens and nothing before them, so
+the curves are paired: where one falls no further, what stands further away is not used. N tokens, C most context.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ result.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
@@ -20,7 +21,7 @@ from pydantic import Field, model_validator
 
 from cutaway.batch import Batch
 from cutaway.data.documents import AnyDataSettings, DataSettings, StdlibSettings, read
-from cutaway.errors import DataError
+from cutaway.errors import DataError, TokenizerError
 from cutaway.models.kneser_ney import fit
 from cutaway.models.model import LanguageModel, build
 from cutaway.models.ngram import NGramConfig
@@ -263,7 +264,10 @@ def prepare(data: AnyDataSettings, settings: TextSettings, *, note: Callable[[st
         if split in texts and room[split] > 0:
             texts[split].append(document.text)
             room[split] -= size
-    tokenizer = train(SubwordSettings.model_validate({"vocab_size": settings.vocab_size}), texts["train"])
+    try:
+        tokenizer = train(SubwordSettings.model_validate({"vocab_size": settings.vocab_size}), texts["train"])
+    except TokenizerError as error:
+        raise TokenizerError(error.what, way_out="lower text.vocab_size, or give more text") from None
     encoded = {s: tuple(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], np.int64)
                         for ids in tokenizer.encode_documents(found)) for s, found in texts.items()}
     facts = {"data": data.kind, "available_bytes": available, "vocab_size": tokenizer.vocab_size,
@@ -310,7 +314,11 @@ def _text(work: _Work, kinds: Sequence[Kind], text: Text) -> dict[str, Any]:
         work.measured += loss_by_context(done.model, asked, seen, name=NAMES[kind])
         parameters[NAMES[kind]] = config.cost().parameters
     if settings.ngram_order:
-        counted = _ngram(text, settings)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            counted = _ngram(text, settings)
+        for warning in warned:
+            work.note(f"n-gram: {warning.message}")
         work.measured += loss_by_context(counted, asked, seen, name=NAMES["ngram"])
     return parameters
 

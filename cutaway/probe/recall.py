@@ -142,7 +142,7 @@ class RecallSettings(Settings):
     ``pairs`` from ``distance_held``; ``questions`` rows each, one question a row.
     """
 
-    alphabet: Alphabet = Alphabet()
+    alphabet: Alphabet = Alphabet(keys=32, values=16, noise=8)
     stages: tuple[Stage, ...] = (
         Stage(share=0.4, length=8, pairs=(2,)), Stage(share=0.1, length=16, pairs=(2, 3, 4)),
         Stage(share=0.1, length=32, pairs=(2, 4, 8)), Stage(share=0.15, length=64, pairs=(2, 4, 8, 16)),
@@ -194,7 +194,7 @@ class CopySettings(Settings):
     alphabet: Alphabet = Alphabet(keys=1, values=8, noise=1)
     symbols: int = Field(default=8, ge=1)
     lengths: tuple[int, ...] = Field(default=(24, 48, 128), min_length=1)
-    steps: int = Field(default=500, ge=1)
+    steps: int = Field(default=800, ge=1)
     tokens: int = Field(default=2048, ge=16)
     distances: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 120)
     questions: int = Field(default=50, ge=1)  # rows; each asks for every symbol

@@ -1,4 +1,4 @@
-"""``probe range`` as a folder: its settings resolved, probe.json, report.html and report.md, made whole or not at all."""
+"""``probe range`` as a folder: probe.json, report.html and report.md, made whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cutaway.errors import RunError, SettingsError
 from cutaway.probe.range import Range, RangeSettings, Screen, measure
 from cutaway.records import atomic_write, environment
 from cutaway.run.range_page import markdown, page
-from cutaway.settings import decode, override
+from cutaway.settings import decode, nearest, override
 
 _WAY_OUT = "free space or make the folder writable, then try again"
 
@@ -35,7 +35,8 @@ def load(assignments: Sequence[str] = ()) -> RangeSettings:
     tree = override({}, assignments, of=RangeSettings)
     data = tree.get("data")
     if isinstance(data, dict) and isinstance(data.get("path"), str) and data["path"]:
-        tree["data"] = {"kind": "path", **data, "path": os.path.abspath(Path(data["path"]).expanduser())}  # noqa: PTH100
+        path = os.path.abspath(Path(data["path"]).expanduser())  # noqa: PTH100  (may be a glob)
+        tree["data"] = {"kind": "path", **data, "path": path}
     return decode(RangeSettings, tree, where=where)
 
 
@@ -78,8 +79,6 @@ def write(folder: Path, name: str, settings: RangeSettings, found: Range, *, thr
 
 def check(what: str, known: Sequence[str]) -> None:
     """Raises SettingsError with the nearest probe for one that does not exist."""
-    from cutaway.settings import nearest
-
     if what not in known:
         near = nearest(what, known)
         raise SettingsError(f"no probe is called {what!r}", way_out=f"did you mean {near!r}?" if near else

@@ -17,7 +17,8 @@ from cutaway.run.report_charts import BOTTOM, LEFT, RIGHT, Format, Frame, compac
 TOP = 40
 STYLE = """.chart .line.s1 { stroke-dasharray: 7 4; } .chart .line.s2 { stroke-dasharray: 2 4; }
 .chart .bar { stroke: var(--tone); stroke-width: 1.2; opacity: .7; } .chart .mark { fill: var(--tone); }
-.chart .line { stroke-width: 2; } .chart .faint { stroke-width: 1; opacity: .45; } .chart .key { fill: var(--ink); font-size: 13px; }
+.chart .line { stroke-width: 2; } .chart .faint { stroke-width: 1; opacity: .45; }
+.chart .key { fill: var(--ink); font-size: 13px; }
 .words td, .words th { min-width: 7em; }
 """
 TONES = {"transformer": ("t3", "s0"), "CNN": ("t2", "s1"), "RNN": ("t1", "s2"), "n-gram": ("t0", "s1")}
@@ -121,7 +122,8 @@ def _curve(curve: Curve, xs: Sequence[float], y_of: Callable[[float], float]) ->
 
 def _mark(name: str, tone: str, x: float, y: float) -> Markup:
     if name == "CNN":
-        return Markup('<rect class="mark {}" x="{:.1f}" y="{:.1f}" width="7" height="7"/>').format(tone, x - 3.5, y - 3.5)
+        return Markup('<rect class="mark {}" x="{:.1f}" y="{:.1f}" width="7" height="7"/>').format(
+            tone, x - 3.5, y - 3.5)
     if name == "RNN":
         return Markup('<path class="mark {}" d="M{:.1f} {:.1f}l5 8.5h-10z"/>').format(tone, x, y - 5)
     return Markup('<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(tone, x, y)
@@ -132,6 +134,7 @@ def _names(names: Sequence[str]) -> list[Markup]:
     for i, name in enumerate(names):
         tone, dash = TONES.get(name, ("t0", "s2"))
         x = LEFT + 130 * i
-        out.append(Markup('<path class="line {} {}" d="M{} 14h30"/>').format(tone, dash, x) + _mark(name, tone, x + 15, 14)
-                   + Markup('<text class="key" x="{}" y="18">{}</text>').format(x + 38, name))
+        line = Markup('<path class="line {} {}" d="M{} 14h30"/>').format(tone, dash, x)
+        out.append(line + _mark(name, tone, x + 15, 14) + Markup('<text class="key" x="{}" y="18">{}</text>').format(
+            x + 38, name))
     return out

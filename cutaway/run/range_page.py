@@ -24,8 +24,8 @@ from cutaway.run.report_page import SCRIPT
 SECTIONS = (("numbers", "The table"), ("recall", "Recall"), ("context", "Context on real text"),
             ("cost", "Speed and memory"), ("courses", "How they learned"), ("limits", "When this is wrong"))
 LIMITS = (
-    "The tasks are made up: they ask for exact recall, which real text seldom needs alone. A low score here is no verdict "
-    "on a model that was trained on other things.",
+    "The tasks are made up: they ask for exact recall, which real text seldom needs alone. A low score here is no "
+    "verdict on a model that was trained on other things.",
     "All models are small and were trained for minutes. More training, or another learning rate, can move every curve "
     "but the receptive field: what a network cannot see it cannot recall.",
     "Times are of this machine, this build and one process; at these sizes the work around each operation weighs more "
@@ -44,12 +44,14 @@ def recall_pictures(found: Range) -> list[Picture]:
                       f"{c.name} {c.kv_values:,} numbers for each token" for c in found.contenders)
     out = []
     for name, key, heading, reading, x_label in (
-            ("recall_by_distance", "distance", "Recall against distance", "Share of keys whose value is recalled, over "
-             "tokens between them. Faint lines are single seeds.", "tokens from the key to the query"),
-            ("recall_by_pairs", "pairs", "Recall against the number of pairs", f"How much has to be kept in mind at once. "
-             f"What there is to keep it in: {state}.", "pairs in a row"),
-            ("copy_by_distance", "distance", "Copy memory against distance", "Share of symbols repeated rightly after so "
-             "many tokens, most of them blanks.", "tokens from a symbol to its copy")):
+            ("recall_by_distance", "distance", "Recall against distance",
+             "Share of keys whose value is recalled, over tokens between them. Faint lines are single seeds.",
+             "tokens from the key to the query"),
+            ("recall_by_pairs", "pairs", "Recall against the number of pairs",
+             f"How much has to be kept in mind at once. What there is to keep it in: {state}.", "pairs in a row"),
+            ("copy_by_distance", "distance", "Copy memory against distance",
+             "Share of symbols repeated rightly after so many tokens, most of them blanks.",
+             "tokens from a symbol to its copy")):
         rows = found.named(name)
         if not rows:
             continue
@@ -89,8 +91,9 @@ def context_pictures(found: Range) -> list[Picture]:
     frame = Frame("context", "Loss against visible context", _told(curves), "tokens that may be seen", height=320,
                   y_format=lambda v: f"{v:.2f}")
     return [Picture("Loss against visible context, bits per byte",
-                    doubling_chart(frame, curves, _fields(found)), "The same held-out tokens at every point, lower is "
-                    "better; where a curve is flat, what stands further away is not used. Intervals resample documents.",
+                    doubling_chart(frame, curves, _fields(found)),
+                    "The same held-out tokens at every point, lower is better; where a curve is flat, what stands "
+                    "further away is not used. Intervals resample documents.",
                     numbers_table(rows, "context", "Bits per byte", plain), wide=True)]
 
 
@@ -103,8 +106,8 @@ def cost_pictures(found: Range) -> list[Picture]:
     """Time and memory over length."""
     out = []
     for name, heading, reading, form in (
-            ("train_seconds_per_token", "Training, time a token", "Forward, backward and update; as many tokens a step at "
-             "every length.", micro),
+            ("train_seconds_per_token", "Training, time a token",
+             "Forward, backward and update; as many tokens a step at every length.", micro),
             ("prefill_seconds_per_token", "Reading a prompt, time a token", "One row, from nothing.", micro),
             ("decode_seconds_per_token", "Writing, time for the next token", "One row, behind so many tokens.", micro),
             ("state_bytes", "Memory carried", "Counted in the state; equal to what the configuration predicts unless "
@@ -154,23 +157,23 @@ def summary(value: Mapping[str, Any]) -> str:
     """The first sentence."""
     found = Range.from_dict(value)
     names = ", ".join(f"{c.name} ({c.parameters:,} parameters)" for c in found.contenders)
-    seeds = value["settings"]["seeds"]
-    return (f"{names}: the same tasks, batches and text, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, measured in "
-            f"{found.seconds:.0f} s with {value['threads']} thread{'s' if value['threads'] > 1 else ''} of {value['cpu']}.")
+    seeds, threads = len(value["settings"]["seeds"]), value["threads"]
+    return (f"{names}: the same tasks, batches and text, {seeds} seed{'s' if seeds > 1 else ''}, measured in "
+            f"{found.seconds:.0f} s with {threads} thread{'s' if threads > 1 else ''} of {value['cpu']}.")
 
 
 def _about(found: Range) -> str:
     t = found.text
-    return (f"Text: {t['train_bytes']:,} bytes to learn from in {t['train_documents']:,} documents, {t['test_bytes']:,} "
-            f"held out, of {t['available_bytes']:,}; {t['vocab_size']:,} tokens of BPE. Left out: {t['left_out']}.")
+    return (f"Text: {t['train_bytes']:,} bytes to learn from in {t['train_documents']:,} documents, "
+            f"{t['test_bytes']:,} held out, of {t['available_bytes']:,}; {t['vocab_size']:,} tokens of BPE. Left out: {t['left_out']}.")
 
 
 def page(value: Mapping[str, Any]) -> str:
     """The whole page, from what probe.json holds."""
     found, here = Range.from_dict(value), files("cutaway.run")
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    both = (here / "report.html").read_text("utf-8").partition("{%- macro asked")[0]  # its macros for tables and pictures
-    template = env.from_string(both + (here / "range.html").read_text("utf-8"))
+    macros = (here / "report.html").read_text("utf-8").partition("{%- macro asked")[0]  # of tables and pictures
+    template = env.from_string(macros + (here / "range.html").read_text("utf-8"))
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return template.render(
         name=value["name"], summary=summary(value), sections=SECTIONS, script=Markup(SCRIPT),

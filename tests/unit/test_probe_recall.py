@@ -1,4 +1,4 @@
-"""The memory tasks: every answer stands where its distance says and nowhere else, and accuracy counts what was asked."""
+"""The memory tasks: an answer stands where its distance says and nowhere else; accuracy counts what was asked."""
 
 from __future__ import annotations
 
