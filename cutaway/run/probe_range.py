@@ -1,4 +1,4 @@
-"""``probe range`` as a folder: probe.json, report.html and report.md, made whole or not at all."""
+"""``probe range`` as a folder: probe.json, report.html, report.md and recall.svg, whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from cutaway import device as machines
 from cutaway.errors import RunError, SettingsError
 from cutaway.probe.range import Range, RangeSettings, Screen, measure
 from cutaway.records import atomic_write, environment
-from cutaway.run.range_page import markdown, page
+from cutaway.run.range_charts import standalone
+from cutaway.run.range_page import markdown, page, recall_pictures
 from cutaway.settings import decode, nearest, override
 
 _WAY_OUT = "free space or make the folder writable, then try again"
@@ -68,13 +69,14 @@ def start(settings: RangeSettings, root: Path, screen: Screen) -> RangeFolder:
 
 
 def write(folder: Path, name: str, settings: RangeSettings, found: Range, *, threads: int) -> None:
-    """The three files. They say the same: the page is drawn from what probe.json holds."""
+    """The files. They say the same: page and picture are drawn from what probe.json holds."""
     value: dict[str, Any] = {"name": name, "settings": settings.model_dump(mode="json"), "threads": threads,
                              "environment": environment(), "cpu": machines.describe(machines.Device("cpu")).cpu,
                              **found.to_dict()}
     atomic_write(folder / "probe.json", json.dumps(value, ensure_ascii=False, indent=1) + "\n")
     atomic_write(folder / "report.html", page(value))
     atomic_write(folder / "report.md", markdown(value))
+    atomic_write(folder / "recall.svg", standalone(recall_pictures(found)[0].chart))
 
 
 def check(what: str, known: Sequence[str]) -> None:

@@ -138,3 +138,17 @@ def _names(names: Sequence[str]) -> list[Markup]:
         out.append(line + _mark(name, tone, x + 15, 14) + Markup('<text class="key" x="{}" y="18">{}</text>').format(
             x + 38, name))
     return out
+
+
+def standalone(chart: Markup) -> str:
+    """The chart as an SVG file of its own, light and dark, with the page's colours."""
+    colours = ("svg { --ink: #1f1e1b; --soft: #66635b; --line: #e2dfd6; --accent: #b0431b; background: #fbfaf6; "
+               "font: 12px system-ui, sans-serif; }\n@media (prefers-color-scheme: dark) { svg { --ink: #eceae3; "
+               "--soft: #a5a197; --line: #35332d; --accent: #f08c5f; background: #171613; } }\n")
+    rules = (".chart text { fill: var(--soft); } .chart .grid { stroke: var(--line); } .chart .line { fill: none; "
+             "stroke: var(--tone); } .chart .rule { stroke: var(--soft); stroke-dasharray: 3 4; }\n"
+             ".t3 { --tone: var(--accent); } .t2 { --tone: color-mix(in srgb, var(--accent) 68%, var(--soft)); }\n"
+             ".t1 { --tone: color-mix(in srgb, var(--accent) 28%, var(--soft)); } .t0 { --tone: var(--soft); }\n")
+    opened = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    head, _, rest = opened.partition(">")
+    return f"{head}><style>{colours}{rules}{STYLE}</style>{rest}\n"

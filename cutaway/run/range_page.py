@@ -165,7 +165,8 @@ def summary(value: Mapping[str, Any]) -> str:
 def _about(found: Range) -> str:
     t = found.text
     return (f"Text: {t['train_bytes']:,} bytes to learn from in {t['train_documents']:,} documents, "
-            f"{t['test_bytes']:,} held out, of {t['available_bytes']:,}; {t['vocab_size']:,} tokens of BPE. Left out: {t['left_out']}.")
+            f"{t['test_bytes']:,} held out, of {t['available_bytes']:,}; {t['vocab_size']:,} tokens of BPE. "
+            f"Left out: {t['left_out']}.")
 
 
 def page(value: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_probe_is_one_folder(probed: Path) -> None:
     folder = probed / "probes" / "tiny"
-    assert sorted(p.name for p in folder.iterdir()) == ["probe.json", "report.html", "report.md"]
+    assert sorted(p.name for p in folder.iterdir()) == ["probe.json", "recall.svg", "report.html", "report.md"]
     value = json.loads((folder / "probe.json").read_text())
     found = Range.from_dict(value)
     assert [c.name for c in found.contenders] == ["RNN", "CNN", "transformer"]
