@@ -173,3 +173,18 @@ def lay_sources(rows: Sequence[Sequence[NDArray[np.int64] | None]], *, pad_id: i
                 tokens[r, at:end], documents[r, at:end] = source, d
                 at = end
     return torch.from_numpy(tokens), torch.from_numpy(documents)
+
+
+def whole(rows: Sequence[NDArray[np.int64]], *, pad_id: int, width: int | None = None) -> Batch:
+    """Rows that are read and not continued: every token of each, padded on the right to ``width`` or the longest;
+    no targets."""
+    tokens, documents = lay_sources([[row] for row in rows], pad_id=pad_id, width=width)
+    return Batch(tokens, documents=documents)
+
+
+def beside(batch: Batch, begin_id: int) -> Batch:
+    """The batch as an encoder-decoder is asked about it: its tokens are the source, and the target only begins."""
+    numbers = torch.zeros_like(batch.tokens, dtype=torch.int32) if batch.documents is None else batch.documents
+    pair = None if batch.pair is None else beside(batch.pair, begin_id)
+    return replace(batch, tokens=torch.full_like(batch.tokens[:, :1], begin_id), documents=None, positions=None,
+                   source=batch.tokens, source_documents=numbers, pair=pair)

@@ -217,7 +217,8 @@ class Stopwatch:
         return (time.perf_counter() if self.stopped is None else self.stopped) - self.started
 
 
-_PACKAGES = ("cutaway", "torch", "numpy", "tokenizers", "gigatoken", "safetensors", "pydantic", "pyarrow")
+_PACKAGES = ("cutaway", "torch", "numpy", "tokenizers", "gigatoken", "safetensors", "pydantic", "pyarrow",
+             "scikit-learn", "scipy", "sacrebleu", "rouge-score")
 
 
 def environment() -> dict[str, Any]:

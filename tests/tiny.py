@@ -14,11 +14,12 @@ import torch
 from cutaway.batch import Batch, Example, pack, pad
 from cutaway.models.architectures import AnyConfig
 from cutaway.models.convolution import ConvolutionConfig
-from cutaway.models.heads import TokenHead
-from cutaway.models.model import HeadKind, Model, build
+from cutaway.models.heads import Classes, Head, TokenHead, VectorHead
+from cutaway.models.model import Model, build
 from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.nn.recurrence import Cell
+from cutaway.objectives.classify import Classify
 from cutaway.objectives.likelihood import Likelihood, token_logprobs
 from cutaway.objectives.objective import Objective
 from cutaway.objectives.policy import GRPO, Reinforce
@@ -32,14 +33,14 @@ def _config(layers: int, heads: int, kv_heads: int, *, tied: bool) -> Transforme
                              num_kv_heads=kv_heads, intermediate_size=40, context_length=CONTEXT, tie_embeddings=tied)
 
 
-def _recurrent(cell: Cell, layers: int, *, tied: bool = True) -> RecurrentConfig:
-    return RecurrentConfig(vocab_size=VOCABULARY, hidden_size=24, num_layers=layers, cell=cell, context_length=CONTEXT,
-                           tie_embeddings=tied)
-
-
 def _convolution(*, gated: bool, tied: bool, kernels: tuple[int, ...]) -> ConvolutionConfig:
     return ConvolutionConfig(vocab_size=VOCABULARY, hidden_size=32, num_layers=3, kernel_sizes=kernels,
                              dilations=(1, 2), gated=gated, tie_embeddings=tied, context_length=CONTEXT)
+
+
+def _recurrent(cell: Cell, layers: int, *, tied: bool = True) -> RecurrentConfig:
+    return RecurrentConfig(vocab_size=VOCABULARY, hidden_size=24, num_layers=layers, cell=cell, context_length=CONTEXT,
+                           tie_embeddings=tied)
 
 
 CONFIGS: dict[str, AnyConfig] = {
@@ -56,7 +57,7 @@ class Case:
 
     objective: Objective
     batch: Callable[[int], Batch]
-    head: HeadKind = "tokens"
+    head: Head = "tokens"
 
 
 def _example(draw: np.random.Generator, length: int, *, context: int | None = None) -> Example:
@@ -95,6 +96,20 @@ def paired(step: int) -> Batch:
     return pairs(sides[0], sides[1], pad_id=0)
 
 
+def labelled(step: int) -> Batch:
+    """Rows of different lengths and their classes."""
+    draw = np.random.default_rng([step, 6])
+    batch = pad([_example(draw, int(n)) for n in draw.integers(3, CONTEXT, ROWS)], pad_id=0)
+    return Batch(batch.tokens, documents=batch.documents, labels=torch.from_numpy(draw.integers(0, 3, ROWS)))
+
+
+def several(step: int) -> Batch:
+    """The same with any number of three classes."""
+    batch = labelled(step)
+    holds = np.random.default_rng([step, 7]).integers(0, 2, (ROWS, 3)).astype(np.float32)
+    return replace(batch, labels=torch.from_numpy(holds))
+
+
 def _reference() -> Model:
     return build(CONFIGS["tied"], seed=99)
 
@@ -115,6 +130,9 @@ CASES: dict[str, Case] = {
     "likelihood": Case(Likelihood(chunk=7), plain),
     "packed": Case(Likelihood(), packed),
     "answers": Case(Likelihood(), answered),
+    "smoothed": Case(Likelihood(chunk=7, label_smoothing=0.1), packed),
+    "classes": Case(Classify(label_smoothing=0.1), labelled, head=Classes(("a", "b", "c"))),
+    "several": Case(Classify(), several, head=Classes(("a", "b", "c"), multi_label=True)),
     "reward": Case(Reward(), paired, head="scalar"),
     "dpo": Case(DPO(beta=0.3, label_smoothing=0.1), _compared),
     "ipo": Case(DPO(kind="ipo"), _compared),
@@ -126,7 +144,7 @@ CASES: dict[str, Case] = {
 def start(case: Case, config: str = "tied", *, seed: int = 1) -> Model:
     """A fresh model with the head that the case needs; its head is not so small that nothing would move."""
     model = build(CONFIGS[config], head=case.head, seed=seed)
-    if not isinstance(model.head, TokenHead):
+    if not isinstance(model.head, TokenHead | VectorHead):
         torch.nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(seed))
     return model
 

@@ -37,7 +37,8 @@ class Case:
     dtype: str
     device: str
     threads: int
-    compiled: bool
+    compiled: bool = False
+    cell: str = "lstm"  # of a recurrent model
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 autocast as the peers use it, or nothing in fp32."""

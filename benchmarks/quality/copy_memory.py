@@ -2,9 +2,10 @@
 
 Ten symbols of eight, T blanks, eleven delimiters; then the ten symbols have to be said in order, and nothing before. The
 loss is the mean cross-entropy of all T + 20 places, as in the paper; saying blanks and then guessing costs
-10 ln 8 / (T + 20). The paper's networks have about 10,000 parameters (9 x 10 channels of kernel 6), Adam at 2e-3 and
+10 ln 8 / (T + 20). The paper's networks have about 10,000 parameters (9 x 10 channels of kernel 6, or 8 x 10 of kernel 8), Adam at 2e-3 and
 gradients clipped to 0.3 to 1; its TCN goes below 1e-3 and its recurrent networks of the same size stay at the guess.
-Here the plain (ungated) convolution has to; the gated one and what recurrent networks there are run beside it.
+Here the plain (ungated) convolution has to (at another T: below a fortieth of the guess, which is the same there); the
+gated one and what recurrent networks there are run beside it.
 Every step draws new sequences and the figure is over sequences never learned from.
 """
 
@@ -31,10 +32,11 @@ from cutaway.train.loop import steps
 from cutaway.train.optimizer import OptimizerSettings, build_optimizer
 from cutaway.train.schedule import Schedule
 
-TARGET, SYMBOLS, REMEMBERED, ROWS, HELD = 1e-3, 8, 10, 32, 256
+SYMBOLS, REMEMBERED, ROWS, HELD = 8, 10, 32, 256
+GUESSES = 40  # 1e-3 is a fortieth of guessing at T = 500
 BLANK, DELIMITER = 0, SYMBOLS + 1
-CNN = {"kind": "convolution", "hidden_size": 14, "num_layers": 9, "kernel_sizes": [6], "tie_embeddings": False,
-       "dilations": [1, 2, 4, 8, 16, 32, 64, 128, 256]}
+CNN = {"kind": "convolution", "hidden_size": 14, "num_layers": 7, "kernel_sizes": [8], "tie_embeddings": False,
+       "dilations": [1, 2, 4, 8, 16, 32, 64]}  # a receptive field of 890
 RNN = {"kind": "recurrent", "num_layers": 1, "tie_embeddings": False}
 MODELS: dict[str, dict[str, Any]] = {
     "convolution": CNN | {"gated": False},
@@ -71,28 +73,33 @@ def held_loss(model: Model, blanks: int) -> tuple[float, float]:
     return total / weight, right / (HELD * REMEMBERED)
 
 
-def learn(settings: dict[str, Any], blanks: int, seed: int, *, seconds: float, most: int,
+def guessing(blanks: int) -> float:
+    """Loss of saying blanks, and then any symbol."""
+    return REMEMBERED * math.log(SYMBOLS) / (blanks + 2 * REMEMBERED)
+
+
+def learn(settings: dict[str, Any], blanks: int, seed: int, *, seconds: float,
           say: Callable[[str], None]) -> dict[str, float]:
-    """One model until its held-out loss is half the target, or its time or steps are over."""
+    """One model until its held-out loss is half of what is wanted, or its ``seconds`` of the processor are over."""
     config = decode(CONFIGS[settings["kind"]], {**settings, "vocab_size": SYMBOLS + 2,
                                                 "context_length": blanks + 2 * REMEMBERED}, where="")
     model = build(config, seed=seed)
     optimizer = build_optimizer(model, OptimizerSettings(kind="adamw", learning_rate=2e-3, weight_decay=0.0,
                                                          betas=(0.9, 0.999), eps=1e-8))
-    began, done = time.perf_counter(), 0
+    began, done = time.process_time(), 0
     batches = steps(model, lambda n: [sequences(blanks, ROWS, [0, seed, n])], Likelihood(), optimizer,
-                    schedule=Schedule(kind="constant", warmup=0.0), total=most, clip=1.0)
+                    schedule=Schedule(kind="constant", warmup=0.0), total=1 << 30, clip=1.0)
     for step in batches:
         done = step.number
-        over = time.perf_counter() - began > seconds
+        over = time.process_time() - began > seconds
         if done % 100 == 0 or over:
             loss, _ = held_loss(model, blanks)
             say(f"step {done}: {loss:.2e} held out, {step.loss:.2e} learned")
-            if loss < TARGET / 2 or over:
+            if loss < guessing(blanks) / GUESSES / 2 or over:
                 break
     loss, right = held_loss(model, blanks)
     return {"loss": loss, "right": right, "symbols": HELD * REMEMBERED, "steps": done,
-            "seconds": time.perf_counter() - began, "parameters": sum(p.numel() for p in model.parameters())}
+            "seconds": time.process_time() - began, "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def main() -> None:
@@ -101,16 +108,17 @@ def main() -> None:
     parser.add_argument("--blanks", type=int, help="T; 500, or 50 with --quick")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--models", default=";".join(MODELS), help="names from the table, between semicolons")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of one model at one seed")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the processor, all cores together, for one model and seed")
     parser.add_argument("--quick", action="store_true", help="T = 50, the first seed, ten seconds each")
     options = parser.parse_args()
     blanks = options.blanks or (50 if options.quick else 500)
     seeds = [int(s) for s in options.seeds.split(",")][: 1 if options.quick else None]
     seconds = 10.0 if options.quick else options.seconds
     device.set_threads()
-    guess = REMEMBERED * math.log(SYMBOLS) / (blanks + 2 * REMEMBERED)
+    guess = guessing(blanks)
+    target = guess / GUESSES
     figures: dict[str, dict[str, float]] = {}
-    print(f"T = {blanks}; guessing: {guess:.2e}; wanted of the convolution: below {TARGET:.0e}")
+    print(f"T = {blanks}; guessing: {guess:.2e}; wanted of the convolution: below {target:.1e}")
     print(f"{'':<28}{'loss':>10}{'of guess':>10}{'right':>8}{'steps':>7}{'seconds':>9}{'parameters':>12}")
     for name in options.models.split(";"):
         if MODELS[name]["kind"] not in CONFIGS:
@@ -118,12 +126,12 @@ def main() -> None:
             continue
         for seed in seeds:
             key = f"{name}, seed {seed}"
-            row = learn(MODELS[name], blanks, seed, seconds=seconds, most=100_000,
+            row = learn(MODELS[name], blanks, seed, seconds=seconds,
                         say=lambda line, key=key: print(f"  {key}, {line}", file=sys.stderr, flush=True))
             figures[key] = row
             print(f"{key:<28}{row['loss']:>10.2e}{row['loss'] / guess:>10.2f}{row['right']:>8.1%}{row['steps']:>7}"
                   f"{row['seconds']:>9.0f}{row['parameters']:>12,}", flush=True)
-    ratios = {k: row["loss"] / TARGET for k, row in figures.items() if k.startswith("convolution, seed")}
+    ratios = {k: row["loss"] / target for k, row in figures.items() if k.startswith("convolution, seed")}
     print(json.dumps({"name": "quality/copy_memory", "figures": {"guessing": {"loss": guess}, **figures},
                       "ratios": ratios, "targets": dict.fromkeys(ratios, 1.0), "better": "lower",
                       "ok": all(r < 1 for r in ratios.values()),

@@ -51,7 +51,7 @@ def command(
     """Talk with a model. Lines come from the terminal or from a pipe; answers go to stdout."""
     how = options(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
                   repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=seed)
-    talk = _Talk(open_writer(model, device), how, system, json)
+    talk = _Talk(_open(model, device), how, system, json)
     if sys.stdin.isatty():
         note(f"{model}, context of {talk.writer.engine.model.context_length} tokens; {_HELP}")
     for line in _lines():
@@ -64,6 +64,14 @@ def command(
             note(f"no command {line!r}; {_HELP}")
         elif line:
             talk.say(line)
+
+
+def _open(model: str, device: str) -> Writer:
+    writer = open_writer(model, device)
+    if writer.engine.model.reads_source:
+        raise RequestError("an encoder-decoder holds no conversation", where=model,
+                           way_out=f"cutaway generate {model} --source TEXT")
+    return writer
 
 
 def _lines() -> Iterator[str]:

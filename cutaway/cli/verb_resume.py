@@ -11,7 +11,7 @@ from cutaway.cli.console import Json
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="A run's folder, or its name below --runs.")],
+    run: Annotated[str, typer.Argument(help="The folder of a run or a comparison, or a run's name below --runs.")],
     *,
     runs: Annotated[Path, typer.Option(help="The folder that runs are made in.")] = Path("runs"),
     json: Json = False,
@@ -22,5 +22,10 @@ def command(
     from cutaway.run.folder import open_run
     from cutaway.run.pipeline import resume
 
+    if (Path(run) / "comparison.toml").is_file():
+        from cutaway.cli.verb_compare import compared
+        from cutaway.run.compare import go
+
+        return compared(lambda: go(Path(run), ConsoleScreen(json)), Path(run), json=json)
     found = open_run(run, runs)
     return finished(lambda: resume(found, ConsoleScreen(json)), found.folder, json=json)

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cutaway.data.sources import Piece, Skip, path_pieces, stat_of, stdin_pieces, stdlib_root
+from cutaway.data.rows import Skip
+from cutaway.data.sources import Piece, path_pieces, stat_of, stdin_pieces, stdlib_root
 from cutaway.errors import DataError
 from cutaway.settings import Settings
 
-SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 # A split is trusted to its documents' hashes from this many expected documents on; a smaller corpus is cut in pieces.
 _FEW = 5
@@ -144,10 +145,7 @@ class Corpus:
 
     def split_of(self, document: Document) -> Split:
         """train, valid or test, from the document's bytes and the shares alone."""
-        place = int(document.digest[:13], 16) / 16**13
-        if place < self.settings.test_share:
-            return "test"
-        return "valid" if place < self.settings.test_share + self.settings.valid_share else "train"
+        return split_of(document.digest, self.settings.valid_share, self.settings.test_share)
 
     def split(self, name: Split) -> Iterator[Document]:
         """The documents of one split."""
@@ -165,6 +163,14 @@ class Corpus:
             return None
         files = stat_of(_root(self.settings), stdlib=isinstance(self.settings, StdlibSettings))
         return hashlib.sha256(repr((self.settings.model_dump(), self.piece_bytes, files)).encode()).hexdigest()
+
+
+def split_of(digest: str, valid_share: float, test_share: float) -> Split:
+    """The split of a text whose sha256 is ``digest``: a function of its own bytes and the shares alone."""
+    place = int(digest[:13], 16) / 16**13
+    if place < test_share:
+        return "test"
+    return "valid" if place < test_share + valid_share else "train"
 
 
 def read(settings: AnyDataSettings) -> Corpus:

@@ -34,6 +34,14 @@ def shuffled(numbers: NDArray[Any], size: int, *, seed: int) -> NDArray[np.int64
     return out.astype(np.int64)
 
 
+def uniform(numbers: NDArray[Any], width: int, *, seed: int) -> NDArray[np.float64]:
+    """``width`` numbers of [0, 1) for each of ``numbers``, ``(len(numbers), width)``, by splitmix64 (Steele 2014)."""
+    keys = _mix(_mix(np.asarray(numbers).astype(np.uint64) + np.uint64(1)) ^ _mix(np.full(1, seed % 2**64, np.uint64)))
+    with np.errstate(over="ignore"):
+        states = keys[:, None] + np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return np.asarray((_mix(states) >> np.uint64(11)) * 2.0**-53, np.float64)
+
+
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64's finaliser (Steele 2014)."""
     with np.errstate(over="ignore"):

@@ -163,7 +163,7 @@ def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer, fingerprint: str 
                     writer.add(mine, *tokenizer.encode_flat([d.text for d in mine], fast=fast))
             for document in block:
                 sources[document.source] = sources.get(document.source, 0) + 1
-    splits = {split: writer.counts() for split, writer in writers.items()}
+    splits: dict[str, SplitCounts] = {split: writer.counts() for split, writer in writers.items()}
     encoder = "gigatoken" if fast else "tokenizers"
     return Manifest(tokenizer.digest, encoder, dtype.name, tokenizer.bos_id, tokenizer.eos_id, splits, sources,
                     corpus.skipped.to_dict(), corpus.note, corpus.settings.model_dump(mode="json"), fingerprint)

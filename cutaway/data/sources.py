@@ -1,16 +1,12 @@
 """Sources: files of every kind to pieces of text, one at a time, so that a file may be larger than memory.
 
 Plain files are one document each unless they are large: then they come in blocks of a mebibyte that end at a
-paragraph. Rows of jsonl, csv and parquet are one document each. ``.gz`` of any of these (but parquet) is read through.
+paragraph. Rows of jsonl, csv and parquet (``rows.py``) are one document each. ``.gz`` of all but parquet is read.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
-import gzip
-import io
-import json
 import os
 import sys
 import sysconfig
@@ -20,12 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import BinaryIO
 
+from cutaway.data.rows import Column, Form, Skip, has_rows, open_plain, read_rows
 from cutaway.errors import DataError
 
 BLOCK_BYTES = 1 << 20
-_ROWS_WITHOUT = 100
 # Parts of the standard library that are tests, an application, or installed by somebody else.
 _NOT_STDLIB = frozenset({"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
@@ -37,15 +33,6 @@ class Piece:
     text: str
     name: str
     source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """Something that holds no usable text, and why."""
-
-    name: str
-    reason: str
-    detail: str = ""
 
 
 def stdlib_root() -> Path:
@@ -107,31 +94,21 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"cannot be read ({error.strerror})", where=error.filename, way_out="check its permissions")
 
 
-@cache
-def _readers() -> dict[str, Any]:
-    return {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv}
-
-
 def _read(file: Path, name: str, column: str) -> Iterator[Piece | Skip]:
     """One file's pieces. What fails midway is one Skip; what was read before it stays."""
-    kind = Path(name.removesuffix(".gz")).suffix.lower()
     try:
         if not file.is_file():
             yield Skip(name, "unreadable", "not a regular file")
-        elif kind == ".parquet":
-            yield from _parquet(file, name, column)
+        elif has_rows(name):
+            for row in read_rows(file, name, (Column(column, "data.field"),), form=Form(exact=False)):
+                yield row if isinstance(row, Skip) else Piece(row.values[0], row.name, name)
         else:
-            reader = _readers().get(kind)
-            with _open(file) as stream:
-                yield from reader(stream, name, column) if reader else text_pieces(stream, name)
+            with open_plain(file) as stream:
+                yield from text_pieces(stream, name)
     except DataError:
         raise
     except (OSError, EOFError, zlib.error) as error:
         yield Skip(name, "unreadable", str(error))
-
-
-def _open(file: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(file)) if file.name.endswith(".gz") else file.open("rb")
 
 
 def text_pieces(stream: BinaryIO, name: str) -> Iterator[Piece | Skip]:
@@ -170,77 +147,6 @@ def _decoded(data: bytes, shown: str, source: str) -> Piece | Skip:
         return Piece(data.decode(), shown, source)
     except UnicodeDecodeError as error:
         return Skip(shown, "undecodable", f"byte {error.start} is not UTF-8")
-
-
-def _jsonl(stream: BinaryIO, name: str, column: str) -> Iterator[Piece | Skip]:
-    """One piece a row. The column is missing if none of the first hundred rows has it."""
-    good, held = False, list[tuple[Skip, list[str]]]()
-    for number, line in enumerate(stream, start=1):
-        shown = f"{name}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Skip(shown, "undecodable", f"not JSON ({error})")
-            continue
-        text = row.get(column) if isinstance(row, dict) else None
-        if isinstance(text, str):
-            yield from (skip for skip, _ in held)
-            good, held = True, []
-            yield Piece(text, shown, name)
-            continue
-        skip = Skip(shown, "without text", f"no text in {column!r}")
-        if good:
-            yield skip
-            continue
-        held.append((skip, list(row) if isinstance(row, dict) else []))
-        if len(held) == _ROWS_WITHOUT:
-            break
-    if held:
-        raise _no_column(column, held[0][1], name)
-
-
-def _csv(stream: BinaryIO, name: str, column: str) -> Iterator[Piece | Skip]:
-    csv.field_size_limit(sys.maxsize)
-    delimiter = "\t" if Path(name.removesuffix(".gz")).suffix.lower() == ".tsv" else ","
-    with io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter=delimiter)
-        try:
-            if column not in (rows.fieldnames or ()):
-                raise _no_column(column, list(rows.fieldnames or ()), name)
-            for row in rows:
-                text, shown = row[column], f"{name}:{rows.line_num}"
-                yield Piece(text, shown, name) if isinstance(text, str) else Skip(shown, "without text", "short row")
-        except (UnicodeDecodeError, csv.Error) as error:
-            yield Skip(f"{name}:{rows.line_num}", "undecodable", f"{error}; the rest of the file is left out")
-
-
-def _parquet(file: Path, name: str, column: str) -> Iterator[Piece | Skip]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file) as table:
-            if column not in table.schema_arrow.names:
-                raise _no_column(column, table.schema_arrow.names, name)
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    number += 1
-                    shown = f"{name}:{number}"
-                    yield Piece(text, shown, name) if isinstance(text, str) else Skip(shown, "without text")
-    except pyarrow.ArrowException as error:
-        yield Skip(name, "unreadable", str(error).split("\n")[0])
-
-
-def _no_column(column: str, names: list[str], where: str) -> DataError:
-    from cutaway.settings import nearest
-
-    near = nearest(column, names) or (names[0] if len(names) == 1 else None)
-    way_out = f"set data.field={near}" if near else "set data.field to the one that holds the text"
-    return DataError(f"no text in {column!r}; it has {', '.join(names) or 'nothing by name'}", where=where,
-                     way_out=way_out if names else "write one JSON object a line")
 
 
 @cache

@@ -103,12 +103,19 @@ def difference(before: Answered, after: Answered, check: str = "satisfies") -> M
     if [a.request for a in before.items] != [a.request for a in after.items]:
         raise DataError("two stages can be compared only on the same requests", way_out="ask both the same list")
     pairs = list(zip(before.outcomes(check), after.outcomes(check), strict=True))
+    return paired_change(f"{check}_change", pairs, after.conditions)
+
+
+def paired_change(name: str, pairs: Sequence[tuple[bool, bool]], conditions: Mapping[str, Any]) -> Measurement:
+    """Change of a share between two systems on the same items: (before, after) of each. Interval and test as in
+    ``difference``."""
+    if not pairs:
+        raise DataError("there is no item to compare two systems on")
     won, lost, n = pairs.count((False, True)), pairs.count((True, False)), len(pairs)
     up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
     half = Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return Measurement(f"{check}_change", (won - lost) / n, "share", n, max(-1.0, up - down - half),
-                       min(1.0, up - down + half),
-                       {**after.conditions, "paired": True, "won": won, "lost": lost, "mcnemar_p": mcnemar(won, lost)})
+    return Measurement(name, (won - lost) / n, "share", n, max(-1.0, up - down - half), min(1.0, up - down + half),
+                       {**conditions, "paired": True, "won": won, "lost": lost, "mcnemar_p": mcnemar(won, lost)})
 
 
 def mcnemar(won: int, lost: int) -> float:

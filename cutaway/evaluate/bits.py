@@ -18,7 +18,7 @@ from torch import Tensor
 from cutaway.batch import Batch, Example, pad
 from cutaway.errors import DataError
 from cutaway.evaluate.held import HeldOut
-from cutaway.models.model import LanguageModel, Model
+from cutaway.models.model import LanguageModel, Model, Scorer
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.records import Measurement, bootstrap
 from cutaway.text.tokenizer import Tokenizer
@@ -71,13 +71,28 @@ def score(model: LanguageModel, tokenizer: Tokenizer, text: HeldOut, *, overlap:
     documents = [np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], np.int64)
                  for ids in tokenizer.encode_documents(text.texts)]
     nats = np.zeros(len(documents))
-    for owners, batch in _batches(documents, context, overlap, rows=rows, pad_id=tokenizer.pad_id):
-        with torch.inference_mode():
-            costs = -logprobs(model, batch).double().sum(1).cpu().numpy()
+    if isinstance(model, Scorer):
+        owners, costs = _direct(model, documents, context, overlap)
         np.add.at(nats, owners, costs)
+    else:
+        for owners, batch in _batches(documents, context, overlap, rows=rows, pad_id=tokenizer.pad_id):
+            with torch.inference_mode():
+                costs = -logprobs(model, batch).double().sum(1).cpu().numpy()
+            np.add.at(nats, owners, costs)
     conditions = {**text.conditions, "context": context, "overlap": overlap,
                   "tokens": sum(len(d) - 1 for d in documents), "tokenizer_sha256": tokenizer.digest[:16]}
     return Scores(nats, np.array([len(d) - 1 for d in documents]), np.array(text.bytes), conditions)
+
+
+def _direct(model: Scorer, documents: Sequence[NDArray[np.int64]], context: int,
+            overlap: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(document of each window, its nats): the same windows, each scored as a document of its own."""
+    pieces = [(i, e) for i, d in enumerate(documents) for e in windows(d, context, overlap)]
+    starts = np.cumsum([0, *(len(e.tokens) for _, e in pieces)])
+    logs = model.score(np.concatenate([e.tokens for _, e in pieces]), starts)
+    logs = np.where(np.concatenate([e.weights for _, e in pieces]) > 0, logs, 0.0)
+    logs[starts[:-1]] = 0.0  # nothing stands before a window's first token
+    return np.array([i for i, _ in pieces]), -np.add.reduceat(logs, starts[:-1])
 
 
 def windows(tokens: NDArray[np.int64], context: int, overlap: int) -> Iterator[Example]:

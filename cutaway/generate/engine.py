@@ -1,7 +1,7 @@
 """Engine: ids in, ids out, for anything that is a LanguageModel; many requests in one batch over one state.
 
-Requests run in waves of neighbours in length; equal prompts are read once; a row that is done leaves the batch. The
-hot loop has no Python per row. R rows, V vocabulary.
+Requests run in waves of neighbours in length; equal sources and prompts are read once; a row that is done leaves the
+batch. The hot loop has no Python per row. R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cutaway.generate.prefill import checked, read
 from cutaway.generate.request import Alternative, Completion, Event, Request
-from cutaway.generate.rows import FINISH, Rows, unique, waves
+from cutaway.generate.rows import FINISH, Rows, waves
 from cutaway.generate.sample import Chain, Seen, chain, penalised, uniforms
-from cutaway.models.model import LanguageModel, State
-
-READ = 2**21  # query-key pairs of one pass over prompts: bounds the memory that attention scores take
+from cutaway.models.model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +46,7 @@ class Engine:
 
     def start(self, requests: Sequence[Request]) -> Session:
         """Check all requests and begin. Raises RequestError for the first that cannot be served."""
-        size = {"vocab_size": self.model.vocab_size, "context_length": self.model.context_length}
-        many = len(requests) > 1
-        checked = [r.checked(**size, name=f"request {i}" if many else "request") for i, r in enumerate(requests)]
-        return Session(self.model, checked, self.max_rows)
+        return Session(self.model, checked(self.model, requests), self.max_rows)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """The whole answers, in the order of the requests."""
@@ -67,7 +63,7 @@ class Session:
 
     def __init__(self, model: LanguageModel, requests: Sequence[Request], max_rows: int) -> None:
         self.model, self.requests = model, requests
-        self._waves = waves([len(r.tokens) for r in requests], max_rows)
+        self._waves = waves(requests, max_rows)
         self._wave: _Wave | None = None
         self._stopped: set[int] = set()
 
@@ -102,7 +98,7 @@ class _Wave:
         mine = [requests[i] for i in indices]
         self.model, self.rows = model, Rows.of(indices, requests)
         self.capacity = min(self.rows.capacity, model.context_length)
-        self.logits, self.state = _read(model, [r.tokens for r in mine], self.capacity)
+        self.logits, self.state = read(model, mine, self.capacity)
         device = self.logits.device
         self.chain: Chain = chain([r.sampling for r in mine], vocab_size=model.vocab_size, device=device)
         self.seen = _seen(mine, model.vocab_size, device) if any(penalised(r.sampling) for r in mine) else None
@@ -148,33 +144,6 @@ class _Wave:
             return replace(plain, logprobs=chosen)
         values, ids = logs.topk(self.best, dim=1)
         return replace(plain, logprobs=chosen, best=(ids.cpu().numpy(), values.cpu().numpy()))
-
-
-def _read(model: LanguageModel, prompts: Sequence[tuple[int, ...]], capacity: int) -> tuple[Tensor, State]:
-    """Logits after each prompt ``(R, V)`` and the state; equal prompts are read once, long ones in pieces."""
-    different, where = unique(prompts)
-    state = model.new_state(len(different), capacity=capacity)
-    device = state.lengths.device
-    lengths = torch.tensor([len(p) for p in different], device=device)
-    width = max(len(p) for p in different)
-    tokens = torch.zeros(len(different), width, dtype=torch.long)
-    for row, p in zip(tokens, different, strict=True):
-        row[: len(p)] = torch.tensor(p)
-    tokens = tokens.to(device)
-    piece = max(1, min(width, READ // (len(different) * width)))
-    logits: Tensor | None = None
-    for start in range(0, width, piece):
-        part = tokens[:, start : start + piece]
-        counts = (lengths - start).clamp(0, part.shape[1])
-        even = bool((counts == part.shape[1]).all())
-        out = model.logits(part, state, counts=None if even else counts)
-        ends = (counts > 0)[:, None]
-        logits = out if logits is None else torch.where(ends, out, logits)
-    assert logits is not None
-    if len(different) < len(prompts):
-        rows = torch.tensor(where, device=device)
-        logits, state = logits[rows], state.select(rows)
-    return logits, state
 
 
 def _seen(requests: Sequence[Request], vocab_size: int, device: torch.device) -> Seen:

@@ -44,7 +44,8 @@ class Sampling(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Continue ``tokens`` by at most ``max_tokens`` ("fit": whatever the context has room for).
+    """Continue ``tokens`` by at most ``max_tokens`` ("fit": whatever the context has room for), beside a ``source`` for
+    a model that reads one (then ``tokens`` begin the target).
 
     The random numbers depend on ``seed`` and the position alone. Any of ``stop_ids`` ends the answer and is its last
     token. ``logprobs`` None gives none, 0 the chosen token's, n also those of the n likeliest.
@@ -56,15 +57,19 @@ class Request:
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    source: tuple[int, ...] | None = None
 
-    def checked(self, *, vocab_size: int, context_length: int, name: str = "request") -> Request:
+    def checked(self, *, vocab_size: int, context_length: int, reads_source: bool = False,
+                name: str = "request") -> Request:
         """The same request with a number for "fit". Raises RequestError for what cannot be served."""
+        self._check_source(context_length, reads_source, name)
         room = context_length - len(self.tokens)
         if not self.tokens:
             raise RequestError("a prompt needs at least one token", where=name, way_out="begin with the bos token")
-        if not 0 <= min(self.tokens) <= max(self.tokens) < vocab_size:
-            raise RequestError(f"token {_outside(self.tokens, vocab_size)} is outside the vocabulary of {vocab_size}",
-                               where=name, way_out="encode the prompt with the model's own tokenizer")
+        for what, ids in (("prompt", self.tokens), ("source", self.source or self.tokens)):
+            if not 0 <= min(ids) <= max(ids) < vocab_size:
+                raise RequestError(f"token {_outside(ids, vocab_size)} is outside the vocabulary of {vocab_size}",
+                                   where=name, way_out=f"encode the {what} with the model's own tokenizer")
         if room < 1:
             raise RequestError(f"a prompt of {len(self.tokens)} tokens leaves no room in a context of {context_length}",
                                where=name, way_out=f"shorten the prompt to {context_length - 1} tokens at most")
@@ -81,6 +86,21 @@ class Request:
             raise RequestError(f"logprobs must lie between 0 and the vocabulary's {vocab_size}, got {self.logprobs}",
                                where=name)
         return replace(self, max_tokens=wanted)
+
+    def _check_source(self, context_length: int, reads_source: bool, name: str) -> None:
+        if self.source is None:
+            if reads_source:
+                raise RequestError("this model writes beside a source, and the request has none", where=name,
+                                   way_out="give every request of the call a source")
+            return
+        if not reads_source:
+            raise RequestError("this model reads no source, and the request has one", where=name,
+                               way_out="put the text into the prompt, or use an encoder-decoder")
+        if not self.source:
+            raise RequestError("the source is empty", where=name, way_out="give at least one token")
+        if len(self.source) > context_length:
+            raise RequestError(f"a source of {len(self.source)} tokens does not fit a context of {context_length}",
+                               where=name, way_out=f"shorten it to {context_length} tokens at most")
 
 
 def _outside(tokens: tuple[int, ...], vocab_size: int) -> int:

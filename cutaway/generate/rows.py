@@ -18,17 +18,21 @@ FINISH: tuple[FinishReason | None, ...] = (None, "stop", "length")
 COMPACT = 0.75  # leave the finished rows in place until a quarter is idle: a selection copies the whole cache
 
 
-def waves(lengths: Sequence[int], rows: int) -> list[list[int]]:
-    """Which requests run together: at most ``rows``, neighbours in prompt length, so that little is padded."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+def waves(requests: Sequence[Request], rows: int) -> list[list[int]]:
+    """Which requests run together: at most ``rows``, neighbours in the lengths of source and prompt, so that little is
+    padded."""
+    sizes = [(len(r.source or ()), len(r.tokens)) for r in requests]
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
     return [order[i : i + rows] for i in range(0, len(order), rows)]
 
 
-def unique(prompts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The different prompts, and which of them each row begins with: a group of answers reads its prompt once."""
-    place: dict[tuple[int, ...], int] = {}
-    where = [place.setdefault(p, len(place)) for p in prompts]
-    return list(place), where
+def unique(requests: Sequence[Request]) -> tuple[list[int], list[int]]:
+    """Places of the first request with each (source, prompt), and which of those each row begins as: a group of answers
+    reads its source and its prompt once."""
+    place: dict[tuple[tuple[int, ...] | None, tuple[int, ...]], int] = {}
+    where = [place.setdefault((r.source, r.tokens), len(place)) for r in requests]
+    firsts = dict(zip(reversed(where), reversed(range(len(where))), strict=True))
+    return [firsts[i] for i in range(len(place))], where
 
 
 @dataclass(frozen=True, slots=True)

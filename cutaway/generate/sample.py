@@ -148,7 +148,7 @@ class Chain:
             logits = link(logits, seen)
         if self.all_greedy:
             best = logits.argmax(1)  # of NaN, if there is one
-            _refuse_unless_finite(logits.gather(1, best[:, None]))
+            refuse_unless_finite(logits.gather(1, best[:, None]))
             return best
         assert uniform is not None
         drawn = invert(logits, uniform)
@@ -200,14 +200,15 @@ def invert(logits: Tensor, uniform: Tensor) -> Tensor:
     rest = -mass.shape[1] % _BLOCK
     blocks = (F.pad(mass, (0, rest)) if rest else mass).view(len(mass), -1, _BLOCK)
     sums = blocks.sum(2)
-    _refuse_unless_finite(sums)  # a search among NaN finds anything
+    refuse_unless_finite(sums)  # a search among NaN finds anything
     outer, left = _search(sums, uniform)
     inner = blocks.gather(1, outer[:, None, None].expand(-1, 1, _BLOCK)).squeeze(1)
     place, _ = _search(inner, left)
     return outer * _BLOCK + place
 
 
-def _refuse_unless_finite(values: Tensor) -> None:
+def refuse_unless_finite(values: Tensor) -> None:
+    """Raises ModelError where one is NaN or infinite."""
     if not bool(values.isfinite().all()):
         raise ModelError("the model's logits are not finite",
                          way_out="its weights are damaged or its training diverged: take an earlier checkpoint")

@@ -1,4 +1,4 @@
-"""Writer: text in, text out, over an Engine; streaming, stop strings and conversations.
+"""Writer: text in, text out, over an Engine; streaming, stop strings, conversations, and texts written beside a source.
 
 Stop strings are found in bytes, so one that spans tokens or splits a character is found too, and what could still
 become one is held back.
@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from cutaway.errors import RequestError
+from cutaway.generate.beam import Beam, search
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import SEEDS, Alternative, Event, FinishReason, Request, Sampling
 from cutaway.settings import Settings
@@ -46,7 +47,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """A whole answer. ``text`` ends before the stop string; ``tokens`` are all that were drawn."""
+    """A whole answer. ``text`` ends before the stop string; ``tokens`` are all that were drawn. ``logprob`` is the sum
+    over them, where it is known; ``score`` what a beam search orders answers by."""
 
     text: str
     tokens: tuple[int, ...]
@@ -54,10 +56,13 @@ class Writing:
     stop: str | None = None
     logprobs: tuple[float, ...] = ()
     alternatives: tuple[tuple[Alternative, ...], ...] = ()
+    logprob: float | None = None
+    score: float | None = None
 
 
 class Writer:
-    """Text in, text out. A text ends by itself at the tokenizer's end-of-text or end-of-turn token."""
+    """Text in, text out. A text ends by itself at the tokenizer's end-of-text or end-of-turn token. Where ``sources``
+    are taken, there is one for each prompt, for a model that reads them."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
         if tokenizer.vocab_size > engine.model.vocab_size:
@@ -75,25 +80,53 @@ class Writer:
         """A conversation whose next turn is the assistant's."""
         return tuple(render(messages, self.tokenizer, add_generation_prompt=True).ids)
 
+    def source_ids(self, text: str) -> tuple[int, ...]:
+        """A text to be read: its ids, then eos. Raises RequestError for an empty one."""
+        if not text:
+            raise RequestError("the source is empty", way_out="give at least one character")
+        return (*self.tokenizer.encode(text), self.tokenizer.eos_id)
+
     def complete(self, prompts: Sequence[str], options: Options) -> list[Writing]:
         """A continuation of each prompt."""
         return self.write([self.text_ids(p) for p in prompts], options)
+
+    def rewrite(self, texts: Sequence[str], options: Options, *, beam: Beam | None = None) -> list[Writing]:
+        """What an encoder-decoder makes of each text (a translation, a summary), sampled or, with ``beam``, the best
+        that the search finds; each has its ``logprob``."""
+        prompts, sources = [(self.tokenizer.bos_id,)] * len(texts), [self.source_ids(t) for t in texts]
+        if beam is not None:
+            return [found[0] for found in self.search(prompts, options, beam, sources=sources)]
+        if options.logprobs is None:
+            options = options.model_copy(update={"logprobs": 0})
+        return self.write(prompts, options, sources=sources)
 
     def chat(self, messages: Sequence[Message], options: Options) -> Writing:
         """The assistant's next turn."""
         return self.write([self.chat_ids(messages)], options)[0]
 
-    def write(self, prompts: Sequence[tuple[int, ...]], options: Options) -> list[Writing]:
+    def write(self, prompts: Sequence[tuple[int, ...]], options: Options, *,
+              sources: Sequence[tuple[int, ...]] | None = None) -> list[Writing]:
         """A continuation of each prompt given as ids."""
         if options.stop:
-            return self._gathered(prompts, options)
-        done = self.engine.generate(self._requests(prompts, options))
-        return [Writing(self.tokenizer.decode(c.tokens), c.tokens, c.finish_reason, None, c.logprobs, c.alternatives)
-                for c in done]
+            return self._gathered(prompts, options, sources)
+        done = self.engine.generate(self._requests(prompts, options, sources))
+        return [Writing(self.tokenizer.decode(c.tokens), c.tokens, c.finish_reason, None, c.logprobs, c.alternatives,
+                        sum(c.logprobs) if c.logprobs else None) for c in done]
 
-    def stream(self, prompts: Sequence[tuple[int, ...]], options: Options) -> Iterator[Piece]:
+    def search(self, prompts: Sequence[tuple[int, ...]], options: Options, beam: Beam, *,
+               sources: Sequence[tuple[int, ...]] | None = None) -> list[tuple[Writing, ...]]:
+        """The best continuations of each prompt that a beam search finds, best first; it honours no stop string."""
+        if options.stop:
+            raise RequestError("a beam search knows no stop strings", way_out="leave them out, or sample")
+        found = search(self.engine.model, self._requests(prompts, options, sources), beam,
+                       max_rows=self.engine.max_rows)
+        return [tuple(Writing(self.tokenizer.decode(h.tokens), h.tokens, h.finish_reason, logprob=h.logprob,
+                              score=h.score) for h in answers) for answers in found]
+
+    def stream(self, prompts: Sequence[tuple[int, ...]], options: Options, *,
+               sources: Sequence[tuple[int, ...]] | None = None) -> Iterator[Piece]:
         """The same as it comes: the texts of a prompt's pieces, joined, are its ``Writing.text``."""
-        session = self.engine.start(self._requests(prompts, options))
+        session = self.engine.start(self._requests(prompts, options, sources))
         stops = tuple(_bytes(s) for s in options.stop)
         readers = [_Reader(stops) for _ in prompts]
         for event in session.events():
@@ -102,19 +135,24 @@ class Writer:
                 session.stop(event.request)
             yield piece
 
-    def _requests(self, prompts: Sequence[tuple[int, ...]], options: Options) -> list[Request]:
+    def _requests(self, prompts: Sequence[tuple[int, ...]], options: Options,
+                  sources: Sequence[tuple[int, ...]] | None) -> list[Request]:
+        if sources is not None and len(sources) != len(prompts):
+            raise RequestError(f"{len(sources)} sources do not fit {len(prompts)} prompts",
+                               way_out="give each prompt its own")
         ends = (self.tokenizer.eos_id, self.tokenizer.end_id)
-        return [Request(p, options.max_tokens, options.sampling, (options.seed + i) % SEEDS, ends, options.logprobs)
-                for i, p in enumerate(prompts)]
+        return [Request(p, options.max_tokens, options.sampling, (options.seed + i) % SEEDS, ends, options.logprobs,
+                        None if sources is None else sources[i]) for i, p in enumerate(prompts)]
 
     def _piece(self, event: Event, reader: _Reader) -> Piece:
         text, stop = reader.push(self.tokenizer.bytes_of([event.token]), last=event.finish is not None)
         finish: FinishReason | None = "stop" if stop is not None else event.finish
         return Piece(event.request, text, event.token, finish, stop, event.logprob, event.alternatives)
 
-    def _gathered(self, prompts: Sequence[tuple[int, ...]], options: Options) -> list[Writing]:
+    def _gathered(self, prompts: Sequence[tuple[int, ...]], options: Options,
+                  sources: Sequence[tuple[int, ...]] | None) -> list[Writing]:
         pieces: list[list[Piece]] = [[] for _ in prompts]
-        for piece in self.stream(prompts, options):
+        for piece in self.stream(prompts, options, sources=sources):
             pieces[piece.prompt].append(piece)
         return [_joined(p, options.logprobs) for p in pieces]
 
@@ -131,9 +169,9 @@ def _bytes(stop: str) -> bytes:
 def _joined(pieces: Sequence[Piece], logprobs: int | None) -> Writing:
     finish = pieces[-1].finish
     assert finish is not None
-    return Writing("".join(p.text for p in pieces), tuple(p.token for p in pieces), finish, pieces[-1].stop,
-                   tuple(p.logprob for p in pieces if p.logprob is not None),
-                   tuple(p.alternatives for p in pieces) if logprobs else ())
+    logs = tuple(p.logprob for p in pieces if p.logprob is not None)
+    return Writing("".join(p.text for p in pieces), tuple(p.token for p in pieces), finish, pieces[-1].stop, logs,
+                   tuple(p.alternatives for p in pieces) if logprobs else (), sum(logs) if logs else None)
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from cutaway.models.transformer import TransformerConfig
 from cutaway.settings import decode, nearest
 
 AnyConfig = TransformerConfig | RecurrentConfig | ConvolutionConfig
-CONFIGS: dict[str, type[TransformerConfig] | type[RecurrentConfig] | type[ConvolutionConfig]] = {
-    "transformer": TransformerConfig, "recurrent": RecurrentConfig, "convolution": ConvolutionConfig}
+CONFIGS: dict[str, type[AnyConfig]] = {"transformer": TransformerConfig, "recurrent": RecurrentConfig,
+                                       "convolution": ConvolutionConfig}
 
 
 def decode_config(tree: object) -> AnyConfig:

@@ -18,13 +18,13 @@ from cutaway.batch import Batch, lay_sources
 from cutaway.errors import ModelError, RequestError
 from cutaway.models.cost import Cost
 from cutaway.models.heads import Pooling
+from cutaway.nn import mask
 from cutaway.nn.cache import Memory
 from cutaway.nn.convolution import (
     Around,
     ConvolutionStack,
     ConvolutionState,
     Layout,
-    across,
     centred,
     places,
     taps,
@@ -268,7 +268,9 @@ class ConvolutionPair(nn.Module):
             raise ModelError(f"a source of {batch.source.shape[1]} tokens is longer than the context of "
                              f"{self.encoder.layout.positions}")
         keys, values = self._read(batch.source, batch.source_documents, dtype)
-        around = Around(batch.documents, keys=keys, values=values, seen=across(batch))
+        sizes = batch.tokens.shape[1], batch.source.shape[1]
+        seen = mask.across(batch).dense(*sizes, batch.tokens.device)
+        around = Around(batch.documents, keys=keys, values=values, seen=seen)
         return self._decoded(batch.tokens, batch.positions, around, dtype, None)
 
     def _decoded(self, tokens: Tensor, positions: Tensor | None, around: Around, dtype: torch.dtype,

@@ -6,9 +6,6 @@ the public format has no place for: the digests that tell a damaged file from a 
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,21 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.errors import ModelError, RunError, TokenizerError
+from cutaway.errors import ModelError, TokenizerError
 from cutaway.models.families import llama, modernbert, own, t5
 from cutaway.models.families.family import Family
 from cutaway.models.heads import Head, kind_of
 from cutaway.models.model import Architecture, Model, blank
+from cutaway.models.whole import (
+    AGAIN,
+    CONFIG,
+    SIDE,
+    TOKENIZER,
+    WEIGHTS,
+    damaged,
+    read_bytes,
+    read_json,
+    whole_folder,
+    write_json,
+)
 from cutaway.records import atomic_write, digest
 from cutaway.text import tokenizer as tokenizers
 from cutaway.text.tokenizer import Tokenizer
 
-WEIGHTS, INDEX, SIDE = "model.safetensors", "model.safetensors.index.json", "cutaway.json"
-_AGAIN = "save it again or restore it from a copy"
+INDEX = "model.safetensors.index.json"
 _FAMILIES: dict[str, Any] = {"llama": llama, "modernbert": modernbert, "t5": t5, "own": own}
 # what a public format has no place for and the side file therefore says
 _SIDE_SETTINGS = ("tie_embeddings", "dropout")
-_OURS = {"config.json", WEIGHTS, SIDE, "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+_OURS = {CONFIG, WEIGHTS, SIDE, "generation_config.json", *TOKENIZER}
 
 
 def save_model(folder: str | Path, model: Model, tokenizer: Tokenizer | None = None, *,
@@ -44,48 +52,8 @@ def save_model(folder: str | Path, model: Model, tokenizer: Tokenizer | None = N
     if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
         raise ModelError(f"a tokenizer of {tokenizer.vocab_size} ids does not fit a model of {model.vocab_size}",
                          where=folder, way_out="give the tokenizer it was trained with")
-    _refuse_other(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-    try:
+    with whole_folder(folder, _OURS) as temporary:
         _fill(temporary, model, tokenizer, dtype)
-        temporary.chmod(0o755)
-        _put(temporary, folder)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _refuse_other(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ModelError("a file is in the way", where=folder, way_out="name another folder")
-    other = sorted(p.name for p in folder.iterdir() if p.name not in _OURS) if folder.is_dir() else []
-    if other:
-        raise ModelError(f"holds {other[0]}, which is no part of a model", where=folder, way_out="name another folder")
-
-
-def _unwritable(folder: Path, error: OSError) -> RunError:
-    return RunError(f"cannot be written ({error.strerror or error})", where=folder,
-                    way_out="free space or make the folder writable, then try again")
-
-
-def _put(temporary: Path, folder: Path) -> None:
-    """Take the place of an older folder; it stays whole until the new one does."""
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    old = temporary.with_suffix(".old")
-    folder.rename(old)
-    try:
-        temporary.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
 
 
 def _fill(folder: Path, model: Model, tokenizer: Tokenizer | None, dtype: torch.dtype) -> None:
@@ -100,17 +68,13 @@ def _fill(folder: Path, model: Model, tokenizer: Tokenizer | None, dtype: torch.
     if tokenizer is not None:
         tokenizer.save(folder)
     atomic_write(folder / WEIGHTS, data)
-    _write(folder / "config.json", public)
+    write_json(folder / CONFIG, public)
     if model.config.generates:
         ids = {k: v for k, v in public.items() if k.endswith("token_id")} if control else {}
-        _write(folder / "generation_config.json", {"do_sample": head == "tokens", **ids})
-    _write(folder / SIDE, {"format": 1, "family": model.config.family, "head": kind_of(head),
+        write_json(folder / "generation_config.json", {"do_sample": head == "tokens", **ids})
+    write_json(folder / SIDE, {"format": 1, "family": model.config.family, "head": kind_of(head),
                            "config": model.config.model_dump(), "weights_sha256": digest(data),
                            "tokenizer_sha256": None if tokenizer is None else tokenizer.digest})
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def public_tensors(model: Model) -> dict[str, Tensor]:
@@ -131,10 +95,10 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     for a model that was made with another one.
     """
     folder = Path(folder)
-    public = _read(folder / "config.json")
-    side = _read(folder / SIDE) if (folder / SIDE).exists() else {}
-    family = family_of(public, where=folder / "config.json")
-    config, head = family.our_config(public, where=folder / "config.json")
+    public = read_json(folder / CONFIG)
+    side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
+    family = family_of(public, where=folder / CONFIG)
+    config, head = family.our_config(public, where=folder / CONFIG)
     config = _with_side(config, head, side)
     if tokenizer is not None and side.get("tokenizer_sha256") not in (None, tokenizer.digest):
         raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is "
@@ -165,32 +129,20 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The folder's tokenizer. Raises TokenizerError if it is damaged or not the one the model was saved with."""
     folder = Path(folder)
     found = tokenizers.load(folder)
-    side = _read(folder / SIDE) if (folder / SIDE).exists() else {}
+    side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
     if side.get("tokenizer_sha256") not in (None, found.digest):
         raise TokenizerError("not the tokenizer this model was made with", where=folder / "tokenizer.json",
                              way_out="restore the folder from a copy")
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError("no such file", where=path, way_out="name a folder that holds a model") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"damaged or unreadable ({error})", where=path, way_out=_AGAIN) from None
-    if not isinstance(value, dict):
-        raise ModelError("holds no object", where=path, way_out=_AGAIN)
-    return value
-
-
 def _tensors(folder: Path, side: Mapping[str, Any]) -> dict[str, Tensor]:
     """All tensors of a folder, in one file or, as large public models are, in several."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
         return _tensor_file(folder / WEIGHTS, side.get("weights_sha256"))
-    files = set(_read(folder / INDEX).get("weight_map", {}).values())
+    files = set(read_json(folder / INDEX).get("weight_map", {}).values())
     if any(Path(str(name)).name != name for name in files):
-        raise ModelError("names a file outside the folder", where=folder / INDEX, way_out=_AGAIN)
+        raise ModelError("names a file outside the folder", where=folder / INDEX, way_out=AGAIN)
     return {k: v for name in sorted(files) for k, v in _tensor_file(folder / name, None).items()}
 
 
@@ -198,18 +150,11 @@ def _tensor_file(path: Path, expected: str | None) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelError("no such file", where=path, way_out="name a folder that holds a model") from None
-    except OSError as error:
-        raise ModelError(f"cannot be read ({error.strerror or error})", where=path) from None
-    if expected is not None and digest(data) != expected:
-        raise ModelError("damaged: its sha256 is not the one it was saved with", where=path, way_out=_AGAIN)
+    data = read_bytes(path, expected)
     try:
         return load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"damaged: not a safetensors file ({error})", where=path, way_out=_AGAIN) from None
+        raise damaged(path, error) from None
 
 
 def _assign(model: Model, tensors: dict[str, Tensor], family: Family, folder: Path) -> None:
@@ -217,13 +162,13 @@ def _assign(model: Model, tensors: dict[str, Tensor], family: Family, folder: Pa
     for ours, public in family.names(model.config, model.head_spec):
         missing = [name for name in public if name not in tensors]
         if missing:
-            raise ModelError(f"lacks the tensor {missing[0]}", where=folder / WEIGHTS, way_out=_AGAIN)
+            raise ModelError(f"lacks the tensor {missing[0]}", where=folder / WEIGHTS, way_out=AGAIN)
         rows = family.rows(ours, model.config) or (mine[ours].shape[0],)
         for name, part in zip(public, mine[ours].detach().split(rows), strict=True):
             found = tensors.pop(name)
             if found.shape != part.shape or not found.is_floating_point():
                 raise ModelError(f"{name} is {found.dtype} {tuple(found.shape)}, and config.json says "
-                                 f"{tuple(part.shape)}", where=folder / WEIGHTS, way_out=_AGAIN)
+                                 f"{tuple(part.shape)}", where=folder / WEIGHTS, way_out=AGAIN)
             part.copy_(found)
     _refuse_left(model, tensors, family, folder)
 

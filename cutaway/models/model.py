@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cutaway.batch import Batch
@@ -51,8 +53,19 @@ class LanguageModel(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def context_length(self) -> int: ...
+    @property
+    def reads_source(self) -> bool: ...
     def new_state(self, rows: int, *, capacity: int, sources: Sources | None = None) -> State: ...
     def logits(self, tokens: Tensor, state: State, *, counts: Tensor | None = None, every: bool = False) -> Tensor: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A LanguageModel that gives the probabilities of whole documents without those of all other tokens."""
+
+    def score(self, tokens: NDArray[Any], starts: NDArray[Any]) -> NDArray[np.float64]:
+        """``log p`` of each token ``(T,)`` given those before it in its document, 0 for a document's first; ``starts``:
+        where each document begins, and the end."""
 
 
 class Architecture(Protocol):

@@ -1,8 +1,8 @@
 """N-gram language model: interpolated modified Kneser–Ney (Chen & Goodman 1998), as KenLM's lmplz has it.
 
-An order's n-grams are sorted by (index of their first n - 1 tokens, last token), so the continuations of a context are
-one slice and every look-up is a binary search; nothing is a Python object, and a table is a handful of numpy arrays.
-V vocabulary, N order.
+An order's n-grams are sorted by (index of their first n - 1 tokens, label of the last), so the continuations of a
+context are one slice and a look-up computes its place in it; a table is a handful of numpy arrays, all plain.
+B rows, T tokens, V vocabulary, N order.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cutaway.errors import DataError, ModelError, RequestError
+from cutaway.models.grams import Index, Ints, label_bits, labels, lengths_of
 from cutaway.settings import Settings
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+PIECE = 1 << 15  # tokens scored at once: what lies between two steps stays in the processor's cache
+SCORES = 1 << 23  # log-probabilities computed at once
+ROUNDING = 1e-6  # a probability of one, rounded to float32 on its way
 
 
 class NGramConfig(Settings):
@@ -50,12 +53,13 @@ class NGramConfig(Settings):
 @dataclass(frozen=True, slots=True)
 class Table:
     """The n-grams of one order: their last tokens, interpolated log-probabilities, log-weights of backing off from
-    them (each ``(count,)``), and where each one's continuations begin one order above ``(count + 1,)``."""
+    them (each ``(count,)``), and where each one's continuations begin one order above ``(count + 1,)``. The highest
+    order has neither weights nor continuations."""
 
     words: NDArray[np.int32]
     logs: NDArray[np.float32]
     backoffs: NDArray[np.float32]
-    starts: Ints
+    starts: Index
 
 
 class NGramState:
@@ -88,6 +92,12 @@ class NGram:
 
     def __init__(self, config: NGramConfig, tables: Sequence[Table], base: Floats) -> None:
         self.config, self.tables, self.base = config, tuple(tables), base  # base (V,): log p of single tokens
+        single = self.tables[0]
+        self._first = np.full(config.vocab_size, -1, np.int64)  # a token's index among the 1-grams
+        self._first[single.words] = np.arange(len(single.words))
+        self._bits = label_bits(config.vocab_size)
+        self._buckets = [_buckets(below.starts, table.words, self._bits)
+                         for below, table in zip(self.tables, self.tables[1:], strict=False)]
 
     @property
     def vocab_size(self) -> int:
@@ -99,63 +109,112 @@ class NGram:
         """Most tokens a sequence may have; what is read is bounded by the order."""
         return self.config.context_length
 
+    @property
+    def reads_source(self) -> bool:
+        """It writes beside no source."""
+        return False
+
     def score(self, tokens: NDArray[Any], starts: NDArray[Any]) -> Floats:
         """``log p`` of every token ``(T,)``, given the tokens before it in its document; 0 for a document's first.
 
         ``starts``: where each document begins in ``tokens``, and the end, ``(documents + 1,)``.
         """
-        tokens = checked(tokens, self.vocab_size)
-        offsets = offsets_of(len(tokens), starts)
-        logs = self.base[tokens]
-        grams = self._find(0, np.zeros(len(tokens), np.int64), tokens)
+        tokens, starts = checked(tokens, self.vocab_size), np.asarray(starts, np.int64)
+        lengths_of(len(tokens), starts)
+        logs, back = np.empty(len(tokens)), self.config.order - 1
+        for low in range(0, len(tokens), PIECE):
+            high, from_ = min(low + PIECE, len(tokens)), max(low - back, 0)
+            offsets = offsets_of(starts, from_, high)
+            logs[low:high] = self._score(tokens[from_:high], offsets)[low - from_ :]
+        return logs
+
+    def _score(self, tokens: NDArray[Any], offsets: Ints) -> Floats:
+        words = tokens.astype(np.int64)
+        logs: Floats = self.base.take(words)
+        grams = self._first.take(words)  # the n-grams found: which, and where they end
+        at = np.flatnonzero(grams >= 0)
+        grams = grams.take(at)
         for n in range(2, self.config.order + 1):
-            before = np.concatenate([[-1], grams[:-1]])
-            before[offsets < n - 1] = -1
-            grams = self._find(n - 1, before, tokens)
-            seen = before >= 0
-            logs[seen] += self.tables[n - 2].backoffs[before[seen]]
-            found = grams >= 0
-            logs[found] = self.tables[n - 1].logs[grams[found]]
+            at += 1
+            if len(at) and at[-1] == len(words):
+                at, grams = at[:-1], grams[:-1]
+            inside = np.flatnonzero(offsets.take(at) >= n - 1)
+            if len(inside) < len(at):
+                at, grams = at.take(inside), grams.take(inside)
+            costs = logs.take(at)
+            costs += self.tables[n - 2].backoffs.take(grams)
+            grams = self._find(n - 1, grams, words.take(at))
+            found = np.flatnonzero(grams >= 0)
+            grams = grams.take(found)
+            costs[found] = self.tables[n - 1].logs.take(grams)
+            logs[at] = costs
+            at = at.take(found)
         logs[offsets == 0] = 0.0
         return logs
 
     def _find(self, level: int, contexts: Ints, words: Ints) -> Ints:
-        """Index of (context, word) among the n-grams of ``level + 1`` tokens, -1 where there is none."""
-        table = self.tables[level]
-        if level == 0:
-            low, high = np.zeros(len(words), np.int64), np.full(len(words), len(table.words), np.int64)
-        else:
-            below = self.tables[level - 1].starts
-            known = np.maximum(contexts, 0)
-            low, high = below[known].copy(), below[known + 1].copy()
-            high[contexts < 0] = low[contexts < 0]
-        end = high.copy()
-        for _ in range(int((high - low).max(initial=0)).bit_length()):
-            middle = (low + high) // 2
-            less = (low < high) & (table.words[np.minimum(middle, len(table.words) - 1)] < words)
-            low, high = np.where(less, middle + 1, low), np.where(less | (low >= high), high, middle)
-        hit = (low < end) & (table.words[np.minimum(low, len(table.words) - 1)] == words)
-        return np.where(hit, low, -1)
+        """Index of (context, word) among the n-grams of ``level + 1 >= 2`` tokens, -1 where there is none."""
+        starts, buckets, table = self.tables[level - 1].starts, self._buckets[level - 1], self.tables[level].words
+        if not len(table):
+            return np.full(len(words), -1, np.int64)
+        low = starts.take(contexts)
+        size = starts.take(contexts + 1)
+        size -= low
+        bucket = labels(words, self._bits)
+        bucket *= size
+        bucket >>= self._bits
+        bucket += low
+        at = buckets.take(bucket)
+        bucket += 1
+        room = buckets.take(bucket, mode="clip")  # places to look at
+        room -= at
+        room[size == 0] = 0  # the bucket is another context's
+        hit = table.take(at, mode="clip") == words
+        hit &= room > 0
+        out = np.where(hit, at, -1).astype(np.int64)
+        rest = np.flatnonzero((room > 1) & ~hit)
+        step = 1
+        while len(rest):
+            hit = table.take(at.take(rest) + step) == words.take(rest)
+            out[rest[hit]] = at[rest[hit]] + step
+            step += 1
+            rest = rest[~hit & (room.take(rest) > step)]
+        return out
 
-    def _next(self, last: Sequence[int]) -> Floats:
-        """``log p`` of every token ``(V,)`` after these last tokens, -1 first where there are fewer."""
-        logs = self.base.copy()
-        tokens = np.array([t for t in last if t >= 0], np.int64)
-        for n in range(2, self.config.order + 1):
-            if len(tokens) < n - 1:
-                break
-            context = -1
-            for level, word in enumerate(tokens[len(tokens) - n + 1 :]):
-                context = int(self._find(level, np.array([context]), np.array([word]))[0])
-                if context < 0:
-                    break
-            if context < 0:
-                break
-            below, table = self.tables[n - 2], self.tables[n - 1]
-            children = slice(int(below.starts[context]), int(below.starts[context + 1]))
-            logs += below.backoffs[context]
-            logs[table.words[children]] = table.logs[children]
-        return logs
+    def _next(self, last: Ints) -> Tensor:
+        """``log p`` of every token after each row of last tokens, ``(B, V)`` of ``(B, N - 1)``, -1 where there are
+        fewer: base and weights once for all tokens, then what was seen behind each context, shortest first."""
+        contexts = self._contexts(last)
+        levels = contexts.shape[1]
+        weights = np.zeros((levels + 1, len(last)))  # [n]: of backing off from every context longer than n tokens
+        for n in range(levels, 0, -1):
+            known = contexts[:, n - 1] >= 0
+            weights[n - 1] = weights[n]
+            weights[n - 1, known] += self.tables[n - 1].backoffs[contexts[known, n - 1]]
+        out = self.base + weights[0][:, None]
+        for n in range(1, levels + 1):
+            rows = np.flatnonzero(contexts[:, n - 1] >= 0)
+            at, starts, above = contexts[rows, n - 1], self.tables[n - 1].starts, self.tables[n]
+            lengths = (starts[at + 1] - starts[at]).astype(np.int64)
+            children = np.arange(int(lengths.sum())) + np.repeat(starts[at] - np.cumsum(lengths) + lengths, lengths)
+            rows = np.repeat(rows, lengths)
+            out[rows, above.words[children]] = above.logs[children] + weights[n][rows]
+        return torch.from_numpy(out.astype(np.float32))
+
+    def _contexts(self, last: Ints) -> Ints:
+        """Index of the last n tokens among the n-grams, ``(B, N - 1)`` for n = 1 .. N - 1, -1 where there is none."""
+        width = self.config.order - 1
+        out = np.full((len(last), width), -1, np.int64)
+        if not width:
+            return out
+        grams = np.where(last >= 0, self._first[last], -1)  # (B, N - 1): what begins at each place, n tokens long
+        out[:, 0] = grams[:, -1]
+        for n in range(2, width + 1):
+            grams, words = grams[:, :-1].copy(), last[:, n - 1 :]
+            known = grams >= 0
+            grams[known] = self._find(n - 1, grams[known], words[known])
+            out[:, n - 1] = grams[:, -1]
+        return out
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Everything but the configuration, by name."""
@@ -166,18 +225,24 @@ class NGram:
 
     @classmethod
     def from_tensors(cls, config: NGramConfig, tensors: Mapping[str, NDArray[Any]]) -> NGram:
-        """The inverse of ``tensors``. Raises ModelError for one that is missing or does not fit the others."""
-        try:
-            tables = [Table(*(tensors[f"{n}.{f.name}"] for f in fields(Table))) for n in range(1, config.order + 1)]
-            base = tensors["base"]
-        except KeyError as error:
-            raise ModelError(f"an n-gram model of order {config.order} without {error}") from None
+        """The inverse of ``tensors``. Raises ModelError for one that is missing, left over, out of bounds, or does not
+        fit the others: nothing that is accepted can lead a look-up astray."""
+        names = ["base", *(f"{n}.{f.name}" for n in range(1, config.order + 1) for f in fields(Table))]
+        for name in names:
+            if name not in tensors:
+                raise ModelError(f"an n-gram model of order {config.order} without {name!r}")
+        for name in sorted(set(tensors) - set(names)):
+            raise ModelError(f"an n-gram model of order {config.order} has no place for {name!r}")
+        tables = [Table(*(tensors[f"{n}.{f.name}"] for f in fields(Table))) for n in range(1, config.order + 1)]
+        base = tensors["base"]
+        if base.shape != (config.vocab_size,) or base.dtype != np.float64 or not np.all(base <= ROUNDING):
+            raise ModelError(f"the log-probabilities of single tokens are not {config.vocab_size} float64 up to 0")
+        contexts = np.array([0, len(tables[0].words)])
         for n, table in enumerate(tables, start=1):
-            count, above = len(table.words), len(tables[n].words) if n < len(tables) else 0
-            whole = len(table.logs) == len(table.backoffs) == len(table.starts) - 1 == count
-            inside = not np.any(np.diff(table.starts) < 0) and int(table.starts[-1]) == above
-            if not (whole and inside and len(base) == config.vocab_size):
-                raise ModelError(f"the table of {n}-grams does not fit the others")
+            wrong = _wrong(table, contexts, config.vocab_size, tables[n] if n < len(tables) else None)
+            if wrong:
+                raise ModelError(f"the table of {n}-grams does not fit the others: {wrong}")
+            contexts = table.starts
         return cls(config, tables, base)
 
     def new_state(self, rows: int, *, capacity: int) -> NGramState:
@@ -190,42 +255,83 @@ class NGram:
     def logits(self, tokens: Tensor, state: NGramState, *, counts: Tensor | None = None,
                every: bool = False) -> Tensor:
         """Log-probabilities of what follows ``tokens (B, T)`` behind ``state``: after each row's last one ``(B, V)``,
-        or after each ``(B, T, V)``. The state moves on."""
+        or after each ``(B, T, V)``, 0 where a row has none. The state moves on."""
         rows, steps = tokens.shape
         real = torch.full((rows,), steps) if counts is None else counts
         longest = int((state.lengths + real).max())
         if longest > state.capacity:
             raise RequestError(f"{longest} tokens do not fit a state of {state.capacity}",
                                way_out="start the state with a larger capacity")
-        out = torch.zeros((rows, steps, self.vocab_size) if every else (rows, self.vocab_size), dtype=torch.float32)
         width = state.last.shape[1]
-        for row in range(rows):
-            line = torch.cat([state.last[row], tokens[row, : int(real[row])]])
-            if every:
-                for t in range(int(real[row])):
-                    out[row, t] = torch.from_numpy(self._next(line[t + 1 : t + 1 + width].tolist()))
-            else:
-                out[row] = torch.from_numpy(self._next(line[-width:].tolist()))
-            state.last[row] = line[-width:]
+        behind = torch.cat([state.last, tokens], 1).unfold(1, width, 1)  # (B, T + 1, N - 1): what each step stands on
+        state.last = behind[torch.arange(rows), real].clone()
         state.lengths = state.lengths + real
+        if not every:
+            return self._next(state.last.numpy())
+        out = torch.zeros(rows, steps, self.vocab_size)
+        row, step = torch.nonzero(torch.arange(steps) < real[:, None], as_tuple=True)
+        for some in torch.arange(len(row)).split(max(1, SCORES // self.vocab_size)):
+            out[row[some], step[some]] = self._next(behind[row[some], step[some] + 1].numpy())
         return out
 
 
-def checked(tokens: NDArray[Any], vocab_size: int) -> Ints:
-    """The ids as int64; DataError for one outside the vocabulary, or for none at all."""
-    ids: Ints = np.asarray(tokens, np.int64)
+def _buckets(starts: Index, words: Index, bits: int) -> Index:
+    """Where in ``words`` each bucket begins, and the end. A context with n continuations has n buckets, numbered like
+    them; a label's share of all labels says which bucket it is in, and most buckets hold one or two."""
+    counts = np.zeros(len(words), np.int32)
+    for low in range(0, len(starts) - 1, PIECE):
+        edges = starts[low : low + PIECE + 1].astype(np.int64)
+        sizes = np.diff(edges)
+        inside = labels(words[edges[0] : edges[-1]], bits) * np.repeat(sizes, sizes) >> bits
+        inside += np.repeat(edges[:-1] - edges[0], sizes)
+        counts[edges[0] : edges[-1]] = np.bincount(inside, minlength=len(inside))
+    out = np.zeros(len(words) + 1, starts.dtype)
+    np.cumsum(counts, out=out[1:])
+    return out
+
+
+def _wrong(table: Table, contexts: Index, vocab_size: int, above: Table | None) -> str | None:
+    """What of a table, whose contexts' n-grams lie between ``contexts``, a look-up could stumble over."""
+    words, starts = table.words, table.starts
+    weights, edges = (len(words), len(words) + 1) if above is not None else (0, 0)
+    kinds = (words.dtype == np.int32, table.logs.dtype == table.backoffs.dtype == np.float32,
+             starts.dtype in (np.int32, np.int64))
+    shapes = (words.ndim == 1, table.logs.shape == words.shape, table.backoffs.shape == (weights,),
+              starts.shape == (edges,))
+    if not all(kinds + shapes):
+        return "an array is of another type or length"
+    if len(words) and (int(words.min()) < 0 or int(words.max()) >= vocab_size):
+        return f"a word is not in a vocabulary of {vocab_size}"
+    rank = labels(words, label_bits(vocab_size))
+    rising = rank[1:] > rank[:-1]
+    inner = contexts[(contexts > 0) & (contexts < len(words))]
+    rising[inner - 1] = True  # a new context begins
+    if not rising.all():
+        return "its words are not in order"
+    if not np.all(table.logs <= ROUNDING) or np.any(np.isnan(table.backoffs)) or np.any(table.backoffs == np.inf):
+        return "a logarithm is above 0 or none at all"
+    if above is None:
+        return None
+    rises = not np.any(starts[1:] < starts[:-1]) and int(starts[0]) == 0 and int(starts[-1]) == len(above.words)
+    return None if rises else "its starts are not in order"
+
+
+def checked(tokens: NDArray[Any], vocab_size: int) -> NDArray[Any]:
+    """The ids as they are; DataError for one outside the vocabulary, or for none at all."""
+    ids = np.asarray(tokens)
     if not len(ids):
         raise DataError("there are no tokens")
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        raise DataError(f"token {int(ids.max() if ids.max() >= vocab_size else ids.min())} is not in a vocabulary of "
-                        f"{vocab_size}", way_out="encode the text with this model's own tokenizer")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise DataError(f"token {high if high >= vocab_size else low} is not in a vocabulary of {vocab_size}",
+                        way_out="encode the text with this model's own tokenizer")
     return ids
 
 
-def offsets_of(count: int, starts: NDArray[Any]) -> Ints:
-    """How many tokens of its document stand before each token."""
-    starts = np.asarray(starts, np.int64)
-    first: Ints = np.repeat(starts[:-1], np.diff(starts))
-    if len(first) != count or np.any(np.diff(starts) < 0):
-        raise DataError(f"documents of {len(first):,} tokens in all do not cover {count:,} tokens")
-    return np.arange(count, dtype=np.int64) - first
+def offsets_of(starts: Ints, low: int, high: int) -> Ints:
+    """How many tokens stand in its document before each of the tokens ``low`` to ``high``."""
+    begins = np.zeros(high - low, np.int64)
+    first = int(np.searchsorted(starts, low, side="right"))
+    begins[starts[first : np.searchsorted(starts, high)] - low] = starts[first : np.searchsorted(starts, high)]
+    begins[0] = starts[first - 1]
+    return np.arange(low, high) - np.maximum.accumulate(begins)

@@ -253,18 +253,8 @@ class RecurrentStack(nn.Module):
         h = h.transpose(0, 1)
         if state is not None:
             assert state.memory is not None
-            where = Where(None, memory_seen=state.memory.real[:, None, None, :])
+            where = Where(None, real=state.memory.real[:, None, None, :])
             found = self.cross(h, where, (0, state))
         else:
-            found = self.cross(h, Where(None, memory=memory, memory_seen=_seen(batch)))
+            found = self.cross(h, Where(None, memory=memory, source=mask.across(batch)))
         return x, self._dropped(found.transpose(0, 1))
-
-
-def _seen(batch: Batch) -> Tensor | None:
-    """Which tokens of the source each token sees ``(B, 1, T or 1, S)``; None for all."""
-    if batch.source_documents is None:
-        return None
-    own = batch.documents
-    if own is None:
-        own = torch.zeros((len(batch.tokens), 1), dtype=torch.int32, device=batch.tokens.device)
-    return mask.across(own, batch.source_documents).dense(own.shape[1], batch.source_documents.shape[1], own.device)

@@ -21,6 +21,7 @@ from cutaway.nn.cache import Memory
 from cutaway.settings import Settings
 
 Shape = Literal["decoder", "encoder", "encoder-decoder"]
+READ = 2**21  # query-key pairs of one pass over sources: bounds the memory that attention scores take
 
 
 class TransformerConfig(Settings):
@@ -175,11 +176,24 @@ class EncoderDecoder(nn.Module):
         if longest > self.encoder.layout.context_length or not min(map(len, sources)):
             raise RequestError(f"a source of {longest or 0} tokens does not fit 1 to "
                                f"{self.encoder.layout.context_length}", way_out="shorten it, or give one")
-        tokens, documents = lay_sources([[np.asarray(s, np.int64)] for s in sources], pad_id=0)
-        device = self.embedding.weight.device
-        tokens, documents = tokens.to(device), documents.to(device)
-        even = bool((documents >= 0).all())
-        hidden = self.encoder(Batch(tokens, documents=None if even else documents), dtype=dtype)
-        pairs = [cross.keys_values(hidden) for cross in self.decoder.modules() if isinstance(cross, CrossAttention)]
-        memory = Memory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), documents >= 0)
+        memory = self._remembered(sources, dtype)
         return self.decoder.new_state(rows, capacity=capacity, dtype=dtype, memory=memory)
+
+    def _remembered(self, sources: Sequence[Sequence[int]], dtype: torch.dtype) -> Memory:
+        """Keys and values of the sources, read a few at a time where they are long."""
+        longest, device = max(map(len, sources)), self.embedding.weight.device
+        layers = [m for m in self.decoder.modules() if isinstance(m, CrossAttention)]
+        shape = (len(sources), self.decoder.layout.heads[1], longest, self.decoder.layout.heads[2])
+        keys, values = ([torch.zeros(shape, dtype=dtype, device=device) for _ in layers] for _ in range(2))
+        real = torch.zeros(shape[0], longest, dtype=torch.bool, device=device)
+        each = max(1, READ // longest**2)
+        for start in range(0, len(sources), each):
+            laid = [[np.asarray(s, np.int64)] for s in sources[start : start + each]]
+            tokens, documents = (t.to(device) for t in lay_sources(laid, pad_id=0))
+            rows, width = slice(start, start + len(laid)), tokens.shape[1]
+            real[rows, :width] = documents >= 0
+            even = bool(real[rows, :width].all())
+            hidden = self.encoder(Batch(tokens, documents=None if even else documents), dtype=dtype)
+            for cross, k, v in zip(layers, keys, values, strict=True):
+                k[rows, :, :width], v[rows, :, :width] = cross.keys_values(hidden)
+        return Memory(tuple(keys), tuple(values), real)

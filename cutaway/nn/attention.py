@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cutaway.nn import fused, ops
 from cutaway.nn.cache import KVCache, Memory
 from cutaway.nn.linear import Linear
+from cutaway.nn.mask import Interval
 from cutaway.nn.position import rotate
 
 
@@ -23,14 +24,15 @@ class Where:
     """What all layers of one forward pass share: positions of the tokens, and who may see whom."""
 
     rotary: Tensor | None  # (2, B or 1, T, D / 2)
-    bias: Tensor | None = None  # (B or 1, H, T, S) relative positions
-    documents: Tensor | None = None  # (B, T) packed documents
+    keys: Interval = Interval(causal=True)  # noqa: RUF009 - frozen; of the row itself
+    table: Tensor | None = None  # (H, T - 1 + T) relative positions of whole rows
+    bias: Tensor | None = None  # (B or 1, H, T, S) relative positions over a cache
     seen: Tensor | None = None  # (B or 1, 1, T, S) dense mask over a cache
-    causal: bool = True
     counts: Tensor | None = None  # (B,) real tokens of each row when reading into a cache
     step: CDLL | None = None  # one token a row behind a cache: the kernels do it, ``rotary`` is the whole table
     memory: Tensor | None = None  # (B, S, width) hidden states of the source
-    memory_seen: Tensor | None = None  # (B, 1, T or 1, S) dense mask over the source
+    source: Interval = Interval()  # noqa: RUF009 - frozen; which places of the source each token sees
+    real: Tensor | None = None  # (B, 1, 1, S) which places of a cached source hold a token
 
 
 class Attention(nn.Module):
@@ -47,8 +49,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, where: Where, cache: tuple[int, KVCache] | None = None) -> Tensor:
         qkv = self.qkv(x)
         if cache is None:
-            mixed = ops.self_attention(qkv, where.rotary, self.heads, documents=where.documents, causal=where.causal,
-                                       bias=where.bias, scale=self.scale)
+            mixed = ops.self_attention(qkv, where.rotary, self.heads, seen=where.keys, bias=where.table,
+                                       scale=self.scale)
         else:
             mixed = self._cached(qkv, where, *cache)
         out: Tensor = self.out(mixed)
@@ -113,18 +115,23 @@ class CrossAttention(nn.Module):
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(self, x: Tensor, where: Where, cache: tuple[int, Remembering] | None = None) -> Tensor:
-        rows, steps, _ = x.shape
-        if cache is not None:
-            layer, state = cache
-            assert state.memory is not None
-            k, v = state.memory.keys[layer], state.memory.values[layer]
-        else:
+        q = self.query(x)
+        if cache is None:
             assert where.memory is not None
-            k, v = self.keys_values(where.memory)
-        q = self.query(x).view(rows, steps, self.heads[0], self.heads[2]).transpose(1, 2)
-        mixed = ops.attend(q, k, v, seen=where.memory_seen, scale=self.scale)
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, steps, -1))
+            mixed = ops.cross_attention(q, self.key_value(where.memory), self.heads, seen=where.source,
+                                        scale=self.scale)
+        else:
+            mixed = self._cached(q, where, *cache)
+        out: Tensor = self.out(mixed)
         return out
+
+    def _cached(self, q: Tensor, where: Where, layer: int, state: Remembering) -> Tensor:
+        assert state.memory is not None
+        k, v = state.memory.keys[layer], state.memory.values[layer]
+        # rows that share a source are queries of one product
+        rows = q.view(len(k), -1, self.heads[0], self.heads[2]).transpose(1, 2)
+        mixed = ops.attend(rows, k, v, seen=where.real, scale=self.scale)
+        return mixed.transpose(1, 2).reshape(q.shape)
 
     def adjust_initial(self) -> None:
         """Unscaled scores begin as small as scaled ones."""

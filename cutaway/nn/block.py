@@ -137,19 +137,13 @@ class Stack(nn.Module):
         return KVCache(keys, values, torch.zeros(rows, dtype=torch.long, device=device), memory)
 
     def _where(self, batch: Batch, memory: Tensor | None) -> Where:
-        rows, steps = batch.tokens.shape
-        rotary = bias = seen = None
+        steps, rotary = batch.tokens.shape[1], None
         if self.rotary is not None:
             rotary = self.rotary[:, None, :steps] if batch.positions is None else self.rotary[:, batch.positions]
-        if self.bias is not None:
-            at = torch.arange(steps, device=batch.tokens.device)
-            bias = self.bias(at[None], at)
-        if memory is not None and batch.source_documents is not None:
-            own = batch.documents
-            if own is None:
-                own = torch.zeros((rows, 1), dtype=torch.int32, device=batch.tokens.device)
-            seen = mask.across(own, batch.source_documents).dense(own.shape[1], memory.shape[1], memory.device)
-        return Where(rotary, bias, batch.documents, causal=self.layout.causal, memory=memory, memory_seen=seen)
+        table = None if self.bias is None else self.bias.table(steps, steps)
+        source = mask.Interval() if memory is None else mask.across(batch)
+        keys = mask.within(batch.documents, causal=self.layout.causal)
+        return Where(rotary, keys, table, memory=memory, source=source)
 
     def _behind(self, tokens: Tensor, state: KVCache, counts: Tensor | None) -> Where:
         steps = tokens.shape[1]
@@ -158,7 +152,7 @@ class Stack(nn.Module):
         if self.rotary is not None and alone:
             lib = library_for(self.rotary, state.keys[0])
             if lib is not None:
-                return Where(self.rotary, step=lib, memory_seen=over)
+                return Where(self.rotary, step=lib, real=over)
         at = state.lengths[:, None] + torch.arange(steps, device=tokens.device)
         end = min(state.longest + steps, state.capacity)
         rotary = bias = None
@@ -166,10 +160,11 @@ class Stack(nn.Module):
             # a padded token may stand behind the table's end: its angle is never used
             rotary = self.rotary[:, at.clamp(max=self.layout.context_length - 1)]
         if self.bias is not None:
-            bias = self.bias(at, torch.arange(end, device=tokens.device))
+            same = at[:1] if state.even else at  # one row's biases are every row's
+            bias = self.bias(same, torch.arange(end, device=tokens.device))
         alone = steps == 1 and state.even  # one query, equal lengths: all it could see is allowed
         seen = None if alone else mask.cached(state.lengths).dense(steps, end, tokens.device)
-        return Where(rotary, bias, seen=seen, causal=self.layout.causal, counts=counts, memory_seen=over)
+        return Where(rotary, bias=bias, seen=seen, counts=counts, real=over)
 
 
 @contextmanager

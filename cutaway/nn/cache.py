@@ -6,7 +6,7 @@ them where they are; with the tokens first, each step would copy the whole cache
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,16 +16,26 @@ from cutaway.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a decoder looks at of the source: keys and values of every layer ``(B, Hkv, S, D)``, made once, and which
-    places hold a token ``(B, S)``."""
+    """What a decoder looks at of M sources: keys and values of every layer ``(M, Hkv, S, D)``, made once, and which
+    places hold a token ``(M, S)``. A source serves ``each`` rows of the state, one behind another: hypotheses of one
+    beam share it."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     real: Tensor
+    each: int = 1
 
     def select(self, rows: Tensor) -> Memory:
-        """The memory of some rows, in the order given (rows may repeat)."""
-        return Memory(tuple(k[rows] for k in self.keys), tuple(v[rows] for v in self.values), self.real[rows])
+        """The memory of some rows of the state, in the order given (rows may repeat); shared as long as neighbours that
+        share a source come in equal numbers, and not even copied where the sources stay the same."""
+        owners, counts = torch.unique_consecutive(rows // self.each, return_counts=True)
+        each = int(counts[0]) if len(counts) else 1
+        if bool((counts != each).any()):
+            owners, each = rows // self.each, 1
+        if torch.equal(owners, torch.arange(len(self.real), device=rows.device)):
+            return replace(self, each=each)
+        return Memory(tuple(k[owners] for k in self.keys), tuple(v[owners] for v in self.values), self.real[owners],
+                      each)
 
 
 class KVCache:
@@ -36,6 +46,7 @@ class KVCache:
         self.keys, self.values, self.lengths, self.memory = keys, values, lengths, memory
         self.longest = int(lengths.max()) if len(lengths) else 0
         self.even = bool((lengths == self.longest).all())
+        self._spare: tuple[list[Tensor], list[Tensor]] | None = None  # what ``reordered`` writes to
 
     @property
     def capacity(self) -> int:
@@ -85,6 +96,23 @@ class KVCache:
         """The state of some rows, in the order given (rows may repeat)."""
         memory = None if self.memory is None else self.memory.select(rows)
         return KVCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.lengths[rows], memory)
+
+    def reordered(self, rows: Tensor) -> KVCache:
+        """``select`` for a caller that is done with this state: two of them take turns in the same memory, and only
+        what was read moves. A beam turns its rows at every token."""
+        spare = self._spare
+        if spare is None or len(spare[0][0]) < len(rows):
+            shape = (len(rows), *self.keys[0].shape[1:])
+            spare = tuple([k.new_zeros(shape) for k in side] for side in (self.keys, self.values))  # type: ignore[assignment]
+        assert spare is not None
+        for old, new in zip((self.keys, self.values), spare, strict=True):
+            for layer, tensor in enumerate(old):
+                new[layer] = new[layer][: len(rows)]
+                torch.index_select(tensor[:, :, : self.longest], 0, rows, out=new[layer][:, :, : self.longest])
+        memory = None if self.memory is None else self.memory.select(rows)
+        moved = KVCache(*spare, self.lengths[rows], memory)
+        moved._spare = (self.keys, self.values)
+        return moved
 
     def truncate(self, lengths: Tensor) -> None:
         """Forget what is behind ``lengths (B,)``; longer than what is there is refused."""

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutaway.batch import Batch
 from cutaway.errors import RequestError
-from cutaway.nn import mask, ops
+from cutaway.nn import ops
 from cutaway.nn.cache import Memory
 from cutaway.nn.kernels import library_for, pointer
 from cutaway.nn.linear import Linear
@@ -306,14 +305,3 @@ def places(documents: Tensor | None) -> Tensor | None:
     first = torch.zeros_like(at)
     first[:, 1:] = torch.where(documents[:, 1:] != documents[:, :-1], at[:, 1:], 0)
     return at - first.cummax(1).values
-
-
-def across(batch: Batch) -> Tensor | None:
-    """Which of the source's tokens each token of the target may look at, ``(B, 1, T or 1, S)``; None for all."""
-    if batch.source_documents is None:
-        return None
-    own = batch.documents
-    if own is None:
-        own = torch.zeros((len(batch.tokens), 1), dtype=torch.int32, device=batch.tokens.device)
-    return mask.across(own, batch.source_documents).dense(own.shape[1], batch.source_documents.shape[1],
-                                                          batch.tokens.device)

@@ -36,10 +36,13 @@ class Built:
 class Shape(ctypes.Structure):
     """``Shape`` of attention.h."""
 
-    _fields_ = (("rows", ctypes.c_int64), ("steps", ctypes.c_int64), ("heads", ctypes.c_int64),
-                ("kv_heads", ctypes.c_int64), ("size", ctypes.c_int64), ("bf", ctypes.c_int),
+    _fields_ = (("rows", ctypes.c_int64), ("steps", ctypes.c_int64), ("keys", ctypes.c_int64),
+                ("heads", ctypes.c_int64), ("kv_heads", ctypes.c_int64), ("size", ctypes.c_int64),
+                ("bf", ctypes.c_int), ("causal", ctypes.c_int), ("scale", ctypes.c_float),
+                ("query_stride", ctypes.c_int64), ("key_stride", ctypes.c_int64),
                 ("cosines", ctypes.c_void_p), ("sines", ctypes.c_void_p), ("rotary_stride", ctypes.c_int64),
-                ("first", ctypes.c_void_p))
+                ("first", ctypes.c_void_p), ("last", ctypes.c_void_p),
+                ("bias", ctypes.c_void_p), ("bias_stride", ctypes.c_int64))
 
 
 def _folder() -> Path:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cutaway.batch import Batch
+
 
 @dataclass(frozen=True, slots=True)
 class Mask:
@@ -29,27 +31,59 @@ class Mask:
         return seen[None, None] if seen.ndim == 2 else seen[:, None]
 
 
-def causal() -> Mask:
-    """A query sees itself and what is before it."""
-    return Mask(lambda q, k: k <= q)
-
-
-def same_document(documents: Tensor) -> Mask:
-    """In a packed row a query sees its own document only; padding (-1) sees itself, so that softmax is finite."""
-    same, real = documents[:, :, None] == documents[:, None, :], (documents >= 0)[:, None, :]
-    return Mask(lambda q, k: same & (real | (q == k)))
-
-
 def cached(lengths: Tensor) -> Mask:
     """Query t of a row whose cache holds ``lengths (B,)`` tokens stands at position ``lengths + t``."""
     return Mask(lambda q, k: k <= lengths[:, None, None] + q)
 
 
-def across(queries: Tensor, keys: Tensor) -> Mask:
-    """From target to source: token t of ``queries (B, T)`` sees the source of its own document in ``keys (B, S)``.
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The keys ``first`` to ``last``, both counted, that each query sees; ``(B, T)`` int32. Without ``first`` from 0,
+    without ``last`` to the query's own place where ``causal``, and to the end where not."""
+
+    first: Tensor | None = None
+    last: Tensor | None = None
+    causal: bool = False
+
+    def dense(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
+        """Boolean ``(B or 1, 1, T, S)``, True where a query may look; None where it may look everywhere."""
+        k = torch.arange(keys, device=device)
+        last = self.last
+        if last is None and self.causal:
+            last = torch.arange(queries, device=device)[None]
+        seen = None if last is None else k <= last[:, None, :, None]
+        if self.first is None:
+            return seen
+        begun = k >= self.first[:, None, :, None]
+        return begun if seen is None else begun & seen
+
+
+def within(documents: Tensor | None, *, causal: bool) -> Interval:
+    """In a packed row a query sees its own document only, whose tokens of ``documents (B, T)`` stand together; padding
+    (-1) sees itself, so that softmax is finite."""
+    if documents is None:
+        return Interval(causal=causal)
+    rows, steps = documents.shape
+    at = torch.arange(steps, dtype=torch.int32, device=documents.device).expand(rows, steps)
+    edge = (documents[:, 1:] != documents[:, :-1]) | (documents[:, 1:] < 0)
+    ends = torch.ones((rows, 1), dtype=torch.bool, device=documents.device)
+    first = torch.where(torch.cat((ends, edge), 1), at, 0).cummax(1).values
+    if causal:
+        return Interval(first, causal=True)
+    last = torch.where(torch.cat((edge, ends), 1), at, steps).flip(1).cummin(1).values.flip(1)
+    return Interval(first, last)
+
+
+def across(batch: Batch) -> Interval:
+    """From target to source: each token sees the source of its own document, whose tokens stand together.
 
     Padding (-1 on either side) sees the first key, so that softmax is finite; nothing is learned there.
     """
+    keys = batch.source_documents
+    if keys is None:
+        return Interval()
+    queries = torch.zeros_like(batch.tokens) if batch.documents is None else batch.documents
     same = (queries[:, :, None] == keys[:, None, :]) & (keys[:, None, :] >= 0)
-    nothing = ~same.any(-1, keepdim=True)
-    return Mask(lambda q, k: same | (nothing & (k == 0)))
+    first = same.int().argmax(-1)  # 0 where there is none
+    count = same.sum(-1, dtype=torch.int32)
+    return Interval(first.int(), (first + count.clamp(min=1) - 1).int())

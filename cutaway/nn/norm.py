@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.nn import ops
@@ -28,9 +27,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor, delta: Tensor | None = None, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``(x + delta, normalised in dtype)`` for ``x (B, T, D)`` float32 and ``delta (B, T, D)`` or None."""
-        if self.kind == "rms" and self.weight is not None:
-            return ops.add_rms_norm(x, delta, self.weight, eps=self.eps, dtype=dtype)
-        total = x if delta is None else x + delta.float()
         if self.weight is None:
+            total = x if delta is None else x + delta.float()
             return total, total.to(dtype)
-        return total, F.layer_norm(total, total.shape[-1:], self.weight, None, self.eps).to(dtype)
+        return ops.add_norm(x, delta, self.weight, eps=self.eps, dtype=dtype, center=self.kind == "layer")

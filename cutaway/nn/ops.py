@@ -13,31 +13,38 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cutaway.nn import fused, mask
+from cutaway.nn import fused
 from cutaway.nn.kernels import library_for
-from cutaway.nn.position import rotate
+from cutaway.nn.mask import Interval
+from cutaway.nn.position import by_distance, rotate
 
 Heads = tuple[int, int, int]  # query heads, key/value heads, head size
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+KERNEL_OF: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2}  # their numbers in pointwise.c
 
 
-def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float,
-                 dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``x + delta`` in float32 and its RMS-normalised value in ``dtype``; all ``(B, T, D)``, ``weight (D,)``."""
+def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float, dtype: torch.dtype,
+             center: bool) -> tuple[Tensor, Tensor]:
+    """``x + delta`` in float32 and its normalised value in ``dtype``; all ``(B, T, D)``, ``weight (D,)``.
+
+    Divided by the root mean square; ``center`` takes the mean away first, which is layer norm.
+    """
     lib = library_for(x, delta, weight)
     if lib is not None:
-        both: tuple[Tensor, Tensor] = fused.AddRMSNorm.apply(lib, x, delta, weight, eps, dtype)  # type: ignore[no-untyped-call]
+        both: tuple[Tensor, Tensor] = fused.AddNorm.apply(lib, x, delta, weight, eps, dtype, center)  # type: ignore[no-untyped-call]
         return both
     total = x if delta is None else x + delta.float()
+    if center:
+        return total, F.layer_norm(total, total.shape[-1:], weight, None, eps).to(dtype)
     scale = torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
     return total, (total * scale * weight).to(dtype)
 
 
 def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     """``activation(gate) * up`` for ``gate_up (B, T, 2 I)``, the gate first; ``(B, T, I)``."""
-    lib = library_for(gate_up) if activation == "silu" else None
+    lib = library_for(gate_up)
     if lib is not None:
-        out: Tensor = fused.SwiGLU.apply(lib, gate_up)  # type: ignore[no-untyped-call]
+        out: Tensor = fused.Gated.apply(lib, gate_up, KERNEL_OF[activation])  # type: ignore[no-untyped-call]
         return out
     gate, up = gate_up.chunk(2, -1)
     if activation == "silu":
@@ -45,32 +52,44 @@ def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
 
 
-def self_attention(qkv: Tensor, rotary: Tensor | None, heads: Heads, *, documents: Tensor | None, causal: bool,
-                   bias: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """Rotary positions where given, then softmax(q k scale + bias) v within each document.
+def self_attention(qkv: Tensor, rotary: Tensor | None, heads: Heads, *, seen: Interval, bias: Tensor | None = None,
+                   scale: float | None = None) -> Tensor:
+    """Rotary positions where given, then softmax(q k scale + bias) v over the keys each query sees.
 
-    ``qkv (B, T, (H + 2 Hkv) D)``, ``rotary (2, B or 1, T, D / 2)``, ``documents (B, T)`` or None, ``bias (B or 1, H, T,
-    T)`` or None, ``scale`` 1/sqrt(D) if not given; ``(B, T, H D)``.
+    ``qkv (B, T, (H + 2 Hkv) D)``, ``rotary (2, B or 1, T, D / 2)``, ``bias`` one of ``RelativeBias.table`` or None,
+    ``scale`` 1/sqrt(D) if not given; ``(B, T, H D)``.
     """
     rows, steps, _ = qkv.shape
     num_heads, num_kv, size = heads
-    lib = library_for(qkv) if causal and rotary is not None and bias is None and scale is None else None
+    lib = library_for(qkv, bias)
     if lib is not None:
-        first = fused.first_keys(documents, rows, steps)
-        out: Tensor = fused.SelfAttention.apply(lib, qkv, rotary, first, heads)  # type: ignore[no-untyped-call]
+        look = fused.Look(heads, size**-0.5 if scale is None else scale, seen)
+        out: Tensor = fused.SelfAttention.apply(lib, qkv, rotary, bias, look)  # type: ignore[no-untyped-call]
         return out
     q, k, v = qkv.view(rows, steps, -1, size).split([num_heads, num_kv, num_kv], 2)
     if rotary is not None:
         cos, sin = rotary[0, :, :, None], rotary[1, :, :, None]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    seen = None
-    if documents is not None:
-        rule = mask.same_document(documents) & mask.causal() if causal else mask.same_document(documents)
-        seen = rule.dense(steps, steps, qkv.device)
-    elif bias is not None and causal:
-        seen = mask.causal().dense(steps, steps, qkv.device)
-    mixed = attend(q, k, v, seen=seen, bias=bias, causal=causal and seen is None, scale=scale)
+    plain = seen.causal and seen.first is None and bias is None
+    dense = None if plain else seen.dense(steps, steps, qkv.device)
+    mixed = attend(q, k, v, seen=dense, bias=None if bias is None else by_distance(bias, steps, steps), causal=plain,
+                   scale=scale)
+    return mixed.transpose(1, 2).reshape(rows, steps, -1)
+
+
+def cross_attention(q: Tensor, kv: Tensor, heads: Heads, *, seen: Interval, scale: float | None = None) -> Tensor:
+    """``q (B, T, H D)`` over the keys and values ``kv (B, S, 2 Hkv D)`` of another sequence; ``(B, T, H D)``."""
+    num_heads, num_kv, size = heads
+    lib = library_for(q, kv)
+    if lib is not None:
+        look = fused.Look(heads, size**-0.5 if scale is None else scale, seen)
+        out: Tensor = fused.CrossAttention.apply(lib, q, kv, look)  # type: ignore[no-untyped-call]
+        return out
+    rows, steps, source = len(q), q.shape[1], kv.shape[1]
+    k, v = kv.view(rows, source, 2, num_kv, size).permute(2, 0, 3, 1, 4)
+    q = q.view(rows, steps, num_heads, size).transpose(1, 2)
+    mixed = attend(q, k, v, seen=seen.dense(steps, source, q.device), scale=scale)
     return mixed.transpose(1, 2).reshape(rows, steps, -1)
 
 
@@ -86,8 +105,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, seen: Tensor | None, bias: Tensor
                                           enable_gqa=q.shape[1] != k.shape[1])
 
 
-def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, learning: bool) -> tuple[Tensor, Tensor]:
+def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, learning: bool,
+            smoothing: float) -> tuple[Tensor, Tensor]:
     """Weighted losses ``(n,)`` and their gradient ``(n, V)`` by the logits, in the logits' dtype."""
+    if smoothing:
+        return _smoothed(logits, targets, weights, learning=learning, smoothing=smoothing)
     lib = library_for(logits, weights)
     if lib is not None:
         return fused.cross_entropy_(lib, logits, targets, weights, learning=learning), logits
@@ -97,11 +119,24 @@ def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, learning: bool)
     return losses, slope.to(logits.dtype)
 
 
+def _smoothed(logits: Tensor, targets: Tensor, weights: Tensor, *, learning: bool,
+              smoothing: float) -> tuple[Tensor, Tensor]:
+    """The same with ``smoothing`` of each target's weight on all V words alike: ``smoothing (logit - mean logit)`` of
+    the target more than without."""
+    at, share = targets[:, None], weights[:, None] * smoothing
+    more = (logits.gather(1, at).float() - logits.mean(1, keepdim=True, dtype=torch.float32)) * share
+    losses, slope = _losses(logits, targets, weights, learning=learning, smoothing=0.0)
+    if learning:
+        slope.sub_((share / logits.shape[1]).to(slope.dtype)).scatter_add_(1, at, share.to(slope.dtype))
+    return losses + more.squeeze(1), slope
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of weighted negative log-likelihoods; the gradient is formed while each chunk's logits exist."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, chunk: int,
+                smoothing: float) -> Tensor:
         cast = weight.to(hidden.dtype)
         learning = hidden.requires_grad or weight.requires_grad
         grad_hidden = torch.zeros_like(hidden) if learning else None
@@ -111,7 +146,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             h = hidden[part]
-            losses, slope = _losses(h @ cast.T, targets[part], weights[part], learning=learning)
+            losses, slope = _losses(h @ cast.T, targets[part], weights[part], learning=learning,
+                                    smoothing=smoothing)
             total += losses.sum(dtype=total.dtype)
             if grad_hidden is not None and grad_weight is not None:
                 torch.mm(slope, cast, out=grad_hidden[part])
@@ -127,20 +163,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("the gradient of linear_cross_entropy was already taken; call it again")
         ctx.spent = True
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None, None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, *, chunk: int) -> Tensor:
-    """``-sum(weights * log softmax(hidden @ weight.T)[targets])``, a float32 scalar.
+def learned(hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``hidden (B, T, D)``, ``targets (B, T)`` and ``weights (B, T)`` as ``(n, D)``, ``(n,)`` and ``(n,)``.
 
-    ``hidden (B, T, D)``, ``weight (V, D)``, ``targets (B, T)``, ``weights (B, T)``. Where many positions have
-    weight 0 they are left out before the product. Peak memory is ``chunk x V`` logits, whatever ``B x T`` is.
+    Where many positions have weight 0 they are left out, so that no head runs there.
     """
     hidden, targets, weights = hidden.flatten(0, 1), targets.flatten(), weights.flatten()
     kept = weights.nonzero().squeeze(1)
     if len(kept) < 0.9 * len(weights):  # a few positions without weight cost less than copying the others
-        hidden, targets, weights = hidden[kept], targets[kept], weights[kept]
-    out: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights, chunk)  # type: ignore[no-untyped-call]
+        hidden, targets, weights = hidden.index_select(0, kept), targets[kept], weights[kept]
+    return hidden, targets, weights
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, *, chunk: int,
+                         smoothing: float = 0.0) -> Tensor:
+    """``-sum(weights * log softmax(hidden @ weight.T)[targets])``, a float32 scalar; with ``smoothing``, that share of
+    each weight lies on all V words alike (Szegedy 2016, arXiv 1512.00567).
+
+    ``hidden (n, D)``, ``weight (V, D)``, ``targets (n,)``, ``weights (n,)``. Peak memory is ``chunk x V`` logits,
+    whatever n is.
+    """
+    out: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights, chunk,  # type: ignore[no-untyped-call]
+                                      smoothing)
     return out
 
 

@@ -38,6 +38,12 @@ def bucket(distance: Tensor, *, both_ways: bool) -> Tensor:
     return after + torch.where(away < near, away, far.clamp(max=count - 1))
 
 
+def by_distance(table: Tensor, queries: int, keys: int) -> Tensor:
+    """``RelativeBias.table`` laid out as ``(1, H, T, S)``."""
+    at = torch.arange(keys, device=table.device) - torch.arange(queries, device=table.device)[:, None]
+    return table[:, at + queries - 1][None]
+
+
 class RelativeBias(nn.Module):
     """A learned number for each head and bucket of distance, added to the scores of attention."""
 
@@ -50,6 +56,12 @@ class RelativeBias(nn.Module):
         """Positions ``(B or 1, T)`` and ``(S,)`` -> ``(B or 1, H, T, S)`` float32."""
         away = bucket(keys[None, None, :] - queries[:, :, None], both_ways=self.both_ways)
         return self.weight[away].permute(0, 3, 1, 2)
+
+    def table(self, queries: int, keys: int) -> Tensor:
+        """The same for whole sequences: only ``key - query`` counts, at ``key - query + T - 1`` of
+        ``(H, T - 1 + S)`` float32; S is filled up to 32, the width of a kernel's tile."""
+        away = torch.arange(1 - queries, (keys + 31) // 32 * 32, device=self.weight.device)
+        return self.weight[bucket(away, both_ways=self.both_ways)].T.contiguous()
 
     def adjust_initial(self) -> None:
         """No position is preferred at first."""

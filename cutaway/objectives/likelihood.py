@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cutaway.batch import Batch
-from cutaway.errors import ModelError, TrainingError
+from cutaway.errors import ModelError, SettingsError, TrainingError
 from cutaway.models.heads import TokenHead
 from cutaway.models.model import Model
 from cutaway.nn import ops
@@ -39,9 +39,15 @@ def _token_head(model: Model) -> TokenHead:
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """Sum over positions of ``-weight * log p(target)`` in nats."""
+    """Sum over positions of ``-weight * log p(target)`` in nats. ``label_smoothing`` lays that share of each weight on
+    all words alike; the loss is then no longer a likelihood, and held-out text is measured without it."""
 
     chunk: int = CHUNK
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise SettingsError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
 
     def weight(self, batch: Batch) -> float:
         """Sum of the target weights."""
@@ -50,8 +56,9 @@ class Likelihood:
     def __call__(self, model: Model, batch: Batch) -> Loss:
         targets, weights = _learned(batch)
         head = _token_head(model)
-        features = head.features(model.hidden(batch))
-        total = ops.linear_cross_entropy(features, head.weight, targets, weights, chunk=self.chunk)
+        hidden, targets, weights = ops.learned(model.hidden(batch), targets, weights)
+        total = ops.linear_cross_entropy(head.features(hidden), head.weight, targets, weights, chunk=self.chunk,
+                                         smoothing=self.label_smoothing)
         return Loss(total, batch.total_weight())
 
 

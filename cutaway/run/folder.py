@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,26 +142,37 @@ class Run:
 def create(root: Path, recipe: Recipe) -> Run:
     """A new run ``root/name``. Raises RunError with the next free name if that one is taken."""
     target = root / recipe.name
+    make_folder(target, {"recipe.toml": to_toml(recipe)}, parts=PARTS, resume=f"cutaway resume {target}")
+    return Run(target)
+
+
+def make_folder(target: Path, texts: Mapping[str, str], *, parts: Sequence[str], resume: str) -> None:
+    """A new folder with these files and subfolders, whole or not at all.
+
+    Raises RunError, with the next free name and the command that goes on, if it exists; or if it cannot be written.
+    """
     if target.exists():
-        free = next(n for i in range(2, 10**9) if not (root / (n := f"{recipe.name}-{i}")).exists())
+        name = target.name
+        free = next(n for i in range(2, 10**9) if not (target.parent / (n := f"{name}-{i}")).exists())
         raise RunError("a run of this name exists", where=target,
-                       way_out=f"add name={free}, or go on with it: cutaway resume {target}")
+                       way_out=f"add name={free}, or go on with it: {resume}")
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{recipe.name}.", dir=root))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise RunError(f"cannot be written ({error.strerror or error})", where=root, way_out=_WAY_OUT) from None
+        raise RunError(f"cannot be written ({error.strerror or error})", where=target.parent,
+                       way_out=_WAY_OUT) from None
     try:
-        for part in PARTS:
+        for part in parts:
             (temporary / part).mkdir()
-        atomic_write(temporary / "recipe.toml", to_toml(recipe))
+        for name, text in texts.items():
+            atomic_write(temporary / name, text)
         temporary.chmod(0o755)
         temporary.rename(target)
     except OSError as error:
         raise RunError(f"cannot be written ({error.strerror or error})", where=target, way_out=_WAY_OUT) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Run(target)
 
 
 def open_run(name: str | Path, root: Path = Path("runs")) -> Run:

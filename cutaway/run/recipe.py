@@ -257,19 +257,19 @@ class Recipe(Settings):
         return self.model_copy(update={stage: part.model_copy(update={"budget": budget})})
 
 
-def names() -> list[str]:
+def names(folder: Path = RECIPES) -> list[str]:
     """The recipes that come with the package."""
-    return sorted(p.stem for p in RECIPES.glob("*.toml"))
+    return sorted(p.stem for p in folder.glob("*.toml"))
 
 
-def find(name: str) -> Path:
+def find(name: str, folder: Path = RECIPES) -> Path:
     """The file of a recipe given by name or path. Raises SettingsError with the nearest name."""
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
         return path
-    known = names()
+    known = names(folder)
     if name in known:
-        return RECIPES / f"{name}.toml"
+        return folder / f"{name}.toml"
     near = nearest(name, known)
     raise SettingsError(f"no recipe is called {name!r}", way_out=f"did you mean {near!r}?" if near else
                         f"there are {', '.join(known)}, or give a .toml file")
@@ -295,10 +295,23 @@ def _seconds(budget: object) -> float:
 
 
 def resolve(tree: dict[str, Any], where: object) -> dict[str, Any]:
-    """``device``, ``dtype`` and ``threads`` of ``auto`` (or absent) become what this machine has; tables appear."""
+    """Every ``auto`` becomes what this machine has; tables appear."""
     from cutaway import device as machines
 
-    out = {**{s: {} for s in ("evaluate", "checkpoint", "parallel", "model")}, "judge": {"kind": "program"}, **tree}
+    out = resolve_machine({**{s: {} for s in ("evaluate", "checkpoint", "parallel", "model")},
+                           "judge": {"kind": "program"}, **tree}, where)
+    pretrain = out.get("pretrain")
+    if isinstance(pretrain, dict) and pretrain.get("compile", "auto") == "auto":
+        compiles = machines.pays_to_compile(machines.pick(out["device"]), _seconds(pretrain.get("budget")))
+        out["pretrain"] = {**pretrain, "compile": compiles}
+    return out
+
+
+def resolve_machine(tree: dict[str, Any], where: object) -> dict[str, Any]:
+    """``device``, ``dtype`` and ``threads`` of ``auto`` (or absent), and ``data.path`` as seen from any folder."""
+    from cutaway import device as machines
+
+    out = dict(tree)
     name = out.get("device", "auto")
     if not isinstance(name, str):
         raise SettingsError(f"device must be a name, got {name!r}", where=where, way_out="auto, cpu, cuda or mps")
@@ -308,9 +321,6 @@ def resolve(tree: dict[str, Any], where: object) -> dict[str, Any]:
         out["dtype"] = str(machines.compute_dtype("auto", device)).removeprefix("torch.")
     if out.get("threads", "auto") == "auto":
         out["threads"] = machines.set_threads(None)
-    pretrain = out.get("pretrain")
-    if isinstance(pretrain, dict) and pretrain.get("compile", "auto") == "auto":
-        out["pretrain"] = {**pretrain, "compile": machines.pays_to_compile(device, _seconds(pretrain.get("budget")))}
     data = out.get("data")
     if isinstance(data, dict) and isinstance(data.get("path"), str) and data["path"]:
         # a run goes on from any folder; an empty path is no name of this one and is refused

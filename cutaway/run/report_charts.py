@@ -91,8 +91,8 @@ def curves(frame: Frame, series: Sequence[Series], rules: Sequence[Rule] = ()) -
     high = max(ys) if frame.y_high is None else frame.y_high
     pad = (high - low) * 0.06 or max(abs(high), 1e-9) * 0.1
     low, high = (low - pad if frame.y_low is None else low), (high + pad if frame.y_high is None else high)
-    x_of = _scale(0.0, max([*xs, 1e-12]), LEFT, frame.width - RIGHT)
-    y_of = _scale(low, high, frame.height - BOTTOM, TOP)
+    x_of = scale(0.0, max([*xs, 1e-12]), LEFT, frame.width - RIGHT)
+    y_of = scale(low, high, frame.height - BOTTOM, TOP)
     y_format = frame.y_format or compact
     parts = [_grid(frame, t, y_of(t), y_format) for t in ticks(low, high)]
     parts += [_x_tick(t, x_of(t), frame.height) for t in ticks(0.0, max(xs), 6)]
@@ -107,7 +107,7 @@ def curves(frame: Frame, series: Sequence[Series], rules: Sequence[Rule] = ()) -
         points = [(x_of(a), y_of(b)) for a, b in zip(s.x, s.y, strict=True)]
         parts.append(_dots(points, s.tone) if s.dots else _line(points, s.tone))
     parts.append(_axis_names(frame))
-    return _svg(frame, frame.height, parts)
+    return svg(frame, frame.height, parts)
 
 
 def intervals(
@@ -117,13 +117,14 @@ def intervals(
     low: float = 0.0,
     high: float | None = None,
     text: Format = compact,
+    left: int = 92,
 ) -> Markup:
-    """A dot and its interval a row on one axis: overlap or its absence is seen at once."""
-    left, right = 92, frame.width - 76
+    """A dot and its interval a row on one axis: overlap or its absence is seen at once. Names take ``left`` pixels."""
+    right = frame.width - 76
     height = TOP + ROW * len(rows) + BOTTOM
     largest = max(r.value if r.high is None else r.high for r in rows)
     top = high if high is not None else largest + 0.06 * (largest - low)
-    x_of = _scale(low, top, left, right)
+    x_of = scale(low, top, left, right)
     parts = [
         Markup(
             '<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>'
@@ -137,7 +138,7 @@ def intervals(
             right, height - 5, frame.x_label
         )
     )
-    return _svg(frame, height, parts)
+    return svg(frame, height, parts)
 
 
 def _row(r: Interval, y: float, x_of: Callable[[float], float], left: float, right: float) -> Markup:
@@ -153,7 +154,8 @@ def _row(r: Interval, y: float, x_of: Callable[[float], float], left: float, rig
     ).format(r.tone, x_of(r.value), y, left - 16, y + 5, r.label, right + 18, y + 5, r.note)
 
 
-def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+    """The place between ``start`` and ``stop`` of a value between ``low`` and ``high``."""
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (stop - start)
 
@@ -215,7 +217,8 @@ def _axis_names(frame: Frame) -> Markup:
     )
 
 
-def _svg(frame: Frame, height: int, parts: Sequence[Markup]) -> Markup:
+def svg(frame: Frame, height: int, parts: Sequence[Markup]) -> Markup:
+    """The parts as one picture with its title and description."""
     return Markup(
         '<svg class="chart" viewBox="0 0 {0} {1}" role="img" aria-labelledby="{2}-t {2}-d"><title id="{2}-t">{3}'
         '</title><desc id="{2}-d">{4}</desc>{5}</svg>'

@@ -24,8 +24,8 @@ def _lines(e: Evidence) -> Iterator[str]:
         beside = f" ({escape(h.beside)})" if h.beside else ""
         yield f"- **{escape(h.label)}:** {h.number} {h.unit}".rstrip() + beside
     yield ""
-    yield from _table(tables.models_table(e))
-    yield from _table(tables.compression_table(e))
+    yield from table_lines(tables.models_table(e))
+    yield from table_lines(tables.compression_table(e))
     yield from _asked(e)
     yield from ("## How it learned", "")
     for stage in e.stages:
@@ -43,15 +43,15 @@ def _lines(e: Evidence) -> Iterator[str]:
         "",
     )
     yield from ("## What it cost", "", escape(words.cost_words(e)), "")
-    yield from _table(tables.cost_table(e))
+    yield from table_lines(tables.cost_table(e))
     yield from ("## What it read", "", escape(f"{words.source_sentence(e)} {words.data_note(e)}".strip()), "")
-    yield from _table(tables.data_table(e))
-    yield from _table(tables.left_out_table(e))
+    yield from table_lines(tables.data_table(e))
+    yield from table_lines(tables.left_out_table(e))
     yield from ("## Who preferred what", "", f"Ranked by {escape(tables.judge_of(e))}.", "")
-    yield from _table(tables.preferences_table(e))
+    yield from table_lines(tables.preferences_table(e))
     yield from ("## Where it came from", "")
-    yield from _table(tables.lineage_table(e))
-    yield from _table(tables.machine_table(e))
+    yield from table_lines(tables.lineage_table(e))
+    yield from table_lines(tables.machine_table(e))
     yield from ("## When this is wrong", "")
     for limit in words.limits(e):
         yield f"- {escape(limit)}"
@@ -66,7 +66,8 @@ def _asked(e: Evidence) -> Iterator[str]:
             yield from (f"**{a['model']}** {escape(marks)}".rstrip(), "", *_fenced(a["text"]), "")
 
 
-def _table(t: Table) -> Iterator[str]:
+def table_lines(t: Table) -> Iterator[str]:
+    """A table as lines of Markdown, its caption before it and its note behind."""
     if not t.rows:
         return
     head = t.head if any(t.head) else ("",) * len(t.rows[0])

@@ -1,21 +1,15 @@
-"""The report as one HTML page: no network, light and dark, readable by keyboard; every text is escaped by jinja2."""
+"""What stands on the page of a run's report."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from cutaway.run import report_figures as figures
 from cutaway.run import report_tables as tables
 from cutaway.run import report_words as words
-from cutaway.run.report_forms import NONE
 from cutaway.run.report_forms import words as spelt
+from cutaway.run.report_html import render
 from cutaway.run.report_read import MODELS, NAMES, Evidence, Row
 
 SECTIONS = (
@@ -29,33 +23,11 @@ SECTIONS = (
     ("lineage", "Lineage"),
     ("limits", "When this is wrong"),
 )
-# The button only flips an attribute; without a script the page follows the system's choice.
-SCRIPT = """(() => {
-  const root = document.documentElement, button = document.getElementById('theme');
-  const system = matchMedia('(prefers-color-scheme: dark)');
-  const dark = () => root.dataset.theme ? root.dataset.theme === 'dark' : system.matches;
-  const show = () => { button.textContent = dark() ? 'Light' : 'Dark'; };
-  button.hidden = false; show();
-  button.addEventListener('click', () => { root.dataset.theme = dark() ? 'light' : 'dark'; show(); });
-  system.addEventListener('change', show);
-})();"""
 
 
 def page(e: Evidence) -> str:
     """The whole page."""
-    here = files("cutaway.run")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        (here / "report.html").read_text("utf-8")
-    )
-    script_hash = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    return template.render(
-        **_facts(e),
-        none=NONE,
-        sections=SECTIONS,
-        script=Markup(SCRIPT),
-        script_hash=Markup(script_hash),
-        style=Markup((here / "report.css").read_text("utf-8")),
-    )
+    return render("report.html", _facts(e), sections=SECTIONS)
 
 
 def _facts(e: Evidence) -> dict[str, Any]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -23,9 +21,9 @@ from cutaway.run.saver import Saver
 from cutaway.run.work import Interrupted, Work
 from cutaway.train.loop import Batches, Step, steps
 from cutaway.train.optimizer import build_optimizer
+from cutaway.train.pace import Pace, measure_pace
 from cutaway.train.parallel import Parallel
 
-WARM, TIMED_STEPS, CALIBRATION_SECONDS = 2, 3, 3.0
 Facts = Mapping[str, float]
 
 
@@ -81,23 +79,12 @@ def _plan(work: Work, job: Job, total: int, basis: str, *, each: float | None = 
 
 def calibrate(work: Work, job: Job, seconds: float) -> tuple[int, float]:
     """How many steps fit into ``seconds``, and the seconds of one, from a few steps of a copy on this rank alone."""
-    began = time.perf_counter()
     trial = copy.deepcopy(job.model)
-    took: list[float] = []
-    loop = steps(trial, job.batches, job.objective, build_optimizer(trial, job.settings.optimizer),
-                 schedule=job.settings.schedule, total=10**6, clip=job.settings.clip)
-    with _prepared(job, trial):
-        for step in loop:
-            took.append(step.seconds)
-            spent = time.perf_counter() - began
-            if step.number >= WARM + TIMED_STEPS and (spent > CALIBRATION_SECONDS or step.number >= 4 * WARM):
-                break
-            if step.number > WARM and spent > max(CALIBRATION_SECONDS, seconds / 8):
-                break
-    each = work.shared(median(took[WARM:] or took))
-    left = seconds - work.shared(time.perf_counter() - began)
-    count = max(1, int(left / each))
-    return -(-count // job.stride) * job.stride, each
+    pace = measure_pace(job.model, job.batches, job.objective, optimizer=job.settings.optimizer,
+                        schedule=job.settings.schedule, clip=job.settings.clip, seconds=seconds,
+                        prepared=_prepared(job, trial), trial=trial)
+    shared = Pace(work.shared(pace.each), work.shared(pace.spent))
+    return -(-shared.fits(seconds) // job.stride) * job.stride, shared.each
 
 
 def train(work: Work, job: Job, total: int) -> Model:
@@ -109,7 +96,8 @@ def train(work: Work, job: Job, total: int) -> Model:
     start, tokens = saver.restore()
     with _prepared(job, job.model), work.progress(job.stage, total=total - start) as bar:
         for step in steps(job.model, job.batches, job.objective, optimizer, schedule=job.settings.schedule, total=total,
-                          start=start, clip=job.settings.clip, parallel=parallel):
+                          start=start, clip=job.settings.clip, parallel=parallel,
+                          seed=work.recipe.seed):
             tokens += step.tokens
             row = _row(job, step, tokens)
             if _due(step.number, total, job.settings.looks):

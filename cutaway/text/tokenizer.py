@@ -23,13 +23,16 @@ from cutaway.text.template import CHAT_TEMPLATE
 from cutaway.text.vocabulary import (
     CONTINUATION,
     CONTROL_TOKENS,
+    MASK_TOKEN,
     AnyTokenizerSettings,
     ByteSettings,
     CharSettings,
     SubwordSettings,
     TokenizerSettings,
     bytes_of_letters,
+    control_tokens,
     learn,
+    span_token,
 )
 
 if TYPE_CHECKING:
@@ -114,6 +117,23 @@ class Tokenizer:
         """Ends a turn."""
         return self._control["<|end|>"]
 
+    @property
+    def mask_id(self) -> int:
+        """Stands for a token that is to be found. Raises TokenizerError where the vocabulary has none."""
+        return self._gap(MASK_TOKEN)
+
+    @property
+    def span_ids(self) -> tuple[int, ...]:
+        """Stand for gaps, the first, the second and so on. Raises TokenizerError where the vocabulary has none."""
+        count = sum(span_token(i) in self._control for i in range(len(self._control)))
+        return tuple(self._gap(span_token(i)) for i in range(max(1, count)))
+
+    def _gap(self, name: str) -> int:
+        if name not in self._control:
+            raise TokenizerError(f"this vocabulary has no {name}",
+                                 way_out="learn one with tokenizer.masks set to the number of gaps a row may have")
+        return self._control[name]
+
     def turn_id(self, role: str) -> int:
         """The token that begins a turn of ``role``: user, assistant or system."""
         if role not in ROLES:
@@ -197,9 +217,10 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads with equal ids."""
         folder = Path(folder)
+        extra = [t for t in self._control if t not in CONTROL_TOKENS[:3]]
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|pad|>", "bos_token": "<|bos|>",
-            "eos_token": "<|eos|>", "extra_special_tokens": list(CONTROL_TOKENS[3:]), "chat_template": CHAT_TEMPLATE,
+            "eos_token": "<|eos|>", "extra_special_tokens": extra, "chat_template": CHAT_TEMPLATE,
             "clean_up_tokenization_spaces": False, "padding_side": "right",
             "cutaway": {"kind": self.kind, "digest": self.digest, "learned_from": self.learned_from},
         }
@@ -259,12 +280,12 @@ def train(settings: AnyTokenizerSettings, documents: Iterable[Any]) -> Tokenizer
     """
     limit = None if isinstance(settings, ByteSettings) else settings.sample_bytes
     seen = {"documents": 0, "bytes": 0, "all": True}
-    model = learn(settings, _texts(documents, limit, seen))
+    model, control = learn(settings, _texts(documents, limit, seen)), control_tokens(settings)
     from tokenizers import AddedToken
 
-    model.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL_TOKENS])
+    model.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
     made = Tokenizer(settings.kind, model.to_str(pretty=True) + "\n", seen)
-    clash = set(CONTROL_TOKENS) & set(made._model.get_vocab())
+    clash = set(control) & set(made._model.get_vocab())
     if clash:
         raise TokenizerError(f"the text made {sorted(clash)} a token of its own", way_out="use another pattern or kind")
     return made

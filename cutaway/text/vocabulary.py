@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 CONTROL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+MASK_TOKEN = "<|mask|>"
 # WordPiece's mark of a continuation. BERT's "##" is also text, so "##a" could be either; an arrow is no byte letter.
 CONTINUATION = "↪"
 # A word longer than this is cut before the quadratic kinds (wordpiece, unigram) see it.
@@ -37,6 +38,7 @@ class SubwordSettings(Settings):
     ``pattern`` says how text is cut into words first: gpt2 keeps whole numbers and joins a newline to the
     indentation after it, gpt4 takes 1-3 digits and joins punctuation to the newline after it, qwen2 single digits.
     ``sample_bytes`` bounds the text that is learned from; the tokenizer's folder says how much it was.
+    ``masks`` adds <|mask|> and that many <|span_i|>, for what learns by filling gaps; 0 adds none of them.
     """
 
     kind: Literal["bpe", "wordpiece", "unigram", "word"] = "bpe"
@@ -44,6 +46,7 @@ class SubwordSettings(Settings):
     pattern: Pattern = "gpt4"
     min_frequency: int = Field(2, ge=1)
     sample_bytes: int = Field(200_000_000, gt=0)
+    masks: int = Field(0, ge=0)
 
 
 class CharSettings(Settings):
@@ -52,16 +55,30 @@ class CharSettings(Settings):
     kind: Literal["char"] = "char"
     min_frequency: int = Field(1, ge=1)
     sample_bytes: int = Field(200_000_000, gt=0)
+    masks: int = Field(0, ge=0)
 
 
 class ByteSettings(Settings):
     """The 256 bytes and nothing to learn."""
 
     kind: Literal["byte"] = "byte"
+    masks: int = Field(0, ge=0)
 
 
 TokenizerSettings = Annotated[SubwordSettings | CharSettings | ByteSettings, Field(discriminator="kind")]
 AnyTokenizerSettings = SubwordSettings | CharSettings | ByteSettings
+
+
+def span_token(number: int) -> str:
+    """The name of the sentinel that stands for gap ``number``."""
+    return f"<|span_{number}|>"
+
+
+def control_tokens(settings: AnyTokenizerSettings) -> tuple[str, ...]:
+    """What stands behind the learned vocabulary, in the order of their ids."""
+    if not settings.masks:
+        return CONTROL_TOKENS
+    return (*CONTROL_TOKENS, MASK_TOKEN, *map(span_token, range(settings.masks)))
 
 
 @cache
@@ -103,17 +120,18 @@ def learn(settings: AnyTokenizerSettings, texts: Iterable[str]) -> tokenizers.To
         counts = Counter(itertools.chain.from_iterable(texts))
         seen = sorted(c for c, n in counts.items() if n >= settings.min_frequency and ord(c) > 0x7F)
         return _whole_words([c.encode() for c in seen], _cutter("char"))
-    wanted = settings.vocab_size - len(CONTROL_TOKENS)
+    control = len(control_tokens(settings))
+    wanted = settings.vocab_size - control
     least = 512 if settings.kind == "wordpiece" else 256
     if wanted < least:
         raise TokenizerError(f"vocab_size = {settings.vocab_size} is less than the {least} byte tokens and "
-                             f"{len(CONTROL_TOKENS)} control tokens",
-                             way_out=f"set tokenizer.vocab_size to {least + len(CONTROL_TOKENS)} or more")
+                             f"{control} control tokens",
+                             way_out=f"set tokenizer.vocab_size to {least + control} or more")
     learned = _LEARN[settings.kind](settings, texts, wanted)
     got = learned.get_vocab_size()
     if got != wanted:
         raise TokenizerError(f"vocab_size = {settings.vocab_size} was asked for and the training text supports "
-                             f"{got + len(CONTROL_TOKENS)}",
+                             f"{got + control}",
                              way_out="set tokenizer.vocab_size to that, lower min_frequency, or give more text")
     return learned
 

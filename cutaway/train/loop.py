@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,8 +44,10 @@ class Step:
 
 def steps(model: Model, batches: Batches, objective: Objective, optimizer: Optimizer, *, schedule: Schedule,
           total: int, start: int = 0, clip: float | None = 1.0, parallel: Parallel = SINGLE,
-          patience: int = 5) -> Iterator[Step]:
+          patience: int = 5, seed: int = 0) -> Iterator[Step]:
     """Train from step ``start`` to ``total``, yielding after each.
+
+    What a model drops out depends on (``seed``, step, micro-batch, rank) alone, so a resumed run drops the same.
 
     A step whose loss or gradient is not finite changes nothing, is marked ``skipped``, and after ``patience`` such
     steps in a row TrainingError is raised. Raises TrainingError for a step whose weights are all zero.
@@ -55,7 +59,7 @@ def steps(model: Model, batches: Batches, objective: Objective, optimizer: Optim
         began = time.perf_counter()
         parts = batches(number)
         model.train()
-        loss, weight, metrics, tokens = _accumulate(model, parts, objective, parallel, number)
+        loss, weight, metrics, tokens = _accumulate(model, parts, objective, parallel, number, seed)
         norm = parallel.grad_norm(optimizer.parameters())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if not skipped:
@@ -70,10 +74,25 @@ def steps(model: Model, batches: Batches, objective: Objective, optimizer: Optim
                                 f"{number + 1}", way_out="lower the learning rate and resume from the last checkpoint")
 
 
+@contextmanager
+def _dice(model: Model, key: tuple[int, ...]) -> Iterator[None]:
+    """What is drawn inside depends on ``key`` alone, and nothing outside notices; for models that drop out."""
+    if not model.config.dropout:
+        yield
+        return
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
+        yield
+
+
 def _accumulate(model: Model, parts: Sequence[Batch], objective: Objective, parallel: Parallel,
-                number: int) -> tuple[float, float, dict[str, float], int]:
+                number: int, seed: int) -> tuple[float, float, dict[str, float], int]:
     """Backward over the micro-batches; returns the step's loss, weight, metrics and tokens over all ranks."""
     device = model.device
+    if getattr(objective, "whole", False) and len(parts) * parallel.world > 1:
+        raise TrainingError(f"{type(objective).__name__} compares all rows of a step, and they came in {len(parts)} "
+                            f"micro-batches on {parallel.world} ranks", way_out="give one batch, and bound its memory "
+                            "with the objective's chunk")
     mine = sum(objective.weight(b) for b in parts)
     weight = float(parallel.all_sum(torch.tensor(mine, dtype=torch.float64)))
     if weight <= 0:
@@ -81,7 +100,7 @@ def _accumulate(model: Model, parts: Sequence[Batch], objective: Objective, para
     total = torch.zeros((), dtype=torch.float32, device=device)
     sums: dict[str, list[Tensor | float]] = {}
     for i, part in enumerate(parts):
-        with parallel.accumulating(model, last=i == len(parts) - 1):
+        with parallel.accumulating(model, last=i == len(parts) - 1), _dice(model, (seed, number, i, parallel.rank)):
             loss = objective(model, part.to(device))
             (loss.total / weight).backward()
         total += loss.total.detach()

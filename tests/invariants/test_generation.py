@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cutaway.batch import Batch
-from cutaway.generate import engine as engines
+from cutaway.generate import prefill
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
 from cutaway.models.model import Model, build
@@ -56,7 +56,7 @@ def test_logprobs_are_those_of_one_uncached_pass(model: Model) -> None:
 def test_prompts_read_in_pieces_are_prompts_read_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = mixed(10)
     whole = Engine(model).generate(requests)
-    monkeypatch.setattr(engines, "READ", 200)
+    monkeypatch.setattr(prefill, "READ", 200)
     pieces = Engine(model).generate(requests)
     assert [p.tokens for p in pieces] == [w.tokens for w in whole]
 

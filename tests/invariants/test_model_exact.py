@@ -13,11 +13,7 @@ from tiny import CONFIGS, CONTEXT, VOCABULARY
 from cutaway.batch import Batch, Example, pack, pad
 from cutaway.errors import RequestError
 from cutaway.models.model import Model, build, for_sampling, with_head
-<<<<<<< HEAD
-from cutaway.models.recurrent import RecurrentState
-=======
 from cutaway.nn.cache import KVCache
->>>>>>> w-cnn
 from cutaway.nn.linear import Linear
 from cutaway.objectives.likelihood import Likelihood, token_logprobs
 
@@ -66,15 +62,6 @@ def test_a_selected_truncated_copy_continues_as_if_it_had_read_only_that(model: 
         model.logits(tokens, state)
         chosen = state.copy().select(torch.tensor([2, 0, 2]))
         lengths = torch.tensor([4, 10, 7])
-<<<<<<< HEAD
-        if isinstance(chosen, RecurrentState):  # keeps nothing of earlier tokens
-            with pytest.raises(RequestError, match="cannot be truncated"):
-                chosen.truncate(lengths)
-            lengths = torch.tensor([10, 10, 10])
-        chosen.truncate(lengths)
-        out = model.logits(torch.full((3, 1), 9), chosen)
-        for row, (source, length) in enumerate(zip([2, 0, 2], lengths.tolist(), strict=True)):
-=======
         if not isinstance(chosen, KVCache):  # a state of the last inputs goes back nowhere, and says so
             with pytest.raises(RequestError, match="cannot be truncated"):
                 chosen.truncate(lengths)
@@ -82,7 +69,6 @@ def test_a_selected_truncated_copy_continues_as_if_it_had_read_only_that(model: 
         chosen.truncate(lengths)
         out = model.logits(torch.full((3, 1), 9), chosen)
         for row, (source, length) in enumerate(zip((2, 0, 2), lengths.tolist(), strict=True)):
->>>>>>> w-cnn
             alone = model(Batch(torch.cat((tokens[source : source + 1, :length], torch.tensor([[9]])), 1)))[0, -1]
             assert (alone - out[row]).abs().max() < 2e-5
     assert state.lengths.tolist() == [10, 10, 10]
@@ -147,10 +133,6 @@ def test_a_copy_for_sampling_gives_the_same_bits(model: Model) -> None:
     with torch.inference_mode():
         same = torch.equal(light(Batch(tokens)), model(Batch(tokens)))
     model.compute_dtype = torch.float32
-<<<<<<< HEAD
-    assert same and {m.weight.dtype for m in light.modules() if isinstance(m, Linear)} == {torch.bfloat16}
-=======
     linears = [part for part in light.backbone.modules() if isinstance(part, Linear)]
     assert same and linears and all(part.weight.dtype == torch.bfloat16 for part in linears)
->>>>>>> w-cnn
     assert next(model.parameters()).dtype == torch.float32

@@ -10,7 +10,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from cutaway.models.model import Model
+from cutaway.models.model import Model, build
 from cutaway.train import checkpoint
 from cutaway.train.loop import Step, steps
 from cutaway.train.optimizer import Optimizer, OptimizerSettings, build_optimizer
@@ -66,6 +66,33 @@ def test_resumed_is_uninterrupted_for_every_config(tmp_path: Path, kind: str, co
 @pytest.mark.parametrize("name", tiny.CASES)
 def test_resumed_is_uninterrupted_for_every_objective(tmp_path: Path, name: str) -> None:
     check(tmp_path, tiny.CASES[name], "tied", "muon", micro=2)
+
+
+def test_resumed_is_uninterrupted_with_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tiny.CONFIGS, "dropping", tiny.CONFIGS["tied"].model_copy(update={"dropout": 0.3}))
+    check(tmp_path, tiny.CASES["packed"], "dropping", "muon", micro=2)
+    case, said = tiny.CASES["packed"], []
+    for seed, config in ((0, "dropping"), (0, "dropping"), (1, "dropping"), (1, "tied")):
+        model, optimizer = fresh(case, config, "adamw")
+        loop = steps(model, tiny.batches(case, micro=2), case.objective, optimizer, schedule=Schedule(), total=2,
+                     seed=seed)
+        before = torch.get_rng_state()
+        said.append([step.loss for step in loop])
+        assert torch.equal(torch.get_rng_state(), before), "training moved the caller's own generator"
+        torch.manual_seed(len(said))  # what the caller draws is nothing to it
+    assert said[0] == said[1] and len({losses[0] for losses in said}) == 3
+
+
+def test_every_step_and_part_drops_something_else() -> None:
+    case = tiny.CASES["likelihood"]
+    config = tiny.CONFIGS["tied"].model_copy(update={"dropout": 0.3})
+    model = build(config, seed=1)
+    frozen = build_optimizer(model, OptimizerSettings(kind="adamw", learning_rate=1e-30))
+    loop = steps(model, lambda _: [case.batch(0)], case.objective, frozen, schedule=Schedule(), total=4)
+    assert len({step.loss for step in loop}) == 4
+    halves = [steps(model, lambda _, o=order: [case.batch(i) for i in o], case.objective, frozen,
+                    schedule=Schedule(), total=1) for order in ((0, 1), (1, 0))]
+    assert len({next(loop).loss for loop in halves}) == 2
 
 
 def test_resumed_is_uninterrupted_in_bfloat16(tmp_path: Path) -> None:

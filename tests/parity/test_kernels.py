@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cutaway.batch import Batch
 from cutaway.nn import kernels, ops
-from cutaway.nn.position import rotary_table
+from cutaway.nn.mask import Interval, across, within
+from cutaway.nn.position import RelativeBias, rotary_table
 
 Many = Callable[..., Tensor | tuple[Tensor, ...]]
 # both round the probabilities to bfloat16 between two products, and each its own way: 2^-8 relative, twice
@@ -44,46 +47,104 @@ def _agree(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, operation: Many,
 @needs_kernels
 @dtypes
 @pytest.mark.parametrize("width", [16, 20, 33, 128])
-def test_add_rms_norm(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int) -> None:
-    x, delta, weight = torch.randn(3, 5, width), torch.randn(3, 5, width).to(dtype), torch.randn(width)
-    _agree(monkeypatch, dtype, lambda a, b, w: ops.add_rms_norm(a, b, w, eps=1e-5, dtype=dtype), x, delta, weight)
-    _agree(monkeypatch, dtype, lambda a, w: ops.add_rms_norm(a, None, w, eps=1e-5, dtype=dtype), x, weight)
+@pytest.mark.parametrize("center", [False, True], ids=["rms", "layer"])
+def test_add_norm(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int, center: bool) -> None:
+    x, delta, weight = 3 + torch.randn(3, 5, width), torch.randn(3, 5, width).to(dtype), torch.randn(width)
+    norm = functools.partial(ops.add_norm, eps=1e-5, dtype=dtype, center=center)
+    _agree(monkeypatch, dtype, norm, x, delta, weight)
+    _agree(monkeypatch, dtype, lambda a, w: norm(a, None, w), x, weight)
 
 
 @needs_kernels
 @dtypes
 @pytest.mark.parametrize("inner", [16, 21, 344])
-def test_swiglu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int) -> None:
-    _agree(monkeypatch, dtype, lambda x: ops.gated(x, "silu"), 8 * torch.randn(2, 3, 2 * inner).to(dtype))
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_gated(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int, activation: ops.Activation) -> None:
+    for size in (0.1, 1, 8):
+        _agree(monkeypatch, dtype, lambda x: ops.gated(x, activation), size * torch.randn(2, 3, 2 * inner).to(dtype))
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_gelu_is_exact_where_it_nearly_vanishes(activation: ops.Activation) -> None:
+    gate = torch.linspace(-12, 12, 4801)
+    ours = ops.gated(torch.stack((gate, torch.ones_like(gate)), -1)[None], activation)[0, :, 0].double()
+    exact = torch.nn.functional.gelu(gate.double(), approximate="none" if activation == "gelu" else "tanh")
+    assert ((ours - exact).abs() <= 3e-7 * gate.abs() + 1e-9).all()
 
 
 SHAPES = [(1, (2, 2, 8)), (7, (2, 1, 10)), (33, (4, 2, 32)), (100, (4, 4, 32)), (130, (6, 2, 64))]
 
 
+def _documents(steps: int) -> Tensor:
+    documents = torch.sort(torch.randint(0, 4, (3, steps)), 1).values.int()
+    documents[:, -2:] = -1
+    return documents
+
+
+def _beside(documents: Tensor, source: Tensor) -> Batch:
+    return Batch(documents.long(), documents=documents, source=source.long(), source_documents=source)
+
+
 def _attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int, heads: tuple[int, int, int], *,
-               packed: bool) -> None:
+               packed: bool, causal: bool) -> None:
     rotary = rotary_table(heads[2], steps, theta=1e4)
-    documents, counted = None, torch.tensor(1.0)
-    if packed:
-        documents = torch.sort(torch.randint(0, 4, (3, steps)), 1).values.int()
-        documents[:, -2:] = -1
-        counted = (documents >= 0)[..., None].float()
-        angles = rotary[:, torch.randint(0, steps, (3, steps))]
-    else:
-        angles = rotary[:, None]
-    qkv = torch.randn(3, steps, (heads[0] + 2 * heads[1]) * heads[2]).to(dtype)
-    _agree(monkeypatch, dtype,
-           lambda x: counted * ops.self_attention(x, angles, heads, documents=documents, causal=True),
-           qkv)
+    documents = _documents(steps) if packed else None
+    angles = rotary[:, torch.randint(0, steps, (3, steps))] if packed else rotary[:, None]
+    counted = torch.ones(3, steps, 1) if documents is None else (documents >= 0)[..., None].float()
+    qkv, seen = torch.randn(3, steps, (heads[0] + 2 * heads[1]) * heads[2]).to(dtype), within(documents, causal=causal)
+    _agree(monkeypatch, dtype, lambda x: counted * ops.self_attention(x, angles, heads, seen=seen), qkv)
 
 
 @needs_kernels
 @dtypes
 @pytest.mark.parametrize(("steps", "heads"), SHAPES)
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
 def test_self_attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int, heads: tuple[int, int, int],
-                        packed: bool) -> None:
-    _attention(monkeypatch, dtype, steps, heads, packed=packed)
+                        packed: bool, causal: bool) -> None:
+    _attention(monkeypatch, dtype, steps, heads, packed=packed, causal=causal)
+
+
+@needs_kernels
+@dtypes
+@pytest.mark.parametrize(("steps", "heads"), SHAPES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_with_biases_by_distance(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int,
+                                           heads: tuple[int, int, int], causal: bool) -> None:
+    qkv = torch.randn(3, steps, (heads[0] + 2 * heads[1]) * heads[2]).to(dtype)
+    bias = RelativeBias(heads[0], both_ways=not causal)
+    # numbers that bfloat16 holds: the plain form rounds them, the kernel does not
+    torch.nn.init.normal_(bias.weight)
+    table = bias.table(steps, steps).detach().bfloat16().float()
+    documents = _documents(steps)
+    counted, seen = (documents >= 0)[..., None].float(), within(documents, causal=causal)
+    _agree(monkeypatch, dtype,
+           lambda x, b: counted * ops.self_attention(x, None, heads, seen=seen, bias=b, scale=0.3), qkv, table)
+
+
+@needs_kernels
+@dtypes
+@pytest.mark.parametrize(("steps", "heads"), SHAPES[1:])
+@pytest.mark.parametrize(("source", "packed"), [(3, False), (75, False), (18, True), (75, True)])
+def test_cross_attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int, heads: tuple[int, int, int],
+                         source: int, packed: bool) -> None:
+    q, kv = (torch.randn(3, n, h * heads[2]).to(dtype) for n, h in ((steps, heads[0]), (source, 2 * heads[1])))
+    seen = across(_beside(_documents(steps), _documents(source))) if packed else Interval()
+    _agree(monkeypatch, dtype, lambda x, y: ops.cross_attention(x, y, heads, seen=seen, scale=0.5), q, kv)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_an_interval_is_the_mask_of_its_documents(causal: bool) -> None:
+    documents, source = _documents(40), _documents(25)
+    same = (documents[:, :, None] == documents[:, None]) & (documents[:, None] >= 0) | torch.eye(40, dtype=torch.bool)
+    expected = same.tril() if causal else same
+    dense = within(documents, causal=causal).dense(40, 40, documents.device)
+    assert dense is not None and torch.equal(dense[:, 0], expected)
+    looks = (documents[:, :, None] == source[:, None]) & (source[:, None] >= 0)
+    looks[:, :, 0] |= ~looks.any(-1)
+    dense = across(_beside(documents, source)).dense(40, 25, documents.device)
+    assert dense is not None and torch.equal(dense[:, 0], looks)
 
 
 @needs_kernels
@@ -99,17 +160,20 @@ def test_attention_on_lesser_processors(monkeypatch: pytest.MonkeyPatch, tmp_pat
     library = ctypes.CDLL(str(target))
     monkeypatch.setattr(ops, "library_for", lambda *tensors: library)
     for steps, heads in SHAPES:
-        _attention(monkeypatch, torch.bfloat16, steps, heads, packed=True)
-    _agree(monkeypatch, torch.bfloat16, lambda x: ops.gated(x, "silu"), 8 * torch.randn(2, 3, 42).bfloat16())
+        for causal in (False, True):
+            _attention(monkeypatch, torch.bfloat16, steps, heads, packed=True, causal=causal)
+    for activation in ops.KERNEL_OF:
+        gate = functools.partial(ops.gated, activation=activation)
+        _agree(monkeypatch, torch.bfloat16, gate, 8 * torch.randn(2, 3, 42).bfloat16())
 
 
 @needs_kernels
 def test_attention_of_a_row_does_not_depend_on_its_batch() -> None:
     qkv = torch.randn(3, 70, 3 * 4 * 32).bfloat16()
     angles = rotary_table(32, 70, theta=1e4)[:, None]
-    together = ops.self_attention(qkv, angles, (4, 4, 32), documents=None, causal=True)
+    together = ops.self_attention(qkv, angles, (4, 4, 32), seen=Interval(causal=True))
     for row in range(3):
-        alone = ops.self_attention(qkv[row : row + 1], angles, (4, 4, 32), documents=None, causal=True)
+        alone = ops.self_attention(qkv[row : row + 1], angles, (4, 4, 32), seen=Interval(causal=True))
         assert torch.equal(alone[0], together[row])
 
 
@@ -120,7 +184,8 @@ def test_cross_entropy(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, voca
     hidden, weight = 4 * torch.randn(3, 20, 24).to(dtype), torch.randn(vocabulary, 24)
     targets, weights = torch.randint(0, vocabulary, (3, 20)), torch.rand(3, 20)
     weights[1, :5] = 0
-    _agree(monkeypatch, dtype, lambda h, w: ops.linear_cross_entropy(h, w, targets, weights, chunk=16), hidden, weight)
+    _agree(monkeypatch, dtype, lambda h, w: ops.linear_cross_entropy(h.flatten(0, 1), w, targets.flatten(),
+                                                                     weights.flatten(), chunk=16), hidden, weight)
 
 
 @needs_kernels
@@ -128,13 +193,14 @@ def test_what_is_not_finite_stays_visible() -> None:
     """A kernel that turned NaN into a number would hide a broken step from the loop."""
     bad = torch.randn(1, 4, 96)
     bad[0, 1, 3] = float("nan")
-    assert ops.gated(bad, "silu").isnan().any()
-    assert ops.add_rms_norm(bad, None, torch.ones(96), eps=1e-5, dtype=torch.bfloat16)[1].isnan().any()
-    mixed = ops.self_attention(bad, rotary_table(32, 4, theta=1e4)[:, None], (1, 1, 32), documents=None, causal=True)
+    for activation in ops.KERNEL_OF:
+        assert ops.gated(bad, activation).isnan().any()
+    for center in (False, True):
+        assert ops.add_norm(bad, None, torch.ones(96), eps=1e-5, dtype=torch.bfloat16, center=center)[1].isnan().any()
+    mixed = ops.self_attention(bad, rotary_table(32, 4, theta=1e4)[:, None], (1, 1, 32), seen=Interval(causal=True))
     assert mixed[0, 1:].isnan().any() and not mixed[0, 0].isnan().any()
-    hidden = torch.full((1, 2, 8), float("nan"))
-    targets = torch.zeros(1, 2, dtype=torch.long)
-    loss = ops.linear_cross_entropy(hidden, torch.randn(9, 8), targets, torch.ones(1, 2), chunk=4)
+    hidden, targets = torch.full((2, 8), float("nan")), torch.zeros(2, dtype=torch.long)
+    loss = ops.linear_cross_entropy(hidden, torch.randn(9, 8), targets, torch.ones(2), chunk=4)
     assert loss.isnan()
 
 

@@ -80,3 +80,13 @@ def test_every_peer_has_its_script(train: ModuleType) -> None:
     for name, (file, _) in train.PEERS.items():
         assert (ROOT / "peers" / file).is_file(), name
     assert set(train.QUICK) <= set(train.PEERS)
+
+
+def test_recurrent_contenders_train_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)  # as it is when the script is run
+    recurrent = script("recurrent.py")
+    for cell in ("lstm", "gru", "vanilla"):
+        racers = recurrent.race({**CASE, "cell": cell}, 0.01, 3, time.monotonic() + 60)
+        row = recurrent.figures(racers)
+        assert row["ratio"] > 0 and row["ours"]["rounds"] == row["torch"]["rounds"] == 3
+        assert all(abs(row[name]["loss"] - math.log(32)) < 1 for name in ("ours", "torch"))

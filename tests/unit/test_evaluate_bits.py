@@ -17,7 +17,9 @@ from cutaway.evaluate.bits import bits_per_byte, score, windows
 from cutaway.evaluate.compression import compression
 from cutaway.evaluate.forgetting import forgetting
 from cutaway.evaluate.held import HeldOut, held_out
-from cutaway.models.model import build
+from cutaway.models.kneser_ney import fit
+from cutaway.models.model import Scorer, build
+from cutaway.models.ngram import NGramConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.records import digest
 from cutaway.text.tokenizer import train
@@ -103,6 +105,22 @@ def test_any_language_model_is_scored_by_its_logits():
 
     model = tiny()
     assert score(Wrapped(model), TOKENIZER, HELD).nats == pytest.approx(score(model, TOKENIZER, HELD).nats, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the discounts of")
+@pytest.mark.parametrize(("context", "overlap"), [(1 << 20, None), (16, 5), (16, 0), (2, 1)])
+def test_a_model_that_scores_documents_is_asked_directly_and_to_the_same_end(context, overlap):
+    rows = [[TOKENIZER.bos_id, *tokens_of(text)] for text in TEXTS]
+    config = NGramConfig(vocab_size=V, order=4, bos_id=TOKENIZER.bos_id, context_length=context)
+    model = fit(np.concatenate(rows), np.cumsum([0, *map(len, rows)]), config)
+
+    class Slow:
+        vocab_size, context_length, new_state, logits = V, context, model.new_state, model.logits
+
+    assert isinstance(model, Scorer) and not isinstance(Slow(), Scorer)
+    direct, slow = score(model, TOKENIZER, HELD, overlap=overlap), score(Slow(), TOKENIZER, HELD, overlap=overlap)
+    assert direct.nats == pytest.approx(slow.nats, rel=1e-5)
+    assert direct.conditions == slow.conditions and (direct.tokens == slow.tokens).all()
 
 
 def test_more_rows_at_once_change_nothing():

@@ -2,69 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import VOCAB, Table, Tape, row
 from torch import Tensor
 
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
 from cutaway.generate.rows import Rows, waves
-
-VOCAB, CONTEXT = 13, 24
-
-
-@dataclass
-class Tape:
-    """A state that remembers every token; it refuses what a real cache would."""
-
-    tokens: list[list[int]]
-    capacity: int
-
-    @property
-    def lengths(self) -> Tensor:
-        return torch.tensor([len(t) for t in self.tokens])
-
-    def select(self, rows: Tensor) -> Tape:
-        return Tape([list(self.tokens[r]) for r in rows.tolist()], self.capacity)
-
-    def truncate(self, lengths: Tensor) -> None:
-        self.tokens = [t[:n] for t, n in zip(self.tokens, lengths.tolist(), strict=True)]
-
-    def copy(self) -> Tape:
-        return Tape([list(t) for t in self.tokens], self.capacity)
-
-
-class Table:
-    """Logits that depend on all tokens so far through a hash: any mistake in what was read changes the answer."""
-
-    vocab_size, context_length = VOCAB, CONTEXT
-
-    def __init__(self) -> None:
-        self.reads = 0
-
-    def new_state(self, rows: int, *, capacity: int) -> Tape:
-        assert capacity <= CONTEXT
-        return Tape([[] for _ in range(rows)], capacity)
-
-    def logits(self, tokens: Tensor, state: Tape, *, counts: Tensor | None = None, every: bool = False) -> Tensor:  # type: ignore[override]
-        assert not every and len(tokens) == len(state.tokens)
-        self.reads += tokens.numel()
-        sizes = [tokens.shape[1]] * len(tokens) if counts is None else counts.tolist()
-        for tape, new, n in zip(state.tokens, tokens.tolist(), sizes, strict=True):
-            tape += new[:n]
-            assert len(tape) <= state.capacity
-        return torch.stack([torch.from_numpy(row(tape)) for tape in state.tokens])
-
-
-def row(tape: list[int]) -> np.ndarray:
-    return np.random.default_rng([len(tape), *tape]).normal(0, 2, VOCAB).astype(np.float32)
-
 
 requests = st.builds(
     Request, tokens=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12).map(tuple),
@@ -129,12 +78,12 @@ def test_a_request_stopped_from_outside_gives_nothing_more() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 7))
-def test_every_request_is_in_exactly_one_wave(lengths: list[int], rows: int) -> None:
-    made = waves(lengths, rows)
-    assert sorted(i for w in made for i in w) == list(range(len(lengths)))
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), max_size=40), st.integers(1, 7))
+def test_every_request_is_in_exactly_one_wave(sizes: list[tuple[int, int]], rows: int) -> None:
+    made = waves([Request((1,) * prompt, 1, source=(1,) * source or None) for source, prompt in sizes], rows)
+    assert sorted(i for w in made for i in w) == list(range(len(sizes)))
     assert all(1 <= len(w) <= rows for w in made)
-    assert [lengths[i] for w in made for i in w] == sorted(lengths)
+    assert [sizes[i] for w in made for i in w] == sorted(sizes)
 
 
 def test_the_bookkeeping_holds_no_tensor() -> None:

@@ -25,7 +25,7 @@ CONFIG = TransformerConfig(vocab_size=TOKENIZER.vocab_size, hidden_size=16, num_
 class Reciter:
     """A model that says a fixed sequence of bytes after any prompt of one token, then ends."""
 
-    vocab_size, context_length = TOKENIZER.vocab_size, 200
+    vocab_size, context_length, reads_source = TOKENIZER.vocab_size, 200, False
 
     def __init__(self, said: bytes) -> None:
         self.ids = [_id_of(b) for b in said]

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from cutaway.errors import DataError, ModelError, RequestError, SettingsError
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
+from cutaway.generate.writer import Options, Writer
+from cutaway.models import grams, kneser_ney, ngram
 from cutaway.models.kneser_ney import FALLBACK, fit
 from cutaway.models.ngram import NGram, NGramConfig
 from cutaway.settings import decode
+from cutaway.text.tokenizer import ByteSettings, train
 
 BOS, EOS, V = 0, 1, 9
 pytestmark = pytest.mark.filterwarnings("ignore:the discounts of")
@@ -53,7 +56,7 @@ def textbook(documents: Documents, order: int):  # type: ignore[no-untyped-def]
 
     def discounts(table: dict[tuple[int, ...], int]) -> list[float]:
         t = [sum(c == k for c in table.values()) for k in range(5)]
-        if all(t[1:]):
+        if all(t[1:4]):
             y = t[1] / (t[1] + 2 * t[2])
             found = [k - (k + 1) * y * t[k + 1] / t[k] for k in (1, 2, 3)]
             if all(0 <= d <= k for k, d in enumerate(found, 1)):
@@ -89,6 +92,79 @@ def test_every_probability_is_the_textbook_s(order: int) -> None:
                 context = tuple(document[max(0, i - order + 1) : i])
                 assert found[at + i] == pytest.approx(np.log(p(word, context)), abs=2e-6)
         at += len(document)
+
+
+def counted(documents: Documents, order: int, size: int) -> list[dict[tuple[int, ...], int]]:
+    """The n-grams and their counts read back out of the sorted arrays."""
+    found = grams.count(*flat(documents), order=order, vocab_size=size, bos_id=BOS)
+    tables: list[dict[tuple[int, ...], int]] = []
+    before: list[tuple[int, ...]] = [()]
+    starts = np.array([0, len(found.orders[0].words)])
+    for n, part in enumerate(found.orders, start=1):
+        prefixes = [before[i] for i, many in enumerate(np.diff(starts)) for _ in range(many)]
+        rows = [(*p, w) for p, w in zip(prefixes, part.words.tolist(), strict=True)]
+        if n > 1:
+            assert [r[1:] for r in rows] == [before[i] for i in found.suffixes(n)]
+        assert all((r[0] == BOS) == (part.begins.start <= i < part.begins.stop) for i, r in enumerate(rows))
+        tables.append(dict(zip(rows, part.counts.tolist(), strict=True)))
+        before, starts = rows, part.starts
+    return tables
+
+
+@settings(max_examples=80)
+@given(st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=8), st.integers(1, 7),
+       st.sampled_from([5, 6, 70_000]), st.sampled_from([1, 3, 1 << 22]))
+def test_counts_are_those_of_a_dictionary(documents: Documents, order: int, size: int, block: int) -> None:
+    """Whatever the vocabulary, which decides how many tokens one sort compares, and however small the blocks."""
+    if max(map(len, documents)) < order:
+        return
+    found = [Counter(tuple(d[i : i + n]) for d in documents for i in range(len(d) - n + 1))
+             for n in range(1, order + 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grams, "BLOCK", block)
+        assert counted(documents, order, size) == [dict(f) for f in found]
+
+
+@pytest.mark.parametrize("prune", [(), (0, 1), (0, 0, 10**6)])
+def test_the_size_of_the_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch, prune: tuple[int, ...]) -> None:
+    tokens, starts = flat(corpus(30, seed=3))
+    whole = model(corpus(), prune=prune)
+    expected = whole.score(tokens, starts)
+    for module, name in ((grams, "BLOCK"), (kneser_ney, "STEP"), (ngram, "PIECE"), (ngram, "SCORES")):
+        monkeypatch.setattr(module, name, 7)
+    small = model(corpus(), prune=prune)
+    assert all(np.array_equal(a, b) for a, b in zip(whole.tensors().values(), small.tensors().values(), strict=True))
+    assert np.array_equal(small.score(tokens, starts), expected)
+    line = torch.tensor([corpus()[3]])
+    assert torch.equal(small.logits(line, small.new_state(1, capacity=64), every=True),
+                       whole.logits(line, whole.new_state(1, capacity=64), every=True))
+
+
+def test_single_tokens_alone_are_a_model_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = model(corpus(), 1)
+    tokens, starts = flat(corpus(5, seed=1))
+    monkeypatch.setattr(ngram, "PIECE", 3)
+    expected = fitted.base[tokens]
+    expected[starts[:-1]] = 0
+    assert np.array_equal(fitted.score(tokens, starts), expected)
+
+
+def test_rows_of_different_lengths_read_what_is_theirs() -> None:
+    fitted, lines = model(corpus(200)), [corpus()[i] for i in (1, 4, 6)]
+    tokens = torch.zeros(3, max(map(len, lines)), dtype=torch.long)
+    for row, line in zip(tokens, lines, strict=True):
+        row[: len(line)] = torch.tensor(line)
+    counts = torch.tensor([len(line) for line in lines])
+    state = fitted.new_state(3, capacity=64)
+    every = fitted.logits(tokens, state.copy(), counts=counts, every=True)
+    last = fitted.logits(tokens, state, counts=counts)
+    assert torch.equal(state.lengths, counts)
+    for i, line in enumerate(lines):
+        alone = fitted.logits(torch.tensor([line]), fitted.new_state(1, capacity=64), every=True)[0]
+        assert torch.equal(every[i, : len(line)], alone) and not every[i, len(line) :].any()
+        assert torch.equal(last[i], alone[-1])
+    idle = fitted.logits(tokens[:, :1], state, counts=torch.tensor([0, 1, 0]))
+    assert torch.equal(idle[0], last[0]) and not torch.equal(idle[1], last[1])
 
 
 @settings(max_examples=40)
@@ -134,6 +210,23 @@ def test_a_batch_is_its_rows_alone_and_the_engine_drives_it() -> None:
     assert any(len(t) > 1 for t in together)
 
 
+def test_a_writer_streams_what_it_would_have_written() -> None:
+    tokenizer = train(ByteSettings(), [])
+    texts = ["the cat sat on the mat. ", "the dog sat on the cat. ", "the mat and the dog. "] * 20
+    documents = [[tokenizer.bos_id, *tokenizer.encode(t), tokenizer.eos_id] for t in texts]
+    fitted = fit(*flat(documents), NGramConfig(vocab_size=tokenizer.vocab_size, order=5, bos_id=tokenizer.bos_id))
+    writer = Writer(Engine(fitted), tokenizer)
+    options = Options(max_tokens=80, sampling=Sampling(temperature=1.0), seed=3)
+    prompts = [writer.text_ids(p) for p in ("the ", "a dog", "the mat")]
+    whole = writer.write(prompts, options)
+    pieces = list(writer.stream(prompts, options))
+    assert ["".join(p.text for p in pieces if p.prompt == i) for i in range(3)] == [w.text for w in whole]
+    assert whole[0].finish_reason == "stop" and whole[0].text.endswith(". ")
+    stopped = writer.write(prompts[:1], options.model_copy(update={"stop": (" sat",), "logprobs": 2}))[0]
+    assert " sat" not in stopped.text and len(stopped.logprobs) == len(stopped.tokens)
+    assert all(a[0].logprob >= p - 1e-6 for a, p in zip(stopped.alternatives, stopped.logprobs, strict=True))
+
+
 def test_it_is_saved_as_tensors() -> None:
     fitted = model(corpus())
     again = NGram.from_tensors(fitted.config, fitted.tensors())
@@ -141,7 +234,7 @@ def test_it_is_saved_as_tensors() -> None:
     assert np.array_equal(again.score(tokens, starts), fitted.score(tokens, starts))
     damaged = fitted.tensors()
     damaged["2.starts"] = damaged["2.starts"][:-1]
-    with pytest.raises(ModelError, match="2-grams does not fit"):
+    with pytest.raises(ModelError, match="2-grams does not fit the others: an array is of another"):
         NGram.from_tensors(fitted.config, damaged)
     del damaged["3.logs"]
     with pytest.raises(ModelError, match=r"without '3\.logs'"):

@@ -11,6 +11,7 @@ from cutaway.errors import TokenizerError
 from cutaway.settings import Settings, decode, to_toml
 from cutaway.text.tokenizer import (
     CONTROL_TOKENS,
+    AnyTokenizerSettings,
     ByteSettings,
     CharSettings,
     SubwordSettings,
@@ -151,3 +152,25 @@ def test_settings_are_a_union_told_apart_by_kind() -> None:
     assert 'kind = "byte"' in to_toml(made)
     with pytest.raises(ValueError, match="vocab_size"):
         decode(Holder, {"tokenizer": {"kind": "byte", "vocab_size": 300}}, where="test")
+
+
+@pytest.mark.parametrize("settings", [ByteSettings(masks=3), CharSettings(masks=3),
+                                      SubwordSettings(vocab_size=300, masks=3)], ids=lambda s: s.kind)
+def test_masks_and_spans_stand_behind_the_other_control_tokens(tmp_path: Path, settings: AnyTokenizerSettings) -> None:
+    plain, made = train(settings.model_copy(update={"masks": 0}), TEXT), train(settings, TEXT)
+    assert made.vocab_size == plain.vocab_size + (0 if isinstance(settings, SubwordSettings) else 4)
+    assert made.control_ids[-4:] == (made.mask_id, *made.span_ids) == tuple(range(made.vocab_size))[-4:]
+    assert [made.name_of(i) for i in made.span_ids] == ["<|span_0|>", "<|span_1|>", "<|span_2|>"]
+    assert made.bytes_of([made.mask_id, *made.span_ids]) == b""
+    assert not set(made.encode("<|mask|><|span_0|>")) & set(made.control_ids)
+    made.save(tmp_path)
+    assert load(tmp_path) == made and load(tmp_path).mask_id == made.mask_id
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["extra_special_tokens"][-4:] == ["<|mask|>", "<|span_0|>", "<|span_1|>", "<|span_2|>"]
+
+
+def test_a_vocabulary_without_masks_says_how_to_get_them(bpe: Tokenizer) -> None:
+    for asked in ("mask_id", "span_ids"):
+        with pytest.raises(TokenizerError, match=r"this vocabulary has no <\|.*\|>; learn one with tokenizer.masks"):
+            getattr(bpe, asked)
+    assert train(ByteSettings(masks=0), ()).digest == train(ByteSettings(), ()).digest

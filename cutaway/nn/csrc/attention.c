@@ -1,4 +1,4 @@
-// Rotary attention over intervals of keys in float32; attention_bf16.c is the same on pairs of bfloat16.
+// Attention over intervals of keys in float32; attention_bf16.c is the same on pairs of bfloat16.
 #include "attention.h"
 
 // C[m][n] (+)= sum_k A[m * am + k * ak] * B[k * ldb + n]; n runs in whole vectors
@@ -51,46 +51,46 @@ INLINE void transpose(const float *src, int64_t T, int64_t D, int64_t ld, float 
 
 // The scratch of one thread, all float32: see the order in `carve`.
 typedef struct { float *q, *k, *v, *kt, *vt, *go, *dq, *dk, *dv, *s, *dp; int64_t ld, ldt; float *base; } Room;
-static Room carve(int64_t T, int64_t D) {
+static Room carve(const Shape *S) {
   Room r;
-  r.ld = up16(D), r.ldt = up16(T) + LANES;
-  int64_t flat = T * r.ld + LANES, turned = r.ld * r.ldt, tile = TILE * r.ldt;
-  r.base = scratch((size_t)((8 * up16(flat) + 2 * up16(turned) + 2 * up16(tile)) * 4));
+  r.ld = up16(S->D), r.ldt = up16(S->K) + LANES;
+  int64_t ours = up16(S->T * r.ld + LANES), theirs = up16(S->K * r.ld + LANES), turned = up16(r.ld * r.ldt);
+  int64_t tile = up16(TILE * r.ldt);
+  r.base = scratch((size_t)((3 * ours + 4 * theirs + 2 * turned + 2 * tile) * 4));
   float *p = r.base;
-  float **flats[] = {&r.q, &r.k, &r.v, &r.go, &r.dq, &r.dk, &r.dv};
-  for (int i = 0; i < 7; i++) *flats[i] = p, p += up16(flat);
-  r.kt = p, p += up16(turned), r.vt = p, p += up16(turned), r.s = p, p += up16(tile), r.dp = p;
+  r.q = p, p += ours, r.go = p, p += ours, r.dq = p, p += ours;
+  r.k = p, p += theirs, r.v = p, p += theirs, r.dk = p, p += theirs, r.dv = p, p += theirs;
+  r.kt = p, p += turned, r.vt = p, p += turned, r.s = p, p += tile, r.dp = p;
   return r;
 }
 
-void attention(const Shape *shape, const void *qkv, void *out) {
+void attention(const Shape *shape, const void *q, const void *k, const void *v, void *out) {
   const Shape S = *shape;
   if (S.bf) {
-    attention_bf16(shape, qkv, out);
+    attention_bf16(shape, q, k, v, out);
     return;
   }
-  int64_t wide = (S.H + 2 * S.G) * S.D, group = S.H / S.G;
-  float scale = 1.0f / sqrtf((float)S.D);
+  int64_t group = S.H / S.G;
 #pragma omp parallel
   {
-    Room m = carve(S.T, S.D);
+    Room m = carve(&S);
 #pragma omp for schedule(static)
     for (int64_t bg = 0; bg < S.B * S.G; bg++) {
-      int64_t b = bg / S.G, g = bg % S.G;
-      const float *row = (const float *)qkv + b * S.T * wide;
-      const float *cs = S.cosines + b * S.rotary_stride, *sn = S.sines + b * S.rotary_stride;
-      const int32_t *first = S.first + b * S.T;
-      rotary_in(row + (S.H + g) * S.D, wide, S.T, S.D, m.ld, cs, sn, 1, m.k, 0, 0);
-      transpose(m.k, S.T, S.D, m.ld, m.kt, m.ldt);
-      plain_in(row + (S.H + S.G + g) * S.D, wide, S.T, S.D, m.ld, m.v);
+      int64_t b = bg / S.G, g = bg % S.G, at = b * S.K * S.key_stride + g * S.D;
+      const float *cs = S.cosines ? S.cosines + b * S.rotary_stride : NULL, *sn = S.sines + b * S.rotary_stride;
+      rotary_in((const float *)k + at, S.key_stride, S.K, S.D, m.ld, cs, sn, 1, m.k, 0, 0);
+      transpose(m.k, S.K, S.D, m.ld, m.kt, m.ldt);
+      plain_in((const float *)v + at, S.key_stride, S.K, S.D, m.ld, m.v);
       for (int64_t h = g * group; h < (g + 1) * group; h++) {
-        rotary_in(row + h * S.D, wide, S.T, S.D, m.ld, cs, sn, scale, m.q, 0, 0);
+        rotary_in((const float *)q + b * S.T * S.query_stride + h * S.D, S.query_stride, S.T, S.D, m.ld, cs, sn, S.scale,
+                  m.q, 0, 0);
         for (int64_t i0 = 0; i0 < S.T; i0 += TILE) {
-          int64_t rows = S.T - i0 < TILE ? S.T - i0 : TILE, from = first[i0] / LANES * LANES, last = i0 + rows;
-          int64_t width = up16(last - from);
-          product(rows, width, S.D, m.q + i0 * m.ld, m.ld, 1, m.kt + from, m.ldt, m.s, m.ldt, 0);
-          softmax_tile(m.s, m.ldt, i0, rows, first, from, width);
-          product(rows, m.ld, last - from, m.s, m.ldt, 1, m.v + from * m.ld, m.ld, m.dq, m.ld, 0);
+          int64_t rows = S.T - i0 < TILE ? S.T - i0 : TILE;
+          Span span = tile_span(&S, b, i0, rows, LANES);
+          int64_t keys = span.until - span.from, width = up16(keys);
+          product(rows, width, S.D, m.q + i0 * m.ld, m.ld, 1, m.kt + span.from, m.ldt, m.s, m.ldt, 0);
+          softmax_tile(&S, m.s, m.ldt, b, h, i0, rows, span, width);
+          product(rows, m.ld, keys, m.s, m.ldt, 1, m.v + span.from * m.ld, m.ld, m.dq, m.ld, 0);
           plain_out(m.dq, m.ld, rows, S.D, (float *)out + ((b * S.T + i0) * S.H + h) * S.D, S.H * S.D, 0);
         }
       }
@@ -99,39 +99,35 @@ void attention(const Shape *shape, const void *qkv, void *out) {
   }
 }
 
-// Everything is made again from qkv: nothing but the input is kept for the backward pass.
-void attention_grad(const Shape *shape, const void *qkv, const void *gout, void *gqkv) {
+// Everything is made again from q, k and v: nothing but the input is kept for the backward pass.
+static void attention_grad_fp32(const Shape *shape, const float *q, const float *k, const float *v, const float *gout,
+                                float *gq, float *gk, float *gv, float *part) {
   const Shape S = *shape;
-  if (S.bf) {
-    attention_grad_bf16(shape, qkv, gout, gqkv);
-    return;
-  }
-  int64_t wide = (S.H + 2 * S.G) * S.D, group = S.H / S.G;
-  float scale = 1.0f / sqrtf((float)S.D);
+  int64_t group = S.H / S.G;
 #pragma omp parallel
   {
-    Room m = carve(S.T, S.D);
+    Room m = carve(&S);
+    float *mine = part + omp_get_thread_num() * S.H * S.bias_stride;
 #pragma omp for schedule(static)
     for (int64_t bg = 0; bg < S.B * S.G; bg++) {
-      int64_t b = bg / S.G, g = bg % S.G, flat = S.T * m.ld;
-      const float *row = (const float *)qkv + b * S.T * wide;
-      float *grow = (float *)gqkv + b * S.T * wide;
-      const float *cs = S.cosines + b * S.rotary_stride, *sn = S.sines + b * S.rotary_stride;
-      const int32_t *first = S.first + b * S.T;
-      rotary_in(row + (S.H + g) * S.D, wide, S.T, S.D, m.ld, cs, sn, 1, m.k, 0, 0);
-      transpose(m.k, S.T, S.D, m.ld, m.kt, m.ldt);
-      plain_in(row + (S.H + S.G + g) * S.D, wide, S.T, S.D, m.ld, m.v);
-      transpose(m.v, S.T, S.D, m.ld, m.vt, m.ldt);
+      int64_t b = bg / S.G, g = bg % S.G, flat = S.K * m.ld, at = b * S.K * S.key_stride + g * S.D;
+      const float *cs = S.cosines ? S.cosines + b * S.rotary_stride : NULL, *sn = S.sines + b * S.rotary_stride;
+      rotary_in(k + at, S.key_stride, S.K, S.D, m.ld, cs, sn, 1, m.k, 0, 0);
+      transpose(m.k, S.K, S.D, m.ld, m.kt, m.ldt);
+      plain_in(v + at, S.key_stride, S.K, S.D, m.ld, m.v);
+      transpose(m.v, S.K, S.D, m.ld, m.vt, m.ldt);
       memset(m.dk, 0, (size_t)flat * 4);
       memset(m.dv, 0, (size_t)flat * 4);
       for (int64_t h = g * group; h < (g + 1) * group; h++) {
-        rotary_in(row + h * S.D, wide, S.T, S.D, m.ld, cs, sn, scale, m.q, 0, 0);
-        plain_in((const float *)gout + (b * S.T * S.H + h) * S.D, S.H * S.D, S.T, S.D, m.ld, m.go);
+        int64_t to = b * S.T * S.query_stride + h * S.D;
+        rotary_in(q + to, S.query_stride, S.T, S.D, m.ld, cs, sn, S.scale, m.q, 0, 0);
+        plain_in(gout + (b * S.T * S.H + h) * S.D, S.H * S.D, S.T, S.D, m.ld, m.go);
         for (int64_t i0 = 0; i0 < S.T; i0 += TILE) {
-          int64_t rows = S.T - i0 < TILE ? S.T - i0 : TILE, from = first[i0] / LANES * LANES, last = i0 + rows;
-          int64_t keys = last - from, width = up16(keys);
+          int64_t rows = S.T - i0 < TILE ? S.T - i0 : TILE;
+          Span span = tile_span(&S, b, i0, rows, LANES);
+          int64_t from = span.from, keys = span.until - from, width = up16(keys);
           product(rows, width, S.D, m.q + i0 * m.ld, m.ld, 1, m.kt + from, m.ldt, m.s, m.ldt, 0);
-          softmax_tile(m.s, m.ldt, i0, rows, first, from, width);
+          softmax_tile(&S, m.s, m.ldt, b, h, i0, rows, span, width);
           product(rows, width, S.D, m.go + i0 * m.ld, m.ld, 1, m.vt + from, m.ldt, m.dp, m.ldt, 0);
           product(keys, m.ld, rows, m.s, 1, m.ldt, m.go + i0 * m.ld, m.ld, m.dv + from * m.ld, m.ld, 1);
           for (int64_t r = 0; r < rows; r++) {  // dS = P (dP - sum P dP)
@@ -141,14 +137,30 @@ void attention_grad(const Shape *shape, const void *qkv, const void *gout, void 
             float mean = vec_sum(acc);
             for (int64_t j = 0; j < width; j += LANES) *(vec *)(d + j) = *(vec *)(p + j) * (*(vec *)(d + j) - mean);
           }
+          if (S.bias) bias_grad(&S, m.dp, m.ldt, h, i0, rows, span, width, mine);
           product(rows, m.ld, keys, m.dp, m.ldt, 1, m.k + from * m.ld, m.ld, m.dq + i0 * m.ld, m.ld, 0);
           product(keys, m.ld, rows, m.dp, 1, m.ldt, m.q + i0 * m.ld, m.ld, m.dk + from * m.ld, m.ld, 1);
         }
-        rotary_back(m.dq, m.ld, S.T, S.D, cs, sn, scale, grow + h * S.D, wide, 0);
+        rotary_back(m.dq, m.ld, S.T, S.D, cs, sn, S.scale, gq + to, S.query_stride, 0);
       }
-      rotary_back(m.dk, m.ld, S.T, S.D, cs, sn, 1, grow + (S.H + g) * S.D, wide, 0);
-      plain_out(m.dv, m.ld, S.T, S.D, grow + (S.H + S.G + g) * S.D, wide, 0);
+      rotary_back(m.dk, m.ld, S.K, S.D, cs, sn, 1, gk + at, S.key_stride, 0);
+      plain_out(m.dv, m.ld, S.K, S.D, gv + at, S.key_stride, 0);
     }
     free(m.base);
   }
+}
+
+// gbias (H, bias_stride) is the sum over threads in their order, so a fixed number of threads gives equal bits
+void attention_grad(const Shape *shape, const void *q, const void *k, const void *v, const void *gout, void *gq, void *gk,
+                    void *gv, float *gbias) {
+  int64_t threads = omp_get_max_threads(), size = shape->bias ? shape->H * shape->bias_stride : 0;
+  float *part = scratch((size_t)(threads * size + 1) * 4);
+  memset(part, 0, (size_t)(threads * size) * 4);
+  if (shape->bf) attention_grad_bf16(shape, q, k, v, gout, gq, gk, gv, part);
+  else attention_grad_fp32(shape, q, k, v, gout, gq, gk, gv, part);
+  for (int64_t i = 0; i < size; i++) {
+    gbias[i] = 0;
+    for (int64_t t = 0; t < threads; t++) gbias[i] += part[t * size + i];
+  }
+  free(part);
 }

@@ -1,4 +1,4 @@
-// Rotary attention whose products multiply bfloat16 and add in float32: on AMX tiles where the processor has them, by
+// Attention whose products multiply bfloat16 and add in float32: on AMX tiles where the processor has them, by
 // AVX512-BF16's dot products, or by shifts and float32. Probabilities and their gradients are rounded to bfloat16
 // before they enter a product, as in FlashAttention-2 (Dao 2023, arXiv 2307.08691).
 //
@@ -129,19 +129,21 @@ static void plain_in(const uint16_t *src, int64_t stride, int64_t T, int64_t D, 
 
 // The scratch of one thread. Tokens and widths are filled up to 32; what no token fills stays zero.
 typedef struct {
-  int64_t tokens, width, ldt;
-  uint16_t *q, *go, *row, *qt, *got, *p;  // (tokens, width), the last two turned; p (TILE, ldt)
+  int64_t tokens, keys, width, ldt;
+  uint16_t *q, *go, *row, *qt, *got, *p;  // (tokens, width), row (keys, width), qt and got turned; p (TILE, ldt)
   pair *kt, *vt, *kp, *vp, *some, *pp, *dp;  // k and v turned and stacked; probabilities and gradients stacked
   float *s, *ds, *dk, *dv, *o;  // scores and their gradient (TILE, ldt); dk and dv turned (width, ldt)
   char *base;
 } Room;
-static Room carve(int64_t T, int64_t D) {
-  Room r = {.tokens = up32(T), .width = up32(D), .ldt = up32(T) + LANES};
-  size_t flat = (size_t)(r.tokens * r.width), turned = (size_t)(r.width * r.ldt), tile = (size_t)(TILE * r.ldt);
+static Room carve(const Shape *S) {
+  Room r = {.tokens = up32(S->T), .keys = up32(S->K), .width = up32(S->D), .ldt = up32(S->K) + LANES};
+  size_t ours = (size_t)(r.tokens * r.width), theirs = (size_t)(r.keys * r.width);
+  size_t turned = (size_t)(r.width * r.ldt), tile = (size_t)(TILE * r.ldt);
   struct { void *place; size_t bytes; } parts[] = {
-      {&r.q, 2 * flat}, {&r.go, 2 * flat}, {&r.row, 2 * flat}, {&r.qt, 2 * flat}, {&r.got, 2 * flat}, {&r.p, 2 * tile},
-      {&r.kt, 2 * turned}, {&r.vt, 2 * turned}, {&r.kp, 2 * flat}, {&r.vp, 2 * flat}, {&r.some, 2 * flat},
-      {&r.pp, 2 * tile}, {&r.dp, 2 * tile}, {&r.s, 4 * tile}, {&r.ds, 4 * tile}, {&r.dk, 4 * turned + 4 * flat},
+      {&r.q, 2 * ours}, {&r.go, 2 * ours}, {&r.row, 2 * theirs}, {&r.qt, 2 * ours}, {&r.got, 2 * ours},
+      {&r.p, 2 * tile}, {&r.kt, 2 * turned}, {&r.vt, 2 * turned}, {&r.kp, 2 * theirs}, {&r.vp, 2 * theirs},
+      {&r.some, 2 * ours}, {&r.pp, 2 * tile}, {&r.dp, 2 * tile}, {&r.s, 4 * tile}, {&r.ds, 4 * tile},
+      {&r.dk, 4 * turned + 4 * theirs},
       {&r.dv, 4 * turned}, {&r.o, (size_t)(4 * TILE * r.width)}};
   size_t total = 0, count = sizeof parts / sizeof *parts;
   for (size_t i = 0; i < count; i++) total += (parts[i].bytes + 63) / 64 * 64;
@@ -152,37 +154,37 @@ static Room carve(int64_t T, int64_t D) {
 }
 
 // keys and values of one group of heads, in the layouts its products read
-static void read_group(Room *m, const Shape *S, const uint16_t *k, const uint16_t *v, int64_t stride, const float *cs,
-                       const float *sn, int learning) {
-  rotary_in(k, stride, S->T, S->D, m->width, cs, sn, 1, m->row, 1, 1);
-  turn((const pair *)m->row, m->width / 2, m->tokens, m->width / 2, m->kt, m->ldt);
-  if (learning) stack_pairs(m->row, m->tokens, m->width, m->kp);
-  plain_in(v, stride, S->T, S->D, m->width, m->row);
-  if (learning) turn((const pair *)m->row, m->width / 2, m->tokens, m->width / 2, m->vt, m->ldt);
-  else stack_pairs(m->row, m->tokens, m->width, m->vp);
+static void read_group(Room *m, const Shape *S, const uint16_t *k, const uint16_t *v, const float *cs, const float *sn,
+                       int learning) {
+  rotary_in(k, S->key_stride, S->K, S->D, m->width, cs, sn, 1, m->row, 1, 1);
+  turn((const pair *)m->row, m->width / 2, m->keys, m->width / 2, m->kt, m->ldt);
+  if (learning) stack_pairs(m->row, m->keys, m->width, m->kp);
+  plain_in(v, S->key_stride, S->K, S->D, m->width, m->row);
+  if (learning) turn((const pair *)m->row, m->width / 2, m->keys, m->width / 2, m->vt, m->ldt);
+  else stack_pairs(m->row, m->keys, m->width, m->vp);
 }
 
-void attention_bf16(const Shape *shape, const void *qkv, void *out) {
+void attention_bf16(const Shape *shape, const void *q, const void *k, const void *v, void *out) {
   const Shape S = *shape;
-  int64_t wide = (S.H + 2 * S.G) * S.D, group = S.H / S.G;
-  float scale = 1.0f / sqrtf((float)S.D);
+  int64_t group = S.H / S.G;
 #pragma omp parallel
   {
-    Room m = carve(S.T, S.D);
+    Room m = carve(&S);
     tiles_on();
 #pragma omp for schedule(static)
     for (int64_t bg = 0; bg < S.B * S.G; bg++) {
-      int64_t b = bg / S.G, g = bg % S.G;
-      const uint16_t *row = (const uint16_t *)qkv + b * S.T * wide;
-      const float *cs = S.cosines + b * S.rotary_stride, *sn = S.sines + b * S.rotary_stride;
-      const int32_t *first = S.first + b * S.T;
-      read_group(&m, &S, row + (S.H + g) * S.D, row + (S.H + S.G + g) * S.D, wide, cs, sn, 0);
+      int64_t b = bg / S.G, g = bg % S.G, at = b * S.K * S.key_stride + g * S.D;
+      const float *cs = S.cosines ? S.cosines + b * S.rotary_stride : NULL, *sn = S.sines + b * S.rotary_stride;
+      read_group(&m, &S, (const uint16_t *)k + at, (const uint16_t *)v + at, cs, sn, 0);
       for (int64_t h = g * group; h < (g + 1) * group; h++) {
-        rotary_in(row + h * S.D, wide, S.T, S.D, m.width, cs, sn, scale, m.q, 1, 1);
+        rotary_in((const uint16_t *)q + b * S.T * S.query_stride + h * S.D, S.query_stride, S.T, S.D, m.width, cs, sn,
+                  S.scale, m.q, 1, 1);
         for (int64_t i0 = 0; i0 < S.T; i0 += TILE) {
-          int64_t rows = S.T - i0 < TILE ? S.T - i0 : TILE, from = first[i0] / 32 * 32, keys = up32(i0 + rows - from);
+          int64_t rows = S.T - i0 < TILE ? S.T - i0 : TILE;
+          Span span = tile_span(&S, b, i0, rows, 32);
+          int64_t from = span.from, keys = up32(span.until - from);
           product(TILE, keys, m.width / 2, m.q + i0 * m.width, m.width, m.kt + from, m.ldt, m.s, m.ldt, 0);
-          softmax_tile(m.s, m.ldt, i0, rows, first, from, keys);
+          softmax_tile(&S, m.s, m.ldt, b, h, i0, rows, span, keys);
           for (int64_t r = 0; r < rows; r++)
             for (int64_t j = 0; j < keys; j += LANES) vec_out(m.p, r * m.ldt + j, *(vec *)(m.s + r * m.ldt + j), 1);
           product(TILE, m.width, keys / 2, m.p, m.ldt, m.vp + from / 2 * m.width, m.width, m.o, m.width, 0);
@@ -226,50 +228,52 @@ static void read_turned(Room *m, const uint16_t *rows, uint16_t *turned) {
   turn(m->some, m->width, m->tokens / 2, m->width, (pair *)turned, m->tokens / 2);
 }
 
-// Everything is made again from qkv: nothing but the input is kept for the backward pass.
-void attention_grad_bf16(const Shape *shape, const void *qkv, const void *gout, void *gqkv) {
+// Everything is made again from q, k and v; `part` holds each thread's gradient of the biases.
+void attention_grad_bf16(const Shape *shape, const void *q, const void *k, const void *v, const void *gout, void *gq,
+                         void *gk, void *gv, float *part) {
   const Shape S = *shape;
-  int64_t wide = (S.H + 2 * S.G) * S.D, group = S.H / S.G;
-  float scale = 1.0f / sqrtf((float)S.D);
+  int64_t group = S.H / S.G;
 #pragma omp parallel
   {
-    Room m = carve(S.T, S.D);
+    Room m = carve(&S);
     size_t turned = (size_t)(m.width * m.ldt) * 4;
+    float *mine = part + omp_get_thread_num() * S.H * S.bias_stride;
     tiles_on();
 #pragma omp for schedule(static)
     for (int64_t bg = 0; bg < S.B * S.G; bg++) {
-      int64_t b = bg / S.G, g = bg % S.G;
-      const uint16_t *row = (const uint16_t *)qkv + b * S.T * wide;
-      uint16_t *grow = (uint16_t *)gqkv + b * S.T * wide;
-      const float *cs = S.cosines + b * S.rotary_stride, *sn = S.sines + b * S.rotary_stride;
-      const int32_t *first = S.first + b * S.T;
-      read_group(&m, &S, row + (S.H + g) * S.D, row + (S.H + S.G + g) * S.D, wide, cs, sn, 1);
+      int64_t b = bg / S.G, g = bg % S.G, at = b * S.K * S.key_stride + g * S.D;
+      const float *cs = S.cosines ? S.cosines + b * S.rotary_stride : NULL, *sn = S.sines + b * S.rotary_stride;
+      read_group(&m, &S, (const uint16_t *)k + at, (const uint16_t *)v + at, cs, sn, 1);
       memset(m.dk, 0, turned);
       memset(m.dv, 0, turned);
       for (int64_t h = g * group; h < (g + 1) * group; h++) {
-        rotary_in(row + h * S.D, wide, S.T, S.D, m.width, cs, sn, scale, m.q, 1, 1);
+        int64_t to = b * S.T * S.query_stride + h * S.D;
+        rotary_in((const uint16_t *)q + to, S.query_stride, S.T, S.D, m.width, cs, sn, S.scale, m.q, 1, 1);
         plain_in((const uint16_t *)gout + (b * S.T * S.H + h) * S.D, S.H * S.D, S.T, S.D, m.width, m.go);
         read_turned(&m, m.q, m.qt);
         read_turned(&m, m.go, m.got);
         for (int64_t i0 = 0; i0 < S.T; i0 += TILE) {
-          int64_t rows = S.T - i0 < TILE ? S.T - i0 : TILE, from = first[i0] / 32 * 32, keys = up32(i0 + rows - from);
+          int64_t rows = S.T - i0 < TILE ? S.T - i0 : TILE;
+          Span span = tile_span(&S, b, i0, rows, 32);
+          int64_t from = span.from, keys = up32(span.until - from);
           product(TILE, keys, m.width / 2, m.q + i0 * m.width, m.width, m.kt + from, m.ldt, m.s, m.ldt, 0);
-          softmax_tile(m.s, m.ldt, i0, rows, first, from, keys);
+          softmax_tile(&S, m.s, m.ldt, b, h, i0, rows, span, keys);
           product(TILE, keys, m.width / 2, m.go + i0 * m.width, m.width, m.vt + from, m.ldt, m.ds, m.ldt, 0);
           score_gradient(&m, rows, keys);
+          if (S.bias) bias_grad(&S, m.ds, m.ldt, h, i0, rows, span, keys, mine);
           product(m.width, keys, TILE / 2, m.got + i0, m.tokens, m.pp, m.ldt, m.dv + from, m.ldt, 1);
           product(m.width, keys, TILE / 2, m.qt + i0, m.tokens, m.dp, m.ldt, m.dk + from, m.ldt, 1);
           product(TILE, m.width, keys / 2, m.p, m.ldt, m.kp + from / 2 * m.width, m.width, m.o, m.width, 0);
-          rotary_back(m.o, m.width, rows, S.D, cs + i0 * S.D / 2, sn + i0 * S.D / 2, scale,
-                      grow + i0 * wide + h * S.D, wide, 1);
+          rotary_back(m.o, m.width, rows, S.D, cs ? cs + i0 * S.D / 2 : NULL, sn + i0 * S.D / 2, S.scale,
+                      (uint16_t *)gq + to + i0 * S.query_stride, S.query_stride, 1);
         }
       }
       // the turned gradients back to (tokens, width); the room behind dk is theirs
       float *flat = m.dk + turned / 4;
-      turn((const pair *)m.dk, m.ldt, m.width, m.tokens, (pair *)flat, m.width);
-      rotary_back(flat, m.width, S.T, S.D, cs, sn, 1, grow + (S.H + g) * S.D, wide, 1);
-      turn((const pair *)m.dv, m.ldt, m.width, m.tokens, (pair *)flat, m.width);
-      plain_out(flat, m.width, S.T, S.D, grow + (S.H + S.G + g) * S.D, wide, 1);
+      turn((const pair *)m.dk, m.ldt, m.width, m.keys, (pair *)flat, m.width);
+      rotary_back(flat, m.width, S.K, S.D, cs, sn, 1, (uint16_t *)gk + at, S.key_stride, 1);
+      turn((const pair *)m.dv, m.ldt, m.width, m.keys, (pair *)flat, m.width);
+      plain_out(flat, m.width, S.K, S.D, (uint16_t *)gv + at, S.key_stride, 1);
     }
     tiles_off();
     free(m.base);

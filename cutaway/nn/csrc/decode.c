@@ -7,7 +7,6 @@
 void attention_step(const Shape *shape, const void *qkv, void *keys, void *values, const int64_t *lengths, void *out) {
   const Shape S = *shape;
   int64_t wide = (S.H + 2 * S.G) * S.D, group = S.H / S.G, esize = S.bf ? 2 : 4, half = S.D / 2, ld = up16(S.D);
-  float scale = 1.0f / sqrtf((float)S.D);
 #pragma omp parallel
   {
     float *room = scratch((size_t)(up16(S.T) + 3 * ld) * 4);
@@ -22,7 +21,7 @@ void attention_step(const Shape *shape, const void *qkv, void *keys, void *value
       for (int64_t i = 0; i < S.D; i++) one_out(kc, lengths[b] * S.D + i, k[i], S.bf);
       memcpy(vc + lengths[b] * S.D * esize, row + (S.H + S.G + g) * S.D * esize, (size_t)(S.D * esize));
       for (int64_t h = g * group; h < (g + 1) * group; h++) {
-        rotary_in(row + h * S.D * esize, wide, 1, S.D, ld, cs, sn, scale, q, S.bf, 0);
+        rotary_in(row + h * S.D * esize, wide, 1, S.D, ld, cs, sn, S.scale, q, S.bf, 0);
         float most = -INFINITY;
         for (int64_t j = 0; j < n; j++) {
           vec acc = {};

@@ -1,40 +1,95 @@
-// Kernels that touch each number once or twice: residual addition + RMS norm, SwiGLU, cross-entropy.
+// Kernels that touch each number once or twice: residual addition + norm, gated activations, cross-entropy.
 #include "vectors.h"
 
-// ---------------------------------------------------------------- residual addition + RMS norm
-void add_rms_norm(const float *x, const void *delta, int delta_bf, const float *w, float eps, int64_t rows, int64_t d,
-                  float *total, void *y, int y_bf, float *scale) {
-#pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < rows; r++) {
-    const float *xr = x + r * d;
-    float *tr = total + r * d;
-    vec acc = {};
-    float rest = 0;
-    int64_t i = 0;
-    for (; i + LANES <= d; i += LANES) {
-      vec v = *(const vec *)(xr + i);
-      if (delta) {
-        v += vec_in(delta, r * d + i, delta_bf);
-        *(vec *)(tr + i) = v;
-      }
+// ---------------------------------------------------------------- residual addition + norm
+// `center`: the mean is taken away first (layer norm); otherwise (RMS norm) `middle` is neither read nor written
+INLINE void add_norm_row(const float *xr, const void *delta, int64_t at, int delta_bf, const float *w, float eps, int64_t d,
+                         float *tr, void *y, int y_bf, float *scale, float *middle, int center) {
+  vec acc = {}, sums = {};
+  float rest = 0, sum = 0, mean = 0;
+  int64_t i = 0;
+  for (; i + LANES <= d; i += LANES) {
+    vec v = *(const vec *)(xr + i);
+    if (delta) {
+      v += vec_in(delta, at + i, delta_bf);
+      *(vec *)(tr + i) = v;
+    }
+    if (center) sums += v;
+    else acc += v * v;
+  }
+  for (; i < d; i++) {
+    float v = xr[i];
+    if (delta) tr[i] = v += one_in(delta, at + i, delta_bf);
+    if (center) sum += v;
+    else rest += v * v;
+  }
+  const float *src = delta ? tr : xr;
+  if (center) {  // the variance in a second pass over the row, which lies in the nearest cache: nothing cancels
+    *middle = mean = (vec_sum(sums) + sum) / (float)d;
+    for (i = 0; i + LANES <= d; i += LANES) {
+      vec v = *(const vec *)(src + i) - mean;
       acc += v * v;
     }
-    for (; i < d; i++) {
-      float v = xr[i];
-      if (delta) tr[i] = v += one_in(delta, r * d + i, delta_bf);
-      rest += v * v;
-    }
-    const float *src = delta ? tr : xr;
-    float s = 1.0f / sqrtf((vec_sum(acc) + rest) / (float)d + eps);
-    scale[r] = s;
-    for (i = 0; i + LANES <= d; i += LANES) vec_out(y, r * d + i, *(const vec *)(src + i) * s * *(const vec *)(w + i), y_bf);
-    for (; i < d; i++) one_out(y, r * d + i, src[i] * s * w[i], y_bf);
+    for (; i < d; i++) rest += (src[i] - mean) * (src[i] - mean);
+  }
+  float s = *scale = 1.0f / sqrtf((vec_sum(acc) + rest) / (float)d + eps);
+  for (i = 0; i + LANES <= d; i += LANES) {
+    vec v = *(const vec *)(src + i);
+    if (center) v -= mean;
+    vec_out(y, at + i, v * s * *(const vec *)(w + i), y_bf);
+  }
+  for (; i < d; i++) one_out(y, at + i, (center ? src[i] - mean : src[i]) * s * w[i], y_bf);
+}
+
+void add_norm(const float *x, const void *delta, int delta_bf, const float *w, float eps, int64_t rows, int64_t d,
+              float *total, void *y, int y_bf, float *scale, float *middle) {
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; r++) {
+    if (middle) add_norm_row(x + r * d, delta, r * d, delta_bf, w, eps, d, total + r * d, y, y_bf, scale + r, middle + r, 1);
+    else add_norm_row(x + r * d, delta, r * d, delta_bf, w, eps, d, total + r * d, y, y_bf, scale + r, NULL, 0);
+  }
+}
+
+INLINE void add_norm_grad_row(const float *xr, const float *w, float s, float mean, const void *gy, int64_t at, int y_bf,
+                              const float *gtotal, int64_t d, float *gx, void *gdelta, int delta_bf, float *mine,
+                              int center) {
+  float dot = 0, sum = 0;
+  vec acc = {}, sums = {};
+  int64_t i = 0;
+  for (; i + LANES <= d; i += LANES) {
+    vec g = vec_in(gy, at + i, y_bf), x = *(const vec *)(xr + i);
+    if (center) x -= mean;
+    *(vec *)(mine + i) += g * x * s;
+    acc += g * *(const vec *)(w + i) * x;
+    if (center) sums += g * *(const vec *)(w + i);
+  }
+  for (; i < d; i++) {
+    float g = one_in(gy, at + i, y_bf), x = center ? xr[i] - mean : xr[i];
+    mine[i] += g * x * s;
+    dot += g * w[i] * x;
+    sum += g * w[i];
+  }
+  float back = (vec_sum(acc) + dot) * s * s * s / (float)d, even = center ? (vec_sum(sums) + sum) * s / (float)d : 0;
+  for (i = 0; i + LANES <= d; i += LANES) {
+    vec x = *(const vec *)(xr + i);
+    if (center) x -= mean;
+    vec g = vec_in(gy, at + i, y_bf) * *(const vec *)(w + i) * s - x * back;
+    if (center) g -= even;
+    if (gtotal) g += *(const vec *)(gtotal + at + i);
+    *(vec *)(gx + at + i) = g;
+    if (gdelta) vec_out(gdelta, at + i, g, delta_bf);
+  }
+  for (; i < d; i++) {
+    float x = center ? xr[i] - mean : xr[i], g = one_in(gy, at + i, y_bf) * w[i] * s - x * back - even;
+    if (gtotal) g += gtotal[at + i];
+    gx[at + i] = g;
+    if (gdelta) one_out(gdelta, at + i, g, delta_bf);
   }
 }
 
 // grad_w is the sum over threads in their order, so a fixed number of threads gives equal bits
-void add_rms_norm_grad(const float *total, const float *w, const float *scale, const void *gy, int y_bf,
-                       const float *gtotal, int64_t rows, int64_t d, float *gx, void *gdelta, int delta_bf, float *gw) {
+void add_norm_grad(const float *total, const float *w, const float *scale, const float *middle, const void *gy, int y_bf,
+                   const float *gtotal, int64_t rows, int64_t d, float *gx, void *gdelta, int delta_bf, float *gw) {
   int threads = omp_get_max_threads();
   float *part = scratch((size_t)(threads * d) * 4);
   memset(part, 0, (size_t)(threads * d) * 4);
@@ -44,32 +99,8 @@ void add_rms_norm_grad(const float *total, const float *w, const float *scale, c
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
       const float *xr = total + r * d;
-      float s = scale[r], dot = 0;
-      vec acc = {};
-      int64_t i = 0;
-      for (; i + LANES <= d; i += LANES) {
-        vec g = vec_in(gy, r * d + i, y_bf), x = *(const vec *)(xr + i);
-        *(vec *)(mine + i) += g * x * s;
-        acc += g * *(const vec *)(w + i) * x;
-      }
-      for (; i < d; i++) {
-        float g = one_in(gy, r * d + i, y_bf);
-        mine[i] += g * xr[i] * s;
-        dot += g * w[i] * xr[i];
-      }
-      float back = (vec_sum(acc) + dot) * s * s * s / (float)d;
-      for (i = 0; i + LANES <= d; i += LANES) {
-        vec g = vec_in(gy, r * d + i, y_bf) * *(const vec *)(w + i) * s - *(const vec *)(xr + i) * back;
-        if (gtotal) g += *(const vec *)(gtotal + r * d + i);
-        *(vec *)(gx + r * d + i) = g;
-        if (gdelta) vec_out(gdelta, r * d + i, g, delta_bf);
-      }
-      for (; i < d; i++) {
-        float g = one_in(gy, r * d + i, y_bf) * w[i] * s - xr[i] * back;
-        if (gtotal) g += gtotal[r * d + i];
-        gx[r * d + i] = g;
-        if (gdelta) one_out(gdelta, r * d + i, g, delta_bf);
-      }
+      if (middle) add_norm_grad_row(xr, w, scale[r], middle[r], gy, r * d, y_bf, gtotal, d, gx, gdelta, delta_bf, mine, 1);
+      else add_norm_grad_row(xr, w, scale[r], 0, gy, r * d, y_bf, gtotal, d, gx, gdelta, delta_bf, mine, 0);
     }
   }
   memset(gw, 0, (size_t)d * 4);
@@ -78,38 +109,81 @@ void add_rms_norm_grad(const float *total, const float *w, const float *scale, c
   free(part);
 }
 
-// ---------------------------------------------------------------- SwiGLU
-void swiglu(const void *gate_up, int64_t rows, int64_t inner, void *y, int bf) {
-#pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < rows; r++) {
-    int64_t g = r * 2 * inner, u = g + inner, o = r * inner, i = 0;
-    for (; i + LANES <= inner; i += LANES) {
-      vec a = vec_in(gate_up, g + i, bf), b = vec_in(gate_up, u + i, bf);
-      vec_out(y, o + i, a * vec_inverse(vec_exp(-a) + 1.0f, bf) * b, bf);
-    }
-    for (; i < inner; i++) {
-      float a = one_in(gate_up, g + i, bf);
-      one_out(y, o + i, a / (expf(-a) + 1.0f) * one_in(gate_up, u + i, bf), bf);
-    }
+// ---------------------------------------------------------------- gates: SwiGLU and GEGLU
+enum { SILU, GELU, GELU_TANH };
+// 1 - erf(|x| / sqrt 2) is a polynomial times exp(-x^2 / 2), wrong by 1.5e-7 at most (Abramowitz and Stegun 7.1.26); the
+// same exponential is the slope. y is the activation of a, and its slope goes to `slope`.
+INLINE vec activation(vec a, vec *slope, int kind, int bf) {
+  if (kind == SILU) {
+    vec s = vec_inverse(vec_exp(-a) + 1.0f, bf), silu = a * s;
+    *slope = s + silu * (1.0f - s);
+    return silu;
+  }
+  if (kind == GELU_TANH) {  // 1 + tanh u is twice the sigmoid of 2 u
+    vec square = a * a, u = a * (square * 0.0713548163f + 1.5957691216f);
+    vec s = vec_inverse(vec_exp(-u) + 1.0f, bf), y = a * s;
+    *slope = s + y * (1.0f - s) * (square * 0.2140644490f + 1.5957691216f);
+    return y;
+  }
+  vec size = (vec)((ivec)a & 0x7fffffff);
+  vec t = vec_inverse(size * 0.2316418882f + 1.0f, bf), e = vec_exp(a * a * -0.5f);
+  vec tail = t * 0.5307027145f - 0.7265760135f;
+  tail = tail * t + 0.7107068705f;
+  tail = tail * t - 0.1422483680f;
+  tail = (tail * t + 0.1274147960f) * t * e;  // of the normal distribution behind |a|
+  ivec below = a < 0;
+  vec share = (vec)(((ivec)tail & below) | ((ivec)(1.0f - tail) & ~below));
+  *slope = share + a * e * 0.3989422804f;
+  return a * share;
+}
+
+INLINE void gate_row(const void *gate_up, int64_t g, int64_t inner, void *y, int64_t o, int bf, int kind) {
+  int64_t u = g + inner, i = 0;
+  vec slope;
+  for (; i + LANES <= inner; i += LANES) {
+    vec a = vec_in(gate_up, g + i, bf);
+    vec_out(y, o + i, activation(a, &slope, kind, bf) * vec_in(gate_up, u + i, bf), bf);
+  }
+  for (; i < inner; i++) {
+    vec a = (vec){} + one_in(gate_up, g + i, bf);
+    one_out(y, o + i, activation(a, &slope, kind, bf)[0] * one_in(gate_up, u + i, bf), bf);
   }
 }
 
-void swiglu_grad(const void *gate_up, const void *gy, int64_t rows, int64_t inner, void *out, int bf) {
+void gated(const void *gate_up, int64_t rows, int64_t inner, void *y, int bf, int kind) {
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < rows; r++) {
-    int64_t g = r * 2 * inner, u = g + inner, o = r * inner, i = 0;
-    for (; i + LANES <= inner; i += LANES) {
-      vec a = vec_in(gate_up, g + i, bf), b = vec_in(gate_up, u + i, bf), d = vec_in(gy, o + i, bf);
-      vec s = vec_inverse(vec_exp(-a) + 1.0f, bf), silu = a * s;
-      vec_out(out, u + i, d * silu, bf);
-      vec_out(out, g + i, d * b * (s + silu * (1.0f - s)), bf);
-    }
-    for (; i < inner; i++) {
-      float a = one_in(gate_up, g + i, bf), b = one_in(gate_up, u + i, bf), d = one_in(gy, o + i, bf);
-      float s = 1.0f / (expf(-a) + 1.0f), silu = a * s;
-      one_out(out, u + i, d * silu, bf);
-      one_out(out, g + i, d * b * (s + silu * (1.0f - s)), bf);
-    }
+    int64_t g = r * 2 * inner, o = r * inner;
+    if (kind == SILU) gate_row(gate_up, g, inner, y, o, bf, SILU);
+    else if (kind == GELU) gate_row(gate_up, g, inner, y, o, bf, GELU);
+    else gate_row(gate_up, g, inner, y, o, bf, GELU_TANH);
+  }
+}
+
+INLINE void gate_grad_row(const void *gate_up, int64_t g, int64_t inner, const void *gy, int64_t o, void *out, int bf,
+                          int kind) {
+  int64_t u = g + inner, i = 0;
+  vec slope;
+  for (; i + LANES <= inner; i += LANES) {
+    vec a = vec_in(gate_up, g + i, bf), b = vec_in(gate_up, u + i, bf), d = vec_in(gy, o + i, bf);
+    vec_out(out, u + i, d * activation(a, &slope, kind, bf), bf);
+    vec_out(out, g + i, d * b * slope, bf);
+  }
+  for (; i < inner; i++) {
+    vec a = (vec){} + one_in(gate_up, g + i, bf);
+    float b = one_in(gate_up, u + i, bf), d = one_in(gy, o + i, bf), y = activation(a, &slope, kind, bf)[0];
+    one_out(out, u + i, d * y, bf);
+    one_out(out, g + i, d * b * slope[0], bf);
+  }
+}
+
+void gated_grad(const void *gate_up, const void *gy, int64_t rows, int64_t inner, void *out, int bf, int kind) {
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; r++) {
+    int64_t g = r * 2 * inner, o = r * inner;
+    if (kind == SILU) gate_grad_row(gate_up, g, inner, gy, o, out, bf, SILU);
+    else if (kind == GELU) gate_grad_row(gate_up, g, inner, gy, o, out, bf, GELU);
+    else gate_grad_row(gate_up, g, inner, gy, o, out, bf, GELU_TANH);
   }
 }
 

@@ -1,0 +1,53 @@
+"""``cutaway compare``: every suitable architecture on one task, one split and one budget, and when simple is enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cutaway.cli.console import Json, note
+
+Name = Annotated[str, typer.Argument(help="language, or a .toml file.")]
+Settings = Annotated[list[str] | None, typer.Argument(help="path=value, as in budget.seconds=60.")]
+
+
+def command(
+    recipe: Name,
+    settings: Settings = None,
+    *,
+    runs: Annotated[Path, typer.Option(help="The folder that comparisons are made in.")] = Path("comparisons"),
+    json: Json = False,
+) -> int:
+    """Train every suitable architecture on the same text and budget, and compare."""
+    from cutaway.cli.screen import ConsoleScreen
+    from cutaway.run.compare import start
+    from cutaway.run.compare_recipe import load
+
+    loaded = load(recipe, settings or [])
+    return compared(lambda: start(loaded, runs, ConsoleScreen(json)), runs / loaded.name, json=json)
+
+
+def compared(work: object, folder: Path, *, json: bool) -> int:
+    """Compare to the end and show it, or say how to go on."""
+    from cutaway.cli.console import result, table
+    from cutaway.cli.main import INTERRUPTED
+    from cutaway.run import compare_words as words
+
+    try:
+        assert callable(work)
+        found = work()
+    except KeyboardInterrupt:
+        if (folder / "prepared").exists():
+            note(f"stopped; finished systems are kept. Go on with:\n  cutaway resume {folder}")
+        return INTERRUPTED
+    if json:
+        result(found.to_dict(), "", json=True)
+        return 0
+    for t in (words.quality_table(found), words.making_table(found), words.using_table(found)):
+        shown = min(len(t.head), 6) - (t.head[-1] == "what it is")
+        result({}, table(t.head[:shown], [r[:shown] for r in t.rows], title=t.caption), json=False)
+    result({}, words.finding(found), json=False)
+    note(f"\n{found.folder / 'report.html'}\n  cutaway generate {found.folder / 'systems'}/NAME/seed-0 \"…\"")
+    return 0
