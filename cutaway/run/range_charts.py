@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 from markupsafe import Markup, escape
 
@@ -15,12 +16,6 @@ from cutaway.records import Measurement
 from cutaway.run.report_charts import BOTTOM, LEFT, RIGHT, Format, Frame, compact, ticks
 
 TOP = 40
-STYLE = """.chart .line.s1 { stroke-dasharray: 7 4; } .chart .line.s2 { stroke-dasharray: 2 4; }
-.chart .bar { stroke: var(--tone); stroke-width: 1.2; opacity: .7; } .chart .mark { fill: var(--tone); }
-.chart .line { stroke-width: 2; } .chart .faint { stroke-width: 1; opacity: .45; }
-.chart .key { fill: var(--ink); font-size: 13px; }
-.words td, .words th { min-width: 7em; }
-"""
 TONES = {"transformer": ("t3", "s0"), "CNN": ("t2", "s1"), "RNN": ("t1", "s2"), "n-gram": ("t0", "s1")}
 
 
@@ -141,14 +136,12 @@ def _names(names: Sequence[str]) -> list[Markup]:
 
 
 def standalone(chart: Markup) -> str:
-    """The chart as an SVG file of its own, light and dark, with the page's colours."""
-    colours = ("svg { --ink: #1f1e1b; --soft: #66635b; --line: #e2dfd6; --accent: #b0431b; background: #fbfaf6; "
-               "font: 12px system-ui, sans-serif; }\n@media (prefers-color-scheme: dark) { svg { --ink: #eceae3; "
-               "--soft: #a5a197; --line: #35332d; --accent: #f08c5f; background: #171613; } }\n")
-    rules = (".chart text { fill: var(--soft); } .chart .grid { stroke: var(--line); } .chart .line { fill: none; "
-             "stroke: var(--tone); } .chart .rule { stroke: var(--soft); stroke-dasharray: 3 4; }\n"
-             ".t3 { --tone: var(--accent); } .t2 { --tone: color-mix(in srgb, var(--accent) 68%, var(--soft)); }\n"
-             ".t1 { --tone: color-mix(in srgb, var(--accent) 28%, var(--soft)); } .t0 { --tone: var(--soft); }\n")
+    """The chart as an SVG file of its own, light and dark, with the rules that the page has for charts."""
+    colours = ("svg { --ink: #1f1e1b; --soft: #66635b; --line: #e2dfd6; --paper: #fbfaf6; --accent: #b0431b; "
+               "background: var(--paper); font: 12px system-ui, sans-serif; }\n@media (prefers-color-scheme: dark) { "
+               "svg { --ink: #eceae3; --soft: #a5a197; --line: #35332d; --paper: #171613; --accent: #f08c5f; } }")
+    page = (files("cutaway.run") / "report.css").read_text("utf-8").splitlines()
+    rules = [line for line in page if line.startswith((".chart ", ".accent", ".t0", ".t1", ".t2"))]
     opened = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     head, _, rest = opened.partition(">")
-    return f"{head}><style>{colours}{rules}{STYLE}</style>{rest}\n"
+    return f"{head}><style>" + "\n".join([colours, *rules]) + f"</style>{rest}\n"

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from cutaway.probe.range import Range
 from cutaway.probe.recall import pooled
 from cutaway.records import Measurement
-from cutaway.run.range_charts import STYLE, Border, Curve, doubling_chart
+from cutaway.run.range_charts import Border, Curve, doubling_chart
 from cutaway.run.range_table import main_table, micro, numbers_table
 from cutaway.run.report_charts import Frame
 from cutaway.run.report_figures import HALF, Picture
 from cutaway.run.report_forms import Table, percent, plain, size
-from cutaway.run.report_page import SCRIPT
+from cutaway.run.report_html import render
 
 SECTIONS = (("numbers", "The table"), ("recall", "Recall"), ("context", "Context on real text"),
             ("cost", "Speed and memory"), ("courses", "How they learned"), ("limits", "When this is wrong"))
@@ -171,17 +165,11 @@ def _about(found: Range) -> str:
 
 def page(value: Mapping[str, Any]) -> str:
     """The whole page, from what probe.json holds."""
-    found, here = Range.from_dict(value), files("cutaway.run")
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    macros = (here / "report.html").read_text("utf-8").partition("{%- macro asked")[0]  # of tables and pictures
-    template = env.from_string(macros + (here / "range.html").read_text("utf-8"))
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    return template.render(
-        name=value["name"], summary=summary(value), sections=SECTIONS, script=Markup(SCRIPT),
-        script_hash=Markup("sha256-" + digest), style=Markup((here / "report.css").read_text("utf-8") + STYLE),
-        main=main_table(found), sizes=sizes_table(found), recall=recall_pictures(found),
-        context=context_pictures(found), about=_about(found), cost=cost_pictures(found), courses=courses_table(found),
-        notes=found.notes, limits=LIMITS)
+    found = Range.from_dict(value)
+    facts = {"name": value["name"], "summary": summary(value), "main": main_table(found), "sizes": sizes_table(found),
+             "recall": recall_pictures(found), "context": context_pictures(found), "about": _about(found),
+             "cost": cost_pictures(found), "courses": courses_table(found), "notes": found.notes, "limits": LIMITS}
+    return render("range.html", facts, sections=SECTIONS)
 
 
 def markdown(value: Mapping[str, Any]) -> str:
