@@ -52,8 +52,7 @@ def doubling_chart(frame: Frame, curves: Sequence[Curve], borders: Sequence[Bord
         return by_value(math.log10(value) if log_y else value)
 
     text = frame.y_format or compact
-    steps = [10.0**p for p in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)] if log_y else \
-        ticks(low, high)
+    steps = _decades(low, high) if log_y else ticks(low, high)
     parts = [_level(frame, v, _y(v), text) for v in steps]
     parts += [_below(x, x_of(math.log2(x)), frame) for x in _spread(sorted({x for c in curves for x in c.x}))]
     parts += [_border(b, x_of(math.log2(b.x)), frame, i) for i, b in enumerate(borders)]
@@ -70,6 +69,13 @@ def doubling_chart(frame: Frame, curves: Sequence[Curve], borders: Sequence[Bord
 def _axis(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (stop - start)
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten between two values; the powers alone where those are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    fine = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    return fine if len(fine) <= 7 else [v for v in fine if round(math.log10(v), 6).is_integer()]
 
 
 def _spread(values: Sequence[float]) -> list[float]:
@@ -96,7 +102,7 @@ def _border(border: Border, x: float, frame: Frame, order: int) -> Markup:
     end = x > frame.width * 0.6
     return Markup('<line class="rule" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/><text class="rule-label" '
                   'x="{3:.1f}" y="{4}" text-anchor="{5}">{6}</text>').format(
-        x, TOP, frame.height - BOTTOM, x + (-6 if end else 6), TOP + 12 + 15 * order, "end" if end else "start",
+        x, TOP, frame.height - BOTTOM, x + (-6 if end else 6), TOP + 34 + 15 * order, "end" if end else "start",
         border.label)
 
 
