@@ -144,7 +144,7 @@ def _names(names: Sequence[str]) -> list[Markup]:
 def standalone(chart: Markup) -> str:
     """The chart as an SVG file of its own, light and dark, with the rules that the page has for charts."""
     colours = ("svg { --ink: #1f1e1b; --soft: #66635b; --line: #e2dfd6; --paper: #fbfaf6; --accent: #b0431b; "
-               "background: var(--paper); font: 12px system-ui, sans-serif; }\n@media (prefers-color-scheme: dark) { "
+               "--sans: system-ui, sans-serif; background: var(--paper); }\n@media (prefers-color-scheme: dark) { "
                "svg { --ink: #eceae3; --soft: #a5a197; --line: #35332d; --paper: #171613; --accent: #f08c5f; } }")
     page = (files("cutaway.run") / "report.css").read_text("utf-8").splitlines()
     rules = [line for line in page if line.startswith((".chart ", ".accent", ".t0", ".t1", ".t2"))]
