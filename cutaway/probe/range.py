@@ -133,10 +133,10 @@ class Range:
     seconds: float
     text: dict[str, Any] = field(default_factory=dict)
 
-    def named(self, name: str, **conditions: Any) -> list[Measurement]:
-        """The measurements of that name under these conditions, in the order they were taken."""
+    def named(self, name: str, *, architecture: str | None = None) -> list[Measurement]:
+        """The measurements of that name, of one architecture or of all, in the order they were taken."""
         return [m for m in self.measured if m.name == name
-                and all(m.conditions.get(k) == v for k, v in conditions.items())]
+                and architecture in (None, m.conditions.get("architecture"))]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
