@@ -29,6 +29,7 @@ VERBS = {
     "diff": "Compare the settings and figures of two runs.",
     "compare": "Train every architecture on one task and budget: when is simple enough?",
     "eval": "Measure a model: bits per byte, answers, with n and interval.",
+    "probe": "Measure what an architecture can do: speed, memory and reach.",
     "trace": "Name the document behind every token of a step's batch.",
     "generate": "Write text from a prompt, or beside a source.",
     "chat": "Talk with a model in the terminal.",

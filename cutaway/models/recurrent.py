@@ -193,7 +193,7 @@ class RecurrentBlock(nn.Module):
         x, h = self.norm(x, delta, dtype=dtype)
         trace = self.forth.behind(h, state)
         if counts is None:
-            after = trace.hidden[-1], trace.carry[-1]
+            after = trace.hidden[-1].clone(), trace.carry[-1].clone()  # a view would keep all that was read
         else:
             rows = torch.arange(len(counts), device=counts.device)
             after = trace.hidden[counts, rows], trace.carry[counts, rows]
