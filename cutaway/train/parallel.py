@@ -152,7 +152,7 @@ def _shard(model: nn.Module) -> None:
             fully_shard(block)
     # the objective reads the head's weight behind the forward pass: the last group stays whole until its backward
     fully_shard(model, reshard_after_forward=False)
-    for method in ("hidden", "pooled", "logits"):
+    for method in ("hidden", "logits"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
     for module in model.modules():
