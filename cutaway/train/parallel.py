@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,10 @@ class Parallel:
             assert isinstance(model, FSDPModule)
             model.set_requires_gradient_sync(last)
             model.set_is_last_backward(last)
-        yield
+        with warnings.catch_warnings():
+            # a recurrent block gives views of its trace, and nothing of ours changes a block's output in place
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+            yield
 
     def finish(self, model: nn.Module) -> None:
         """After the last backward: every rank's gradient becomes the sum over ranks."""

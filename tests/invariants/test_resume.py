@@ -69,7 +69,7 @@ def test_resumed_is_uninterrupted_for_every_objective(tmp_path: Path, name: str)
 
 
 def test_resumed_is_uninterrupted_with_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tiny.CONFIGS, "dropping", tiny.CONFIGS["tied"].model_copy(update={"dropout": 0.3}))
+    monkeypatch.setitem(tiny.EVERY, "dropping", tiny.CONFIGS["tied"].model_copy(update={"dropout": 0.3}))
     check(tmp_path, tiny.CASES["packed"], "dropping", "muon", micro=2)
     case, said = tiny.CASES["packed"], []
     for seed, config in ((0, "dropping"), (0, "dropping"), (1, "dropping"), (1, "tied")):
