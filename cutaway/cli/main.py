@@ -33,6 +33,7 @@ VERBS = {
     "trace": "Name the document behind every token of a step's batch.",
     "generate": "Write text from a prompt, or beside a source.",
     "chat": "Talk with a model in the terminal.",
+    "classify": "Give texts their labels by a saved classifier.",
     "tokens": "Show a text as tokens, ids and bytes.",
     "doctor": "Measure this machine and keep the result.",
 }

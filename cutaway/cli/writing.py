@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from cutaway.generate.writer import Options, Writer
-    from cutaway.models.model import Model
 
 ModelName = Annotated[str, typer.Argument(help="A model folder, or a run (its furthest stage).")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer; without it, all that fit the context.")]
@@ -42,24 +40,19 @@ def open_writer(name: str, device: str) -> Writer:
     """The model of that name on the device. Raises ModelError for one that writes no text, and says what it does."""
     from cutaway.cli.place import model_folder
     from cutaway.device import pick, set_threads
+    from cutaway.errors import SettingsError
     from cutaway.generate.engine import Engine
     from cutaway.generate.writer import Writer
-    from cutaway.models.folder import load_model, load_tokenizer
+    from cutaway.models.folder import load_tokenizer
+    from cutaway.models.model import Model
+    from cutaway.models.open import open_language_model
 
     folder = model_folder(name)
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    _refuse_unless_it_writes(model, folder)
+    model, tokenizer = open_language_model(folder), load_tokenizer(folder)
     set_threads()
-    return Writer(Engine(model.to(pick(device).torch).eval()), tokenizer)
-
-
-def _refuse_unless_it_writes(model: Model, folder: Path) -> None:
-    from cutaway.errors import ModelError
-
-    gives = {"scalar": "scores", "classes": "labels", "vector": "vectors"}.get(model.head_kind)
-    if gives is not None:
-        raise ModelError(f"gives {gives}, not text", where=folder,
-                         way_out="name a model with a token head, such as base")
-    if not model.config.generates:
-        raise ModelError("an encoder writes no text: it fills masks (cutaway.generate.fill), and classifiers and "
-                         "embeddings begin with it", where=folder, way_out="name a decoder or an encoder-decoder")
+    place = pick(device).torch
+    if isinstance(model, Model):
+        model = model.to(place)
+    elif device not in ("auto", "cpu"):
+        raise SettingsError(f"an n-gram model is counted on the CPU, not on {device}", way_out="leave --device out")
+    return Writer(Engine(model), tokenizer)

@@ -7,23 +7,20 @@ and the digests in config.json.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.errors import ModelError, RunError
+from cutaway.errors import ModelError
 from cutaway.models.bag import Bag, BagConfig
 from cutaway.models.features import Block, Grams, Hand, HandMade
+from cutaway.models.whole import AGAIN, CONFIG, WEIGHTS, read_bytes, whole_folder
 from cutaway.records import atomic_write, digest
 from cutaway.settings import decode
 
-CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary.json", "model.safetensors"
-_OURS = {CONFIG, VOCABULARY, WEIGHTS}
-_AGAIN = "save it again or restore it from a copy"
+VOCABULARY = "vocabulary.json"
 Arrays = dict[str, NDArray[np.float64]]
 
 
@@ -32,29 +29,8 @@ def save_bag(folder: str | Path, bag: Bag) -> None:
 
     Raises ModelError where something else is there, RunError where it cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ModelError("a file is in the way", where=folder, way_out="name another folder")
-    other = sorted(p.name for p in folder.iterdir() if p.name not in _OURS) if folder.is_dir() else []
-    if other:
-        raise ModelError(f"holds {other[0]}, which is no part of a bag", where=folder, way_out="name another folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            _fill(temporary, bag)
-            temporary.chmod(0o755)
-            if folder.exists():
-                folder.rename(old := temporary.with_suffix(".old"))
-                temporary.rename(folder)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"cannot be written ({error.strerror or error})", where=folder,
-                       way_out="free space or make the folder writable, then try again") from None
+    with whole_folder(Path(folder), {CONFIG, VOCABULARY, WEIGHTS}) as temporary:
+        _fill(temporary, bag)
 
 
 def _fill(folder: Path, bag: Bag) -> None:
@@ -82,11 +58,11 @@ def load_bag(folder: str | Path) -> Bag:
     folder = Path(folder)
     public = _config(folder / CONFIG)
     config = decode(BagConfig, public["config"], where=folder / CONFIG)
-    terms = json.loads(_bytes(folder / VOCABULARY, public["vocabulary_sha256"]))
+    terms = json.loads(read_bytes(folder / VOCABULARY, public["vocabulary_sha256"]))
     arrays = _arrays(folder / WEIGHTS, public["weights_sha256"])
     if not isinstance(terms, list) or len(terms) != len(config.features):
         raise ModelError(f"is not the vocabulary of {len(config.features)} blocks", where=folder / VOCABULARY,
-                         way_out=_AGAIN)
+                         way_out=AGAIN)
     blocks = tuple(_block(i, config, terms[i], arrays, folder) for i in range(len(terms)))
     size = sum(len(b.names) for b in blocks)
     labels, multi = tuple(public["labels"]), public["multi_label"]
@@ -95,41 +71,29 @@ def load_bag(folder: str | Path) -> Bag:
     intercept, scale = _taken(arrays, "intercept", (columns,), folder), _taken(arrays, "scale", (2,), folder)
     if arrays or scale[0] <= 0:
         raise ModelError(f"holds the tensor {min(arrays)}, which config.json has no place for" if arrays
-                         else f"a slope of {scale[0]} turns scores round", where=folder / WEIGHTS, way_out=_AGAIN)
+                         else f"a slope of {scale[0]} turns scores round", where=folder / WEIGHTS, way_out=AGAIN)
     return Bag(config, labels, multi, blocks, weights, intercept, float(scale[0]), float(scale[1]),
                tuple(public["notes"]))
 
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_bytes(path, None))
+        value = json.loads(read_bytes(path, None))
     except ValueError as error:
-        raise ModelError(f"damaged ({error})", where=path, way_out=_AGAIN) from None
+        raise ModelError(f"damaged ({error})", where=path, way_out=AGAIN) from None
     if not isinstance(value, dict) or value.get("model_type") != "bag":
         raise ModelError("is not the config of a bag", where=path, way_out="name a folder that save_bag has written")
     wanted: dict[str, type] = {"format": int, "config": dict, "labels": list, "multi_label": bool, "notes": list,
                                "weights_sha256": str, "vocabulary_sha256": str}
     for name, kind in wanted.items():
         if not isinstance(value.get(name), kind):
-            raise ModelError(f"{name} is missing or no {kind.__name__}", where=path, way_out=_AGAIN)
+            raise ModelError(f"{name} is missing or no {kind.__name__}", where=path, way_out=AGAIN)
     if value["format"] != 1:
         raise ModelError(f"format {value['format']} is not known", where=path, way_out="update the package")
     labels = value["labels"]
     if not all(isinstance(x, str) for x in (*labels, *value["notes"])) or labels != sorted(set(labels)) or not labels:
-        raise ModelError("labels are no sorted list of distinct names", where=path, way_out=_AGAIN)
+        raise ModelError("labels are no sorted list of distinct names", where=path, way_out=AGAIN)
     return value
-
-
-def _bytes(path: Path, expected: str | None) -> bytes:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelError("no such file", where=path, way_out="name a folder that holds a bag") from None
-    except OSError as error:
-        raise ModelError(f"cannot be read ({error.strerror or error})", where=path) from None
-    if expected is not None and digest(data) != expected:
-        raise ModelError("damaged: its sha256 is not the one it was saved with", where=path, way_out=_AGAIN)
-    return data
 
 
 def _arrays(path: Path, expected: str) -> Arrays:
@@ -137,11 +101,11 @@ def _arrays(path: Path, expected: str) -> Arrays:
     from safetensors.numpy import load
 
     try:
-        arrays: Arrays = load(_bytes(path, expected))
+        arrays: Arrays = load(read_bytes(path, expected))
     except (SafetensorError, ValueError, KeyError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"damaged: not a safetensors file ({error})", where=path, way_out=_AGAIN) from None
+        raise ModelError(f"damaged: not a safetensors file ({error})", where=path, way_out=AGAIN) from None
     return arrays
 
 
@@ -149,10 +113,10 @@ def _taken(arrays: Arrays, name: str, shape: tuple[int, ...], folder: Path) -> N
     """The array out of ``arrays``, with the shape it must have and nothing but finite numbers in it."""
     found = arrays.pop(name, None)
     if found is None:
-        raise ModelError(f"lacks the tensor {name}", where=folder / WEIGHTS, way_out=_AGAIN)
+        raise ModelError(f"lacks the tensor {name}", where=folder / WEIGHTS, way_out=AGAIN)
     if found.shape != shape or found.dtype != np.float64 or not np.isfinite(found).all():
         raise ModelError(f"{name} is {found.dtype} {found.shape}, and must be finite float64 {shape}",
-                         where=folder / WEIGHTS, way_out=_AGAIN)
+                         where=folder / WEIGHTS, way_out=AGAIN)
     return found
 
 
@@ -162,12 +126,12 @@ def _block(i: int, config: BagConfig, terms: Any, arrays: Arrays, folder: Path) 
         count = (len(feature.names),)
         means, deviations = (_taken(arrays, f"{n}.{i}", count, folder) for n in ("means", "deviations"))
         if deviations.min() <= 0:
-            raise ModelError("a standard deviation is not above 0", where=folder / WEIGHTS, way_out=_AGAIN)
+            raise ModelError("a standard deviation is not above 0", where=folder / WEIGHTS, way_out=AGAIN)
         return Hand(feature, means, deviations)
     if not isinstance(terms, list) or not terms or not all(isinstance(t, str) for t in terms) or (
             len(set(terms)) != len(terms)):
-        raise ModelError(f"block {i} is no list of distinct n-grams", where=folder / VOCABULARY, way_out=_AGAIN)
+        raise ModelError(f"block {i} is no list of distinct n-grams", where=folder / VOCABULARY, way_out=AGAIN)
     idf = _taken(arrays, f"idf.{i}", (len(terms),), folder) if feature.weight in ("tfidf", "sublinear") else None
     if idf is not None and idf.min() <= 0:
-        raise ModelError("an idf is not above 0", where=folder / WEIGHTS, way_out=_AGAIN)
+        raise ModelError("an idf is not above 0", where=folder / WEIGHTS, way_out=AGAIN)
     return Grams(feature, tuple(terms), idf)

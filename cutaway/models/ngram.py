@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cutaway.errors import DataError, ModelError, RequestError
 from cutaway.models.grams import Index, Ints, label_bits, labels, lengths_of
+from cutaway.models.model import Sources, State
 from cutaway.settings import Settings
 
 Floats = NDArray[np.float64]
@@ -241,17 +242,20 @@ class NGram:
             contexts = table.starts
         return cls(config, tables, base)
 
-    def new_state(self, rows: int, *, capacity: int) -> NGramState:
-        """``rows`` sequences of which nothing was read."""
+    def new_state(self, rows: int, *, capacity: int, sources: Sources | None = None) -> NGramState:
+        """``rows`` sequences of which nothing was read. Raises RequestError for ``sources``, which it cannot read."""
+        if sources is not None:
+            raise RequestError("an n-gram model reads no source", way_out="put the text into the prompt")
         if capacity > self.context_length:
             raise RequestError(f"{capacity} tokens are more than the context of {self.context_length}")
         last = torch.full((rows, max(self.config.order - 1, 1)), -1, dtype=torch.long)
         return NGramState(last, torch.zeros(rows, dtype=torch.long), capacity)
 
-    def logits(self, tokens: Tensor, state: NGramState, *, counts: Tensor | None = None,
+    def logits(self, tokens: Tensor, state: State, *, counts: Tensor | None = None,
                every: bool = False) -> Tensor:
         """Log-probabilities of what follows ``tokens (B, T)`` behind ``state``: after each row's last one ``(B, V)``,
         or after each ``(B, T, V)``, 0 where a row has none. The state moves on."""
+        assert isinstance(state, NGramState)
         rows, steps = tokens.shape
         real = torch.full((rows,), steps) if counts is None else counts
         longest = int((state.lengths + real).max())

@@ -18,6 +18,7 @@ from cutaway.data.table import (
     read_pairs,
 )
 from cutaway.data.tasks import TaskSettings, packages, searches, summaries
+from cutaway.device import pick
 from cutaway.errors import RunError
 from cutaway.models.model import Model, build
 from cutaway.records import atomic_write
@@ -90,4 +91,5 @@ def settings_of(comparison: Comparison, system: NeuralSystem) -> FitSettings:
 def fresh(comparison: Comparison, system: NeuralSystem, tokenizer: Tokenizer, seed: int) -> Model:
     """The network before any learning, in the comparison's arithmetic."""
     dtype = torch.bfloat16 if comparison.dtype == "bfloat16" else torch.float32
-    return build(system.config(tokenizer.vocab_size), seed=seed, compute_dtype=dtype)
+    place = pick(comparison.device).torch
+    return build(system.config(tokenizer.vocab_size), seed=seed, compute_dtype=dtype).to(place)

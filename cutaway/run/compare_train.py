@@ -36,7 +36,7 @@ def train_neural(model: Model, batches: Batches, objective: Objective, system: N
         optimizer = build_optimizer(model, system.optimizer)
         skipped, loss = 0, float("nan")
         for step in steps(model, batches, objective, optimizer, schedule=system.schedule, total=total,
-                          clip=system.clip):
+                          clip=system.clip, seed=seed):
             skipped += step.skipped
             loss = step.loss
     notes = (f"{skipped} steps had a gradient that is not finite and changed nothing (seed {seed})",) if skipped else ()

@@ -12,8 +12,9 @@ from cutaway.evaluate.answers import ask
 from cutaway.evaluate.bits import bits_per_byte
 from cutaway.evaluate.held import HeldOut, held_out
 from cutaway.generate.request import Sampling
-from cutaway.models.folder import load_model, load_tokenizer
+from cutaway.models.folder import load_tokenizer
 from cutaway.models.model import Model
+from cutaway.models.open import open_language_model
 from cutaway.records import Measurement
 from cutaway.run.folder import Run
 from cutaway.run.stage_evaluate import chosen_requests
@@ -48,13 +49,14 @@ def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, dev
         raise SettingsError("a model outside a run has no held-out text", where=folder, way_out="add --data PATH")
     if suite == "answers" and run is None:
         raise SettingsError("only a run has held-out requests", where=folder, way_out="name a run, or the suite bits")
-    model, tokenizer = load_model(folder).to(device.torch), load_tokenizer(folder)
-    model.compute_dtype = compute_dtype("float32" if run is None else run.recipe.dtype, device)
-    model.eval()
+    model, tokenizer = open_language_model(folder), load_tokenizer(folder)
+    if isinstance(model, Model):
+        model = model.to(device.torch)
+        model.compute_dtype = compute_dtype("float32" if run is None else run.recipe.dtype, device)
     out: dict[str, Measurement] = {}
     if suite in ("all", "bits"):
         out["bits_per_byte"] = bits_per_byte(model, tokenizer, _text(run, data))
-    if suite in ("all", "answers") and run is not None:
+    if suite in ("all", "answers") and run is not None and isinstance(model, Model):
         out |= _answers(model, run)
     return out
 

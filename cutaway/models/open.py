@@ -1,0 +1,59 @@
+"""Any model folder as what a caller wants of it: something that writes, or something that classifies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cutaway.errors import ModelError
+from cutaway.models.bag_folder import load_bag
+from cutaway.models.classifier import Classifier
+from cutaway.models.folder import load_model, load_tokenizer
+from cutaway.models.heads import ClassHead
+from cutaway.models.model import Model
+from cutaway.models.ngram import NGram
+from cutaway.models.ngram_folder import MODEL_TYPE as NGRAM
+from cutaway.models.ngram_folder import load_ngram
+from cutaway.models.text_classifier import TextClassifier
+from cutaway.models.whole import CONFIG, read_json
+
+BAG = "bag"  # the kind in a bag of words' config.json
+
+
+def open_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Model | NGram:
+    """The network or the n-gram model of a folder. Raises ModelError where it writes no text, and says what it does."""
+    folder = Path(folder)
+    kind = _kind(folder)
+    if kind == NGRAM:
+        return load_ngram(folder)
+    if kind == BAG:
+        raise ModelError("gives labels, not text", where=folder, way_out="name a language model")
+    model = load_model(folder, dtype=dtype)
+    gives = {"scalar": "scores", "classes": "labels", "vector": "vectors"}.get(model.head_kind)
+    if gives is not None:
+        raise ModelError(f"gives {gives}, not text", where=folder,
+                         way_out="name a model with a token head, such as base")
+    if not model.config.generates:
+        raise ModelError("an encoder writes no text: it fills masks (cutaway.generate.fill), and classifiers and "
+                         "embeddings begin with it", where=folder, way_out="name a decoder or an encoder-decoder")
+    return model.eval()
+
+
+def open_classifier(folder: str | Path) -> Classifier:
+    """The bag of words or the network with a head of classes in a folder. Raises ModelError for any other model."""
+    folder = Path(folder)
+    kind = _kind(folder)
+    if kind == BAG:
+        return load_bag(folder)
+    if kind == NGRAM:
+        raise ModelError("is a language model and knows no labels", where=folder, way_out="name a classifier")
+    model = load_model(folder)
+    if not isinstance(model.head, ClassHead):
+        raise ModelError("has no head of classes", where=folder, way_out="name a classifier")
+    return TextClassifier(model.eval(), load_tokenizer(folder), too_long="windows")
+
+
+def _kind(folder: Path) -> str:
+    public = read_json(folder / CONFIG)
+    return str(public.get("model_type", public.get("kind")))
