@@ -12,9 +12,9 @@ from cutaway.run.compare import Compared, machine_of
 from cutaway.run.compare_chart import Point, frontier_chart
 from cutaway.run.compare_parts import Outcome
 from cutaway.run.compare_verdict import side_of
-from cutaway.run.report_charts import Frame, Interval, intervals
+from cutaway.run.report_charts import Frame, Interval, compact, intervals
 from cutaway.run.report_figures import Picture
-from cutaway.run.report_forms import Headline, Table, duration, shown, size
+from cutaway.run.report_forms import Headline, Table, shown, size
 from cutaway.run.report_html import render
 from cutaway.run.report_markdown import table_lines
 from cutaway.settings import to_toml
@@ -89,12 +89,20 @@ def _frontier(c: Compared, cost: str) -> Picture:
     for o in c.outcomes:
         q = words.standing(c, o.name).quality
         points.append(Point(o.name, _cost(o, cost), q.value, q.low, q.high, o.name in kept))
-    text: Callable[[float], str] = size if cost == "size" else duration
+    text: Callable[[float], str] = _bytes if cost == "size" else _seconds
     frame = Frame(f"frontier-{cost}", f"Quality against {heading.lower()}", "; ".join(
         f"{p.name}: {text(p.x)}, {form(p.y)}" for p in points), axis.format(item=c.yardstick.item), width=HALF,
         height=340)
     reading = f"On the frontier: {', '.join(kept)}. Grey systems are beaten on both counts by another."
     return Picture(heading, frontier_chart(frame, points, x_format=text, y_format=form), reading, None)
+
+
+def _bytes(value: float) -> str:
+    return f"{compact(value)}B"
+
+
+def _seconds(value: float) -> str:
+    return f"{compact(1000 * value)} ms" if value < 1 else f"{compact(value)} s"
 
 
 def _cost(o: Outcome, cost: str) -> float:

@@ -40,7 +40,8 @@ def finding(c: Compared) -> str:
     best = standing(c, v.best).quality
     figure = f"{form(best.value)}{'' if c.yardstick.better == 'higher' else ' ' + best.unit}"
     if v.simplest == v.best:
-        simpler = any(o.rank < outcome(c, v.best).rank for o in c.outcomes)
+        own = outcome(c, v.best)
+        simpler = any((o.rank, o.parameters) < (own.rank, own.parameters) for o in c.outcomes)
         return f"{v.best} is best with {figure}, " + (
             f"and every simpler system can be told from it on these {best.n:,} {_items(c)}." if simpler else
             "and no system here is simpler.")
