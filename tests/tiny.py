@@ -56,8 +56,14 @@ def _shaped(shape: Shape, layers: int, *, tied: bool) -> TransformerConfig:
     return _config(layers, 4, 4, tied=tied).model_copy(update={"shape": shape, "context_length": CONTEXT * SOURCES})
 
 
+def _beside(config: ConvolutionConfig | RecurrentConfig) -> AnyConfig:
+    return config.model_copy(update={"shape": "encoder-decoder", "context_length": CONTEXT * SOURCES})
+
+
 CONFIGS |= {"encoder-decoder": _shaped("encoder-decoder", 2, tied=True),
-            "encoder-decoder-untied": _shaped("encoder-decoder", 1, tied=False)}
+            "encoder-decoder-untied": _shaped("encoder-decoder", 1, tied=False),
+            "convolution-encoder-decoder": _beside(_convolution(gated=True, tied=True, kernels=(3,))),
+            "lstm-encoder-decoder": _beside(_recurrent("lstm", 2))}
 ENCODERS = {"encoder": _shaped("encoder", 2, tied=True), "encoder-untied": _shaped("encoder", 1, tied=False)}
 EVERY = CONFIGS | ENCODERS
 

@@ -214,9 +214,9 @@ class Around:
     documents: Tensor | None = None  # (B, T) packed documents
     counts: Tensor | None = None  # (B,) real tokens of each row when reading behind a state
     words: Tensor | None = None  # (B, T, D) what the stack reads, beside which a source is looked at
-    keys: Tensor | None = None  # (B, 1, S, D) of the source
-    values: Tensor | None = None  # (B, 1, S, D)
-    seen: Tensor | None = None  # (B, 1, T or 1, S) dense mask over the source
+    keys: Tensor | None = None  # (M, 1, S, D) of the sources; M is B, or less where rows behind a state share them
+    values: Tensor | None = None  # (M, 1, S, D)
+    seen: Tensor | None = None  # (M, 1, T or 1, S) dense mask over the source
 
 
 class Block(nn.Module):
@@ -253,7 +253,9 @@ class Block(nn.Module):
     def _looked_up(self, mixed: Tensor, around: Around) -> Tensor:
         assert around.words is not None and around.keys is not None and around.values is not None
         q = self.query(mixed) + around.words
-        return ops.attend(q[:, None], around.keys, around.values, seen=around.seen)[:, 0]
+        # rows that share a source are queries of one product
+        rows = q.reshape(len(around.keys), 1, -1, q.shape[-1])
+        return ops.attend(rows, around.keys, around.values, seen=around.seen).reshape(q.shape)
 
 
 class ConvolutionStack(nn.Module):
