@@ -21,37 +21,48 @@ _HOMES = {
     "batch": ("Batch", "Example", "pack", "pad"),
     "text.tokenizer": ("Tokenizer",),
     "text.chat": ("Message", "render"),
+    "models.bag": ("BagConfig", "fit_bag"),
     "models.convolution": ("ConvolutionConfig",),
     "models.recurrent": ("RecurrentConfig",),
     "models.transformer": ("TransformerConfig",),
     "models.model": ("LanguageModel", "Model", "build"),
     "models.cost": ("cost",),
     "models.folder": ("load_model", "load_tokenizer", "save_model"),
+    "models.kneser_ney": ("fit as fit_ngram",),
+    "models.ngram": ("NGramConfig",),
+    "models.text_classifier": ("TextClassifier", "TextEmbedder"),
     "objectives.objective": ("Loss", "Objective"),
     "objectives.likelihood": ("Likelihood",),
     "objectives.preference": ("DPO",),
     "objectives.policy": ("GRPO",),
+    "generate.beam": ("Beam",),
     "generate.request": ("Request", "Sampling"),
     "generate.engine": ("Engine",),
     "generate.writer": ("Writer",),
     "train.schedule": ("Schedule",),
     "train.optimizer": ("OptimizerSettings", "build_optimizer"),
     "train.loop": ("Step", "steps"),
+    "train.fit": ("FitSettings", "fit_classifier", "fit_seq2seq"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name.split(" as ")[-1]: (home, name.split(" as ")[0]) for home, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
     from cutaway.batch import Batch, Example, pack, pad
     from cutaway.device import Device, Machine
     from cutaway.errors import CutawayError
+    from cutaway.generate.beam import Beam
     from cutaway.generate.engine import Engine
     from cutaway.generate.request import Request, Sampling
     from cutaway.generate.writer import Writer
+    from cutaway.models.bag import BagConfig, fit_bag
     from cutaway.models.convolution import ConvolutionConfig
     from cutaway.models.cost import cost
     from cutaway.models.folder import load_model, load_tokenizer, save_model
+    from cutaway.models.kneser_ney import fit as fit_ngram
     from cutaway.models.model import LanguageModel, Model, build
+    from cutaway.models.ngram import NGramConfig
     from cutaway.models.recurrent import RecurrentConfig
+    from cutaway.models.text_classifier import TextClassifier, TextEmbedder
     from cutaway.models.transformer import TransformerConfig
     from cutaway.objectives.likelihood import Likelihood
     from cutaway.objectives.objective import Loss, Objective
@@ -61,23 +72,26 @@ if TYPE_CHECKING:
     from cutaway.settings import Settings
     from cutaway.text.chat import Message, render
     from cutaway.text.tokenizer import Tokenizer
+    from cutaway.train.fit import FitSettings, fit_classifier, fit_seq2seq
     from cutaway.train.loop import Step, steps
     from cutaway.train.optimizer import OptimizerSettings, build_optimizer
     from cutaway.train.schedule import Schedule
 
 __all__ = [
-    "DPO", "GRPO", "Batch", "ConvolutionConfig", "CutawayError", "Device", "Engine", "Example",
-    "LanguageModel", "Likelihood", "Loss", "Machine", "Measurement", "Message", "Model", "Objective",
-    "OptimizerSettings", "RecurrentConfig", "Request", "Sampling", "Schedule", "Settings", "Step", "Tokenizer",
-    "TransformerConfig", "Writer", "build", "build_optimizer", "cost", "load_model", "load_tokenizer", "pack",
-    "pad", "render", "save_model", "steps",
+    "DPO", "GRPO", "BagConfig", "Batch", "Beam", "ConvolutionConfig", "CutawayError", "Device", "Engine",
+    "Example", "FitSettings", "LanguageModel", "Likelihood", "Loss", "Machine", "Measurement", "Message",
+    "Model", "NGramConfig", "Objective", "OptimizerSettings", "RecurrentConfig", "Request", "Sampling",
+    "Schedule", "Settings", "Step", "TextClassifier", "TextEmbedder", "Tokenizer", "TransformerConfig",
+    "Writer", "build", "build_optimizer", "cost", "fit_bag", "fit_classifier", "fit_ngram", "fit_seq2seq",
+    "load_model", "load_tokenizer", "pack", "pad", "render", "save_model", "steps",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'cutaway' has no attribute {name!r}")
-    return getattr(import_module(f"cutaway.{_HOME_OF[name]}"), name)
+    home, there = _HOME_OF[name]
+    return getattr(import_module(f"cutaway.{home}"), there)
 
 
 def __dir__() -> list[str]:
