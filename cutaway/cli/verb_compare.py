@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cutaway.cli.console import Json, note
 
-Name = Annotated[str, typer.Argument(help="language, or a .toml file.")]
+if TYPE_CHECKING:
+    from cutaway.run.compare import Compared
+
+Name = Annotated[str, typer.Argument(help="language, classification, transformation, retrieval, or a .toml file.")]
 Settings = Annotated[list[str] | None, typer.Argument(help="path=value, as in budget.seconds=60.")]
 
 
@@ -49,5 +53,15 @@ def compared(work: object, folder: Path, *, json: bool) -> int:
         shown = min(len(t.head), 6) - (t.head[-1] == "what it is")
         result({}, table(t.head[:shown], [r[:shown] for r in t.rows], title=t.caption), json=False)
     result({}, words.finding(found), json=False)
-    note(f"\n{found.folder / 'report.html'}\n  cutaway generate {found.folder / 'systems'}/NAME/seed-0 \"…\"")
+    note("\n".join(["", "next:", f"  open {found.folder / 'report.html'}", *_next(found)]))
     return 0
+
+
+def _next(found: Compared) -> list[str]:
+    """What can be done with the systems on the command line."""
+    verb = {"language": "generate", "classification": "classify", "transformation": "generate"}
+    task, best = found.comparison.task.kind, found.folder / "systems" / found.verdict.best / "seed-0"
+    if task not in verb or (task == "transformation" and not (best / "config.json").exists()):
+        return []
+    option = " --source" if task == "transformation" else ""
+    return [f"  cutaway {verb[task]} {shlex.quote(str(best))}{option} \"…\""]
