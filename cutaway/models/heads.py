@@ -60,7 +60,8 @@ class Transform(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Hidden ``(…, D)`` -> logits ``(…, V)`` in float32; the weight may be the embedding's own."""
+    """Hidden ``(…, D)`` -> logits ``(…, V)`` in float32; the weight may be the embedding's own. With a ``scale`` below
+    1 the same logits take a weight larger by as much: it is drawn so, and learned at such a rate (train.optimizer)."""
 
     def __init__(self, weight: Tensor, *, transform: Transform | None = None, scale: float = 1.0) -> None:
         super().__init__()
@@ -75,6 +76,12 @@ class TokenHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(self.features(hidden), self.weight.to(hidden.dtype)).float()
+
+    def adjust_initial(self) -> None:
+        """Scaled logits begin as far from the uniform line as others."""
+        if self.scale != 1.0:
+            with torch.no_grad():
+                self.weight.div_(self.scale)
 
 
 class ScalarHead(nn.Module):

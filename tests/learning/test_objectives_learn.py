@@ -31,7 +31,7 @@ from cutaway.train.schedule import Schedule
 
 LETTERS = train(CharSettings(masks=8), ())
 ADAMW = OptimizerSettings(kind="adamw", learning_rate=1e-2)
-MUON = OptimizerSettings(kind="muon", learning_rate=3e-2)  # a T5's tied embedding wants a high rate
+MUON = OptimizerSettings(kind="muon", learning_rate=1e-2)
 
 
 def config(shape: str, **other: Any) -> TransformerConfig:
@@ -124,7 +124,7 @@ def test_targets_are_learned_beside_sources(shape: str) -> None:
     texts = ["".join(draw.choice(list("abc"), draw.integers(2, 6))) for _ in range(600)]
     pairs = [(t, t.upper()) for t in texts]
     made = fit_seq2seq(config(shape), LETTERS, pairs[:540], valid=pairs[540:],
-                       settings=FitSettings(epochs=10, optimizer=MUON, average=3, label_smoothing=0.05))
+                       settings=FitSettings(epochs=16, optimizer=MUON, average=3, label_smoothing=0.05))
     assert made.best.figures["nll"] < 0.6, made.best  # ln 3 = 1.1 without the source
 
 

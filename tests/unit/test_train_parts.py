@@ -77,15 +77,31 @@ def test_the_bill_counts_the_products_pytorch_does() -> None:
     assert counter.get_total_flops() == pytest.approx(16 * cost(config).forward_flops(16) + extra)
 
 
+@pytest.mark.parametrize("name", ["untied", "encoder-decoder"])
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_every_parameter_is_in_exactly_one_group(kind: str) -> None:
-    model = build(CONFIGS["untied"])
+def test_every_parameter_is_in_exactly_one_group(kind: str, name: str) -> None:
+    model = build(CONFIGS[name])
     optimizer = build_optimizer(model, OptimizerSettings.model_validate({"kind": kind}))
     grouped = [id(p) for part in optimizer.parts for g in part.param_groups for p in g["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     groups = [g for part in optimizer.parts for g in part.param_groups]
     undecayed = {id(p) for g in groups if not g["weight_decay"] for p in g["params"]}
     assert undecayed == {id(p) for p in model.parameters() if p.ndim < 2}
+
+
+def test_a_scaled_head_begins_and_moves_as_much_larger_as_its_scale_is_smaller() -> None:
+    rates = OptimizerSettings(kind="adamw", learning_rate=1e-3, weight_decay=0.1)
+    model = build(CONFIGS["encoder-decoder"])
+    scale, weight = model.head.scale, model.head.weight
+    assert 0 < scale < 1 and weight is model.backbone.embedding.weight
+    groups = [g for part in build_optimizer(model, rates).parts for g in part.param_groups]
+    mine = next(g for g in groups if any(p is weight for p in g["params"]))
+    assert mine["lr"] == pytest.approx(1e-3 / scale) and len(mine["params"]) == 1
+    assert mine["lr"] * mine["weight_decay"] == pytest.approx(1e-3 * 0.1)
+    assert all(g["lr"] == 1e-3 for g in groups if g is not mine) and groups[0] is not mine
+    plain = build(CONFIGS["tied"])
+    assert float((weight * scale).detach().std()) == pytest.approx(float(plain.head.weight.detach().std()), rel=0.1)
+    assert all(g["lr"] == 1e-3 for g in build_optimizer(plain, rates).parts[0].param_groups)
 
 
 def test_state_of_another_model_is_refused() -> None:
