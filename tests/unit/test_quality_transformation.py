@@ -104,8 +104,8 @@ def test_scores_are_those_of_the_items(tasks: ModuleType) -> None:
 def test_networks_stay_below_ten_million_parameters(script: ModuleType) -> None:
     sizes = {}
     for name in script.NETWORKS:
-        config = script.network(name, script.Size(1).vocab_size, 512, script.Size(1).width)
-        assert config.reads_source
+        config = script.network(name, script.Size(1).vocab_size, script.TASKS["scitldr"], script.Size(1).width)
+        assert config.reads_source and config.dropout == 0.3
         sizes[name] = config.cost().parameters
     assert max(sizes.values()) < script.MOST_PARAMETERS and max(sizes.values()) < 1.5 * min(sizes.values())
 
