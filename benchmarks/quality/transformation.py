@@ -37,7 +37,7 @@ BASELINES, NETWORKS = ("copy", "nearest"), ("transformer", "rnn", "cnn")
 BEAM = 4
 MOST_PARAMETERS = 10_000_000
 TOGETHER = 64  # queries of BM25 at once: each has a score for every training source
-RATES = {"transformer": 1e-3, "rnn": 2e-3, "cnn": 1e-3}
+RATES = {"transformer": 1.5e-3, "rnn": 2e-3, "cnn": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -106,17 +106,17 @@ def line(key: str, found: records.Measurement, wanted: float | None, spent: dict
             f"{spent['seconds']:>9.1f}{spent['writing_seconds']:>9.1f}")
 
 
-def network(system: str, vocab_size: int, context: int, width: int) -> Architecture:
+def network(system: str, vocab_size: int, task: Task, width: int) -> Architecture:
     """An encoder-decoder of each kind, of about one size (six to eight million parameters at a width of 256)."""
     if system == "transformer":
         return TransformerConfig(shape="encoder-decoder", vocab_size=vocab_size, hidden_size=width, num_layers=3,
-                                 num_heads=4, num_kv_heads=4, intermediate_size=2 * width, context_length=context,
-                                 dropout=0.1)
+                                 num_heads=4, num_kv_heads=4, intermediate_size=2 * width, context_length=task.context,
+                                 dropout=task.dropout)
     if system == "rnn":
         return RecurrentConfig(shape="encoder-decoder", vocab_size=vocab_size, hidden_size=width * 3 // 2,
-                               num_layers=2, context_length=context, dropout=0.2)
+                               num_layers=2, context_length=task.context, dropout=task.dropout)
     return ConvolutionConfig(shape="encoder-decoder", vocab_size=vocab_size, hidden_size=width, num_layers=4,
-                             context_length=context, dropout=0.2)
+                             context_length=task.context, dropout=task.dropout)
 
 
 def settings(system: str, size: Size) -> FitSettings:
@@ -138,7 +138,7 @@ def baseline(system: str, task: Task, parts: Parts) -> Callable[[Sequence[str]],
 
 def trained(system: str, task: Task, parts: Parts, tokenizer: Tokenizer, *, seed: int, size: Size) -> Fitted:
     """One network from its seed, in this machine's faster arithmetic."""
-    config = network(system, tokenizer.vocab_size, task.context, size.width)
+    config = network(system, tokenizer.vocab_size, task, size.width)
     start = build(config, seed=seed, compute_dtype=device.compute_dtype("auto", device.pick("cpu")))
     count = sum(p.numel() for p in start.parameters())
     if count > MOST_PARAMETERS:
