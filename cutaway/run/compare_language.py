@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from cutaway.text.tokenizer import Tokenizer, train
 from cutaway.text.tokenizer import load as load_tokenizer
 
 EXAMPLES, SHOWN = 8, 700
-PROMPT = 32  # tokens a system has read before it is timed
+PROMPT = 32  # tokens a system has read before it is timed, where its context has room for twice as many
+SAMPLE = 64  # tokens it writes by itself for the report
 
 
 def prepare(comparison: Comparison, folder: Path, screen: Screen) -> None:
@@ -98,13 +100,14 @@ class LanguageBench:
 
         config = NGramConfig(vocab_size=self.tokenizer.vocab_size, order=system.order, prune=system.prune,
                              bos_id=self.tokenizer.bos_id)
-        with Stopwatch() as watch:
+        with Stopwatch() as watch, warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             model = fit(np.asarray(self.shards.tokens), np.asarray(self.shards.starts), config)
         save_ngram(folder, model, self.tokenizer)
         size = sum(a.nbytes for a in model.tensors().values())
         grams = sum(len(table.words) for table in model.tables)
         return Trained(model, watch.seconds, None, None, grams, bytes_in(folder), size, folder,
-                       (f"{grams:,} n-grams are counted as its parameters",))
+                       (f"{grams:,} n-grams are counted as its parameters", *(str(w.message) for w in said)))
 
     def judge(self, trained: Trained) -> Judged:
         """Bits and bytes of each held-out document; the dearest documents are the examples."""
@@ -119,7 +122,8 @@ class LanguageBench:
 
     def _written(self, model: LanguageModel) -> str:
         prompt = (self.tokenizer.bos_id,)
-        request = Request(prompt, 64, Sampling(temperature=0.8), seed=0, stop_ids=(self.tokenizer.eos_id,))
+        request = Request(prompt, min(SAMPLE, model.context_length - 1), Sampling(temperature=0.8), seed=0,
+                          stop_ids=(self.tokenizer.eos_id,))
         return self.tokenizer.decode(Engine(model).generate([request])[0].tokens)
 
     def time(self, trained: Trained) -> Timing:
@@ -128,11 +132,12 @@ class LanguageBench:
         task = self.comparison.task
         assert isinstance(task, LanguageTask)
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode(self.held.texts[0])]
-        ids = (ids * -(-(PROMPT + 8) // len(ids)))[: PROMPT + 8]
-        room = PROMPT + task.written + 1
+        before = min(PROMPT, model.context_length // 2)
+        ids = (ids * -(-before // len(ids)))[:before]
+        room = min(before + task.written + 1, model.context_length)
         with torch.inference_mode():
             state = model.new_state(1, capacity=room)
-            model.logits(torch.tensor([ids[:PROMPT]]), state)
+            model.logits(torch.tensor([ids]), state)
             spare = [state.copy()]
 
             def one() -> None:

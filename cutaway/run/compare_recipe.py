@@ -226,7 +226,7 @@ def load(name: str, assignments: Sequence[str] = ()) -> Comparison:
     ``systems.NAME=false`` leaves a system out.
     """
     path = find(name, FOLDER)
-    tree = override({"name": path.stem, **read_toml(path, search=[FOLDER, RECIPES])}, assignments)
+    tree = override({"name": path.stem, **read_toml(path, search=[FOLDER, RECIPES])}, assignments, of=Comparison)
     if isinstance(tree.get("systems"), dict):
         tree["systems"] = {k: v for k, v in tree["systems"].items() if v is not False}
     where = " ".join([str(name), *assignments])

@@ -29,7 +29,7 @@ seeds = [0, 1]
 dtype = "float32"
 threads = 1
 budget = {{ kind = "steps", steps = {steps} }}
-tokenizer = {{ kind = "{tokens}", {more} }}
+tokenizer = {{ kind = "{tokens}"{more} }}
 """
 
 
@@ -124,7 +124,7 @@ def test_classification_and_its_classifiers_on_the_command_line(tmp_path: Path) 
     data = f'kind = "labelled"\npath = "{rows(tmp_path / "rows.jsonl")}"\nvalid_share = 0.2\ntest_share = 0.2'
     bag = '\n[systems.guess]\nkind = "constant"\n\n[systems.words]\nkind = "bag"\n'
     file = recipe(tmp_path, "classification", data, bag + NETWORK.format(name="kim", architecture=KIM) +
-                  networks("encoder", only=("gru", "transformer")), more="masks = 1")
+                  networks("encoder", only=("gru", "transformer")), more=", masks = 1")
     done = cutaway("compare", str(file), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = {s["name"]: s["quality"]["value"] for s in last_json(done.stdout)["verdict"]["standings"]}  # type: ignore[index]
@@ -170,7 +170,8 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(tmp_path: Path, words: lis
 
 def test_tables_that_no_classifier_can_learn_from(tmp_path: Path) -> None:
     write = (tmp_path / "t.csv").write_text
-    for text, said in (("text,label\n" + "a b c,x\n" * 40, "label"), ("text,lable\nabc,x\n", "lable"),
+    alike = "text,label\n" + "".join(f"text {i},x\n" for i in range(40))
+    for text, said in ((alike, "label 'x'"), ("text,lable\nabc,x\n", "lable"),
                        ("text,label\n,x\nb,y\n", "empty text")):
         write(text)
         done = cutaway("compare", "classification", "data.kind=labelled", "data.path=t.csv", cwd=tmp_path)
