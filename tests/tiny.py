@@ -176,7 +176,7 @@ def _hidden(tokens: Sequence[int]) -> np.ndarray:
 def suited(batch: Batch, config: str) -> Batch:
     """The batch as a model of that configuration reads it: beside a source for each document, or with half of its
     tokens hidden and learned where they stand."""
-    if config in CONFIGS and not CONFIGS[config].reads_source:
+    if config in CONFIGS and not CONFIGS[config].traits.reads_source:
         return batch
     numbers = torch.zeros_like(batch.tokens) if batch.documents is None else batch.documents
     rows = [[row[own == d] for d in range(int(own.max()) + 1)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import cutaway  # noqa: F401  (first, as a user has it: it sets how long waiting threads spin)
 
 # isort: split
-from ours import contend
+from trainer import train
 from worker import enter
 
 from cutaway.models.recurrent import RecurrentConfig
+from cutaway.objectives.likelihood import Likelihood
 from cutaway.settings import decode
 
 if __name__ == "__main__":
@@ -23,4 +24,4 @@ if __name__ == "__main__":
         },
         where="",
     )
-    contend(case, turns, config)
+    train(case, turns, config, Likelihood())

@@ -160,7 +160,7 @@ def _joined(source: Sequence[int], gaps: Sequence[int], said: Sequence[tuple[int
 
 
 def _check(model: Model, rows: Sequence[Sequence[int]], mask_id: int) -> None:
-    if model.config.generates or not isinstance(model.head, TokenHead):
+    if model.config.traits.generates or not isinstance(model.head, TokenHead):
         raise ModelError("fills no masks: that takes an encoder with a head of tokens",
                          way_out="let a decoder go on with the text, or an encoder-decoder fill marked gaps")
     for i, row in enumerate(rows):

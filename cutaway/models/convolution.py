@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cutaway.batch import Batch, lay_sources
 from cutaway.errors import ModelError, RequestError
 from cutaway.models.cost import Cost
-from cutaway.models.heads import Pooling, pooled
+from cutaway.models.heads import Traits, pooled
 from cutaway.nn import mask
 from cutaway.nn.cache import Memory
 from cutaway.nn.convolution import (
@@ -109,39 +109,10 @@ class ConvolutionConfig(Settings):
         return 1 + sum((k - 1) * d for k, d in zip(self.kernels, self.steps, strict=True))
 
     @property
-    def family(self) -> str:
-        """No public format holds it."""
-        return "own"
-
-    @property
-    def pooling(self) -> Pooling:
-        """Where a label is read off: Kim's is each filter's largest answer."""
-        return "max" if self.shape == "encoder" else "last"
-
-    @property
-    def generates(self) -> bool:
-        """Whether it can continue a text."""
-        return self.shape != "encoder"
-
-    @property
-    def reads_source(self) -> bool:
-        """Whether it writes a target beside a source."""
-        return self.shape == "encoder-decoder"
-
-    @property
-    def head_scale(self) -> float:
-        """Hidden states go to the head as they are."""
-        return 1.0
-
-    @property
-    def head_transform(self) -> bool:
-        """Nothing stands before the head."""
-        return False
-
-    @property
-    def class_bias(self) -> bool:
-        """A head of classes has a bias."""
-        return True
+    def traits(self) -> Traits:
+        """A label is read off each filter's largest answer, as in Kim's."""
+        return Traits(pooling="max" if self.shape == "encoder" else "last", generates=self.shape != "encoder",
+                      reads_source=self.shape == "encoder-decoder")
 
     def layout(self, *, causal: bool, cross: bool = False) -> Layout:
         """One of its stacks."""

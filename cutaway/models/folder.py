@@ -63,16 +63,16 @@ def _fill(folder: Path, model: Model, tokenizer: Tokenizer | None, dtype: torch.
     control: dict[str, int] = {}
     if tokenizer is not None:
         control = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "end": tokenizer.end_id, "pad": tokenizer.pad_id}
-    public = _FAMILIES[model.config.family].public_config(model.config, head, dtype=name, control=control)
+    public = _FAMILIES[model.config.traits.family].public_config(model.config, head, dtype=name, control=control)
     data = save({k: v.to(dtype) for k, v in public_tensors(model).items()}, metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save(folder)
     atomic_write(folder / WEIGHTS, data)
     write_json(folder / CONFIG, public)
-    if model.config.generates:
+    if model.config.traits.generates:
         ids = {k: v for k, v in public.items() if k.endswith("token_id")} if control else {}
         write_json(folder / "generation_config.json", {"do_sample": head == "tokens", **ids})
-    write_json(folder / SIDE, {"format": 1, "family": model.config.family, "head": kind_of(head),
+    write_json(folder / SIDE, {"format": 1, "family": model.config.traits.family, "head": kind_of(head),
                            "config": model.config.model_dump(), "weights_sha256": digest(data),
                            "tokenizer_sha256": None if tokenizer is None else tokenizer.digest})
 
@@ -80,7 +80,7 @@ def _fill(folder: Path, model: Model, tokenizer: Tokenizer | None, dtype: torch.
 def public_tensors(model: Model) -> dict[str, Tensor]:
     """The weights under their public names, on the CPU."""
     mine = {k: v.detach().cpu() for k, v in model.named_parameters(remove_duplicate=False)}
-    family, out = _FAMILIES[model.config.family], dict[str, Tensor]()
+    family, out = _FAMILIES[model.config.traits.family], dict[str, Tensor]()
     for ours, public in family.names(model.config, model.head_spec):
         rows = family.rows(ours, model.config)
         parts = (mine[ours],) if rows is None else mine[ours].split(rows)

@@ -18,6 +18,25 @@ Pooling = Literal["last", "mean", "max"]
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """What a config's models are to all that use them.
+
+    ``family``: the format they are saved in; ``pooling``: where a label is read off a row; ``generates``: they continue
+    a text; ``reads_source``: they write beside a source; ``head_scale``: what hidden states are multiplied with before
+    a head of tokens; ``head_transform``: a dense layer and a norm stand before the head; ``class_bias``: a head of
+    classes has a bias.
+    """
+
+    family: str = "own"
+    pooling: Pooling = "last"
+    generates: bool = True
+    reads_source: bool = False
+    head_scale: float = 1.0
+    head_transform: bool = False
+    class_bias: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Classes:
     """A head of classes by their names; ``multi_label``: any number of them may hold at once."""
 

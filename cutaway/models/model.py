@@ -23,6 +23,7 @@ from cutaway.models.heads import (
     Pooling,
     ScalarHead,
     TokenHead,
+    Traits,
     Transform,
     Vector,
     VectorHead,
@@ -86,19 +87,7 @@ class Architecture(Protocol):
     @property
     def tie_embeddings(self) -> bool: ...
     @property
-    def pooling(self) -> Pooling: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def generates(self) -> bool: ...
-    @property
-    def reads_source(self) -> bool: ...
-    @property
-    def head_scale(self) -> float: ...
-    @property
-    def head_transform(self) -> bool: ...
-    @property
-    def class_bias(self) -> bool: ...
+    def traits(self) -> Traits: ...
     def backbone(self) -> nn.Module: ...
     def cost(self) -> Cost: ...
     def model_dump(self) -> dict[str, Any]: ...
@@ -147,7 +136,7 @@ class Model(nn.Module):
     @property
     def reads_source(self) -> bool:
         """Whether it writes beside a source."""
-        return bool(self.config.reads_source)
+        return bool(self.config.traits.reads_source)
 
     @property
     def device(self) -> torch.device:
@@ -163,7 +152,7 @@ class Model(nn.Module):
     def pooled(self, batch: Batch) -> Tensor:
         """One vector a row ``(B, D)``, as the architecture reads a label off; a vector head's is the mean, but behind a
         maximum over time. A backbone that has ``pooled`` gives it without its hidden states."""
-        how: Pooling = self.config.pooling
+        how: Pooling = self.config.traits.pooling
         if hasattr(self.backbone, "pooled"):
             self._fits(batch)
             out: Tensor = self.backbone.pooled(batch, dtype=self.compute_dtype)
@@ -188,7 +177,7 @@ class Model(nn.Module):
         them. Raises RequestError for what does not fit, and ModelError for a model that writes no text."""
         if capacity > self.context_length:
             raise RequestError(f"{capacity} tokens are more than the context of {self.context_length}")
-        if not self.config.generates:
+        if not self.config.traits.generates:
             raise ModelError("an encoder reads and does not write", way_out="name a decoder or an encoder-decoder")
         if not self.reads_source:
             if sources is not None:
@@ -227,14 +216,14 @@ def blank(config: Architecture, *, head: Head = "tokens", compute_dtype: torch.d
 
 def _head(config: Architecture, backbone: Any, head: Head) -> AnyHead:
     width = config.hidden_size
-    transform = Transform(width, eps=config.norm_eps) if config.head_transform else None
+    transform = Transform(width, eps=config.norm_eps) if config.traits.head_transform else None
     if head == "tokens":
         tied = config.tie_embeddings
         weight = backbone.embedding.weight if tied else nn.Parameter(torch.empty(config.vocab_size, width))
         assert isinstance(weight, nn.Parameter)
-        return TokenHead(weight, transform=transform, scale=config.head_scale)
+        return TokenHead(weight, transform=transform, scale=config.traits.head_scale)
     if isinstance(head, Classes):
-        return ClassHead(width, head, transform=transform, bias=config.class_bias, dropout=config.dropout)
+        return ClassHead(width, head, transform=transform, bias=config.traits.class_bias, dropout=config.dropout)
     return VectorHead() if isinstance(head, Vector) else ScalarHead(width)
 
 

@@ -34,7 +34,7 @@ def open_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
     if gives is not None:
         raise ModelError(f"gives {gives}, not text", where=folder,
                          way_out="name a model with a token head, such as base")
-    if not model.config.generates:
+    if not model.config.traits.generates:
         raise ModelError("an encoder writes no text: it fills masks (cutaway.generate.fill), and classifiers and "
                          "embeddings begin with it", where=folder, way_out="name a decoder or an encoder-decoder")
     return model.eval()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cutaway.batch import Batch
 from cutaway.errors import RequestError
 from cutaway.models.cost import Cost
-from cutaway.models.heads import Pooling
+from cutaway.models.heads import Traits
 from cutaway.models.transformer import EncoderDecoder, Shape
 from cutaway.nn import mask
 from cutaway.nn.attention import CrossAttention, Where
@@ -50,39 +50,10 @@ class RecurrentConfig(Settings):
         return self
 
     @property
-    def family(self) -> str:
-        """The format it is saved in: our own."""
-        return "own"
-
-    @property
-    def pooling(self) -> Pooling:
-        """Where a label is read off: an encoder's strongest sign of each feature (Conneau 2017, arXiv 1705.02364)."""
-        return "max" if self.shape == "encoder" else "last"
-
-    @property
-    def generates(self) -> bool:
-        """Whether it can continue a text."""
-        return self.shape != "encoder"
-
-    @property
-    def reads_source(self) -> bool:
-        """Whether it writes a target beside a source."""
-        return self.shape == "encoder-decoder"
-
-    @property
-    def head_scale(self) -> float:
-        """Nothing stands between the hidden states and a tied head."""
-        return 1.0
-
-    @property
-    def head_transform(self) -> bool:
-        """No dense layer stands before the head."""
-        return False
-
-    @property
-    def class_bias(self) -> bool:
-        """A head of classes has a bias."""
-        return True
+    def traits(self) -> Traits:
+        """A label is read off an encoder's strongest sign of each feature (Conneau 2017, arXiv 1705.02364)."""
+        return Traits(pooling="max" if self.shape == "encoder" else "last", generates=self.shape != "encoder",
+                      reads_source=self.shape == "encoder-decoder")
 
     def layout(self, *, both_ways: bool, cross: bool = False) -> RecurrentLayout:
         """One of its stacks."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cutaway.batch import Batch, lay_sources
 from cutaway.errors import ModelError, RequestError
 from cutaway.models.cost import Cost
-from cutaway.models.heads import Pooling
+from cutaway.models.heads import Traits
 from cutaway.nn.attention import CrossAttention
 from cutaway.nn.block import Layout, Stack
 from cutaway.nn.cache import Memory
@@ -63,39 +63,15 @@ class TransformerConfig(Settings):
         return self.num_heads, self.num_kv_heads, self.head_size
 
     @property
-    def family(self) -> str:
-        """The public format it is saved in."""
-        return {"decoder": "llama", "encoder": "modernbert", "encoder-decoder": "t5"}[self.shape]
-
-    @property
-    def pooling(self) -> Pooling:
-        """Where a label is read off: only an encoder has seen the whole row at every token."""
-        return "mean" if self.shape == "encoder" else "last"
-
-    @property
-    def generates(self) -> bool:
-        """Whether it can continue a text."""
-        return self.shape != "encoder"
-
-    @property
-    def reads_source(self) -> bool:
-        """Whether it writes a target beside a source."""
-        return self.shape == "encoder-decoder"
-
-    @property
-    def head_scale(self) -> float:
-        """What hidden states are multiplied with before a tied head, as T5 has it."""
-        return self.hidden_size**-0.5 if self.shape == "encoder-decoder" and self.tie_embeddings else 1.0
-
-    @property
-    def head_transform(self) -> bool:
-        """Whether a dense layer and a norm stand before the head, as in ModernBERT."""
-        return self.shape == "encoder"
-
-    @property
-    def class_bias(self) -> bool:
-        """Whether a head of classes has a bias; Llama's public format has none."""
-        return self.shape == "encoder"
+    def traits(self) -> Traits:
+        """Those of each shape's public format: ModernBERT's dense layer before the head and mean of all tokens (only an
+        encoder has seen the whole row at every token), T5's scale before a tied head, Llama's classes without bias."""
+        if self.shape == "encoder":
+            return Traits(family="modernbert", pooling="mean", generates=False, head_transform=True)
+        if self.shape == "decoder":
+            return Traits(family="llama", class_bias=False)
+        return Traits(family="t5", reads_source=True, class_bias=False,
+                      head_scale=self.hidden_size**-0.5 if self.tie_embeddings else 1.0)
 
     def layout(self, *, causal: bool, cross: bool = False) -> Layout:
         """One of its stacks."""

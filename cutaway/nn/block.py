@@ -163,7 +163,7 @@ class Stack(nn.Module):
             same = at[:1] if state.even else at  # one row's biases are every row's
             bias = self.bias(same, torch.arange(end, device=tokens.device))
         alone = steps == 1 and state.even  # one query, equal lengths: all it could see is allowed
-        seen = None if alone else mask.cached(state.lengths).dense(steps, end, tokens.device)
+        seen = None if alone else mask.Interval(last=at).dense(steps, end, tokens.device)
         return Where(rotary, bias=bias, seen=seen, counts=counts, real=over)
 
 

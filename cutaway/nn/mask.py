@@ -1,39 +1,16 @@
-"""Which key each query may see, as small frozen values combined with ``&`` and made dense only where a kernel asks.
+"""Which keys each query may see: an interval of them, made a dense mask only where no kernel takes the interval.
 
 B rows, T queries, S keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cutaway.batch import Batch
-
-
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """``allowed(query_index (T,1), key_index (1,S)) -> bool (T,S) or (B,T,S)``."""
-
-    allowed: Callable[[Tensor, Tensor], Tensor]
-
-    def __and__(self, other: Mask) -> Mask:
-        return Mask(lambda q, k: self.allowed(q, k) & other.allowed(q, k))
-
-    def dense(self, queries: int, keys: int, device: torch.device) -> Tensor:
-        """Boolean ``(B or 1, 1, T, S)``, True where a query may look."""
-        q = torch.arange(queries, device=device)[:, None]
-        k = torch.arange(keys, device=device)[None, :]
-        seen = self.allowed(q, k)
-        return seen[None, None] if seen.ndim == 2 else seen[:, None]
-
-
-def cached(lengths: Tensor) -> Mask:
-    """Query t of a row whose cache holds ``lengths (B,)`` tokens stands at position ``lengths + t``."""
-    return Mask(lambda q, k: k <= lengths[:, None, None] + q)
 
 
 @dataclass(frozen=True, slots=True)

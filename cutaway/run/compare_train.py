@@ -16,12 +16,11 @@ from cutaway.train.pace import measure_pace
 
 @dataclass(frozen=True)
 class Done:
-    """What a training took and came to."""
+    """What a training took."""
 
     seconds: float
     steps: int
     flops: float
-    loss: float
     notes: tuple[str, ...]
 
 
@@ -34,13 +33,12 @@ def train_neural(model: Model, batches: Batches, objective: Objective, system: N
     with Stopwatch() as watch:
         total = _total(model, batches, objective, system, budget, flops_a_step)
         optimizer = build_optimizer(model, system.optimizer)
-        skipped, loss = 0, float("nan")
+        skipped = 0
         for step in steps(model, batches, objective, optimizer, schedule=system.schedule, total=total,
                           clip=system.clip, seed=seed):
             skipped += step.skipped
-            loss = step.loss
     notes = (f"{skipped} steps had a gradient that is not finite and changed nothing (seed {seed})",) if skipped else ()
-    return Done(watch.seconds, total, total * flops_a_step, loss, notes)
+    return Done(watch.seconds, total, total * flops_a_step, notes)
 
 
 def _total(model: Model, batches: Batches, objective: Objective, system: NeuralSystem, budget: Budget,

@@ -135,7 +135,7 @@ def test_sources_belong_to_models_that_read_them(model: LanguageModel) -> None:
     assert len(Engine(model).generate([fits])[0].tokens) == 2
 
 
-@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if c.reads_source])
+@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if c.traits.reads_source])
 def test_a_source_that_does_not_fit_is_refused_with_both_numbers(name: str) -> None:
     model = made(name)
     size = model.context_length
@@ -148,7 +148,7 @@ def test_a_source_that_does_not_fit_is_refused_with_both_numbers(name: str) -> N
     assert Engine(model).generate([Request((1,), 2, source=(3,) * size)])
 
 
-@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if c.reads_source])
+@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if c.traits.reads_source])
 def test_a_source_is_read_once_and_shared(name: str) -> None:
     model, read = made(name), 0
     assert isinstance(model, Model)

@@ -108,7 +108,7 @@ def test_packed_equals_padded(any_model: Model, lengths: list[int]) -> None:
     with torch.no_grad():
         one, other = Likelihood()(any_model, packed), Likelihood()(any_model, padded)
     assert one.weight == other.weight == packed.total_weight()
-    assert one.weight == sum(lengths) - len(lengths) or not any_model.config.generates
+    assert one.weight == sum(lengths) - len(lengths) or not any_model.config.traits.generates
     assert float(one.total) == pytest.approx(float(other.total), rel=1e-5)
 
 
@@ -133,7 +133,7 @@ def test_no_position_sees_its_future(model: Model) -> None:
     assert not torch.equal(before[0, 11], after[0, 11])
 
 
-@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if c.reads_source])
+@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if c.traits.reads_source])
 def test_every_position_sees_the_whole_source_and_no_other_document_s(name: str) -> None:
     model = build(CONFIGS[name], seed=3)
     examples = [Example(t.numpy(), np.ones(len(t), np.float32), np.array(s))

@@ -204,7 +204,7 @@ def test_a_folder_gives_the_same_model(tmp_path: Path, config: ConvolutionConfig
     model = _rough(config, head)
     save_model(tmp_path / "m", model, None)
     again = load_model(tmp_path / "m").eval()
-    batch = Batch(_tokens(2, 6), source=_tokens(2, 5) if config.reads_source else None)
+    batch = Batch(_tokens(2, 6), source=_tokens(2, 5) if config.traits.reads_source else None)
     assert again.config == config and torch.equal(again(batch), model(batch))
 
 
@@ -219,7 +219,7 @@ def test_the_engine_writes_beside_nothing_but_the_cache() -> None:
 
 def test_sizes_of_a_shape_are_its_papers() -> None:
     kim = decode(ConvolutionConfig, {**SIZES, "shape": "encoder"}, where="")
-    assert (kim.kernel_sizes, kim.dropout, kim.pooling, kim.embedding_size) == ((3, 4, 5), 0.5, "max", 24)
+    assert (kim.kernel_sizes, kim.dropout, kim.traits.pooling, kim.embedding_size) == ((3, 4, 5), 0.5, "max", 24)
     assert ConvolutionConfig(**SIZES, num_layers=5).steps == (1, 2, 4, 8, 1)
     assert decode_config(DECODER.model_dump()) == DECODER
 

@@ -105,7 +105,7 @@ def test_networks_stay_below_ten_million_parameters(script: ModuleType) -> None:
     sizes = {}
     for name in script.NETWORKS:
         config = script.network(name, script.Size(1).vocab_size, script.TASKS["scitldr"], script.Size(1).width)
-        assert config.reads_source and config.dropout == 0.3
+        assert config.traits.reads_source and config.dropout == 0.3
         sizes[name] = config.cost().parameters
     assert max(sizes.values()) < script.MOST_PARAMETERS and max(sizes.values()) < 1.5 * min(sizes.values())
 

@@ -49,7 +49,7 @@ def test_the_bill_counts_every_parameter(cell: Cell, shape: Shape, tied: bool) -
     config = _config(cell, shape, tied=tied, layers=3)
     bill = cost(config)
     assert bill.parameters == sum(p.numel() for p in build(config).parameters())
-    if config.generates:  # state whose size does not grow
+    if config.traits.generates:  # state whose size does not grow
         assert bill.state_bytes(10) == bill.state_bytes(1000) == 4 * 3 * 20 * (1 if cell == "vanilla" else 2)
 
 
@@ -134,7 +134,7 @@ def test_an_encoder_sees_both_sides_and_writes_nothing() -> None:
     assert (moved > 0).all()
     with pytest.raises(ModelError, match="does not write"):
         model.new_state(1, capacity=4)
-    assert pooled(model.hidden(Batch(tokens)), None, model.config.pooling).shape == (1, 20)
+    assert pooled(model.hidden(Batch(tokens)), None, model.config.traits.pooling).shape == (1, 20)
 
 
 @pytest.mark.parametrize("cell", CELLS)
