@@ -146,6 +146,28 @@ def create(root: Path, recipe: Recipe) -> Run:
     return Run(target)
 
 
+@contextmanager
+def whole_or_nothing(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that becomes it when the block ends, and is gone if it does not end well.
+
+    Raises RunError where it cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise RunError(f"cannot be written ({error.strerror or error})", where=target.parent,
+                       way_out=_WAY_OUT) from None
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    except OSError as error:
+        raise RunError(f"cannot be written ({error.strerror or error})", where=target, way_out=_WAY_OUT) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def make_folder(target: Path, texts: Mapping[str, str], *, parts: Sequence[str], resume: str) -> None:
     """A new folder with these files and subfolders, whole or not at all.
 
@@ -156,23 +178,11 @@ def make_folder(target: Path, texts: Mapping[str, str], *, parts: Sequence[str],
         free = next(n for i in range(2, 10**9) if not (target.parent / (n := f"{name}-{i}")).exists())
         raise RunError("a run of this name exists", where=target,
                        way_out=f"add name={free}, or go on with it: {resume}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise RunError(f"cannot be written ({error.strerror or error})", where=target.parent,
-                       way_out=_WAY_OUT) from None
-    try:
+    with whole_or_nothing(target) as temporary:
         for part in parts:
             (temporary / part).mkdir()
         for name, text in texts.items():
             atomic_write(temporary / name, text)
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except OSError as error:
-        raise RunError(f"cannot be written ({error.strerror or error})", where=target, way_out=_WAY_OUT) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open_run(name: str | Path, root: Path = Path("runs")) -> Run:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,10 @@ from cutaway import device as machines
 from cutaway.errors import RunError, SettingsError
 from cutaway.probe.range import Range, RangeSettings, Screen, measure
 from cutaway.records import atomic_write, environment
+from cutaway.run.folder import whole_or_nothing
 from cutaway.run.range_charts import standalone
 from cutaway.run.range_page import markdown, page, recall_pictures
 from cutaway.settings import decode, nearest, override
-
-_WAY_OUT = "free space or make the folder writable, then try again"
 
 
 @dataclass(frozen=True)
@@ -50,21 +47,10 @@ def start(settings: RangeSettings, root: Path, screen: Screen) -> RangeFolder:
     target = root / name
     if target.exists():
         raise RunError("a probe of this name exists", where=target, way_out="give another name=…, or none")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
-    except OSError as error:
-        raise RunError(f"cannot be written ({error.strerror or error})", where=root, way_out=_WAY_OUT) from None
-    try:
+    with whole_or_nothing(target) as folder:
         threads = machines.set_threads()
         found = measure(settings, screen)
-        write(temporary, name, settings, found, threads=threads)
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except OSError as error:
-        raise RunError(f"cannot be written ({error.strerror or error})", where=target, way_out=_WAY_OUT) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write(folder, name, settings, found, threads=threads)
     return RangeFolder(target, found)
 
 
