@@ -16,7 +16,7 @@ from worker import ADAMW, CLIP, Case, Turns, enter, infer
 from cutaway.batch import Batch, Example, full, pack, whole
 from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import Classes
-from cutaway.models.model import Model, build, for_sampling
+from cutaway.models.model import Model, build, for_reading
 from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.objectives.classify import Classify
@@ -93,5 +93,5 @@ if __name__ == "__main__":
     if trained or case.work == "train-classes":
         train(case, turns, model)
     else:
-        light = for_sampling(model).eval()
+        light = for_reading(model).eval()
         infer(case, turns, reader(light), sentences(case))

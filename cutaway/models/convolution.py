@@ -27,7 +27,7 @@ from cutaway.nn.convolution import (
     Layout,
     places,
 )
-from cutaway.nn.filters import answers, largest
+from cutaway.nn.filters import answers, largest, read
 from cutaway.settings import Settings
 
 Shape = Literal["decoder", "encoder", "encoder-decoder"]
@@ -196,6 +196,11 @@ class WordFilters(nn.Module):
         """The largest of each filter's answers to a row ``(B, D)``, or to each document of packed rows ``(N, D)``: the
         maximum of ``forward``, whose bias and ReLU, which keep the order, come behind it. A row of padding alone gives
         zeros."""
+        top = None
+        if dtype == torch.bfloat16 and not torch.is_grad_enabled():
+            top = read(batch.tokens, self.embedding.weight, [*self.filters], self.widths, batch.documents)
+        if top is not None:
+            return F.relu(top + self.bias).to(dtype)
         several = batch.documents is not None and bool((batch.documents > 0).any())
         if several:
             return pooled(self(batch, dtype=dtype), batch.documents, "max")

@@ -30,7 +30,7 @@ from cutaway.models.heads import (
     pooled,
 )
 from cutaway.nn.init import initialise
-from cutaway.nn.linear import Linear
+from cutaway.nn.linear import Linear, packed
 
 Sources = Sequence[Sequence[int]]
 
@@ -251,3 +251,16 @@ def for_sampling(model: Model) -> Model:
             if isinstance(part, Linear):
                 part.weight = nn.Parameter(part.weight.to(model.compute_dtype))
     return light.eval()
+
+
+def for_reading(model: Model) -> Model:
+    """A copy that reads texts faster where its products are bfloat16: their weights are laid out once for this
+    processor. It learns nothing and is not saved; its numbers differ from the model's in bfloat16's last place."""
+    light = for_sampling(model)
+    if model.compute_dtype != torch.bfloat16:
+        return light
+    for part in list(light.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, Linear):
+                setattr(part, name, packed(child))
+    return light

@@ -2,7 +2,8 @@
 
 The filters of all widths are one product, a narrow one being a wide one with zeros at its edges. Only the window of the
 largest answer learns: the kernel's backward pass has one window a filter and row, and not one a token.
-B rows, T words, E width of a word, F filters in all.
+Reading alone keeps no answer: windows lie one word apart in memory and are the rows of a product as they stand.
+B rows, T words, E width of a word, F filters in all, N documents.
 """
 
 from __future__ import annotations
@@ -44,6 +45,42 @@ def largest(words: Tensor, filters: Sequence[Tensor], widths: Sequence[int], doc
     if documents is not None:
         said = said.masked_fill((documents < 0)[..., None], -torch.inf)
     return said.max(1).values.float()
+
+
+def read(tokens: Tensor, table: Tensor, filters: Sequence[Tensor], widths: Sequence[int],
+         documents: Tensor | None) -> Tensor | None:
+    """The largest of each filter's answers to each document, ``(N, F)`` float32, of products in bfloat16; for reading:
+    no gradient. None where no kernel runs here. ``tokens (B, T)`` are rows of ``table (V, E)``; a row without
+    documents of its own is one, and one of padding alone gives -inf."""
+    lib = library_for(table, *filters)
+    if lib is None or tokens.device.type != "cpu" or {table.dtype, *(f.dtype for f in filters)} != {torch.float32}:
+        return None
+    tokens = tokens.contiguous()
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(table):
+        raise IndexError(f"a token is outside the vocabulary of {len(table)}")
+    starts, lengths = spans(tokens, documents)
+    own, table = [f.contiguous() for f in filters], table.contiguous()
+    places = (ctypes.c_void_p * len(own))(*(f.data_ptr() for f in own))
+    sizes = (c_int64 * len(own))(*widths)
+    top = torch.empty((len(starts), sum(len(f) for f in own)))
+    lib.filters_read(pointer(tokens), pointer(starts), pointer(lengths), c_int64(len(starts)), pointer(table),
+                     c_int64(table.shape[1]), places, sizes, c_int64(len(own)), c_int64(len(own[0])), pointer(top))
+    return top
+
+
+def spans(tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Where each document begins in the flat ``tokens (B, T)``, and its length; both ``(N,)``. A row has at least one,
+    of no words where the row is padding alone."""
+    rows, steps = tokens.shape
+    if documents is None:
+        return torch.arange(rows) * steps, torch.full((rows,), steps)
+    begins = torch.ones((rows, steps), dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    begins[:, 1:] &= documents[:, 1:] >= 0
+    starts = begins.flatten().nonzero().squeeze(1)
+    read = (documents >= 0).flatten().cumsum(0)
+    ends = torch.cat((starts[1:], torch.tensor([rows * steps])))
+    return starts, read[ends - 1] - read[starts] + (documents.flatten()[starts] >= 0)
 
 
 class _Largest(torch.autograd.Function):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ctypes import CDLL, c_int64
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cutaway.nn.kernels import library_for, pointer
 
 
 class _CastLinear(torch.autograd.Function):
@@ -28,10 +31,12 @@ class _CastLinear(torch.autograd.Function):
 
 
 class Linear(nn.Module):
-    """``x @ weight.T`` without bias; ``weight (outputs, inputs)`` is cast to the dtype of ``x`` at each use."""
+    """``x @ weight.T`` without bias; ``weight (outputs, inputs)`` is cast to the dtype of ``x`` at each use.
+    ``called`` is False where the owner multiplies with the weight itself."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, called: bool = True) -> None:
         super().__init__()
+        self.called = called
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,3 +44,33 @@ class Linear(nn.Module):
             return F.linear(x, self.weight)
         out: Tensor = _CastLinear.apply(x, self.weight)  # type: ignore[no-untyped-call]
         return out
+
+
+class PackedLinear(nn.Module):
+    """The same map for reading, its bfloat16 weight laid out once for the kernel of ``csrc/linear.c``. A row's output
+    does not depend on the rows beside it, which a library does not promise."""
+
+    def __init__(self, lib: CDLL, weight: Tensor) -> None:
+        super().__init__()
+        self.lib, self.shape = lib, (weight.shape[0], weight.shape[1])
+        outputs, inputs = self.shape
+        weight = weight.detach().to(torch.bfloat16).contiguous()
+        self.panels = torch.empty(-(-outputs // 32) * 32 * (inputs // 2), dtype=torch.int32)
+        lib.linear_pack(pointer(weight), c_int64(outputs), c_int64(inputs), pointer(self.panels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, (outputs, inputs) = x.contiguous(), self.shape
+        out = torch.empty((*x.shape[:-1], outputs), dtype=torch.bfloat16)
+        self.lib.linear(pointer(x), c_int64(x.numel() // inputs), c_int64(inputs), pointer(self.panels),
+                        c_int64(outputs), pointer(out))
+        return out
+
+
+def packed(linear: Linear) -> Linear | PackedLinear:
+    """``linear`` for reading in bfloat16, laid out for this processor's kernel where it is faster than the library;
+    otherwise with its weight in bfloat16."""
+    lib = library_for(linear.weight)
+    if lib is not None and linear.called and linear.weight.shape[1] % 2 == 0 and lib.linear_packs():
+        return PackedLinear(lib, linear.weight)
+    linear.weight = nn.Parameter(linear.weight.detach().to(torch.bfloat16))
+    return linear

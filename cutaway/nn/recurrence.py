@@ -200,7 +200,8 @@ class Recurrence(nn.Module):
         super().__init__()
         of = GATES[cell]
         self.cell, self.reverse = cell, reverse
-        self.input, self.state = Linear(inputs, of.inputs * width), Linear(width, of.states * width)
+        self.input = Linear(inputs, of.inputs * width, called=False)
+        self.state = Linear(width, of.states * width, called=False)
         self.bias = nn.Parameter(torch.empty(of.slots * width))
 
     def forward(self, x: Tensor, resets: Resets | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from cutaway.models.bag import fit_bag
 from cutaway.models.bag_folder import save_bag
 from cutaway.models.classifier import Classifier, predicted
 from cutaway.models.folder import save_model
-from cutaway.models.model import for_sampling
+from cutaway.models.model import for_reading
 from cutaway.models.text_classifier import TextClassifier
 from cutaway.records import Stopwatch, atomic_write
 from cutaway.run.compare_parts import Judged, Timing, Trained, Yardstick, bytes_in, rate, timed
@@ -109,7 +109,7 @@ class ClassificationBench:
         count = sum(p.numel() for p in made.model.parameters())
         cut = len(made.cut) + len(made.valid_cut)
         notes = [f"{cut:,} training and valid texts were longer than {made.model.context_length} tokens and were cut"]
-        classifier = TextClassifier(for_sampling(made.model), self.tokenizer, too_long="cut")
+        classifier = TextClassifier(for_reading(made.model), self.tokenizer, too_long="cut")
         return Trained(classifier, watch.seconds, made.history[-1].step, None, count, bytes_in(folder), 4 * count,
                        folder, tuple(notes) if cut else ())
 

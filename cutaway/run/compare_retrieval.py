@@ -17,7 +17,7 @@ from cutaway.evaluate.retrieval import retrieval, top_of
 from cutaway.models.bm25 import fit_bm25
 from cutaway.models.folder import save_model
 from cutaway.models.heads import Vector
-from cutaway.models.model import Model, for_sampling, with_head
+from cutaway.models.model import Model, for_reading, with_head
 from cutaway.models.text_classifier import TextEmbedder
 from cutaway.objectives.contrast import Contrast
 from cutaway.records import Stopwatch
@@ -91,7 +91,7 @@ class RetrievalBench:
             made = fit(model, loader.batch, Contrast(), self._look, epoch_steps=loader.epoch_steps, seed=seed,
                        settings=settings_of(self.comparison, system))
         save_model(folder, made.model, self.tokenizer)
-        embedder = TextEmbedder(for_sampling(made.model), self.tokenizer, too_long="cut")
+        embedder = TextEmbedder(for_reading(made.model), self.tokenizer, too_long="cut")
         vectors = embedder.vectors(documents)
         count = sum(p.numel() for p in made.model.parameters())
         notes = (f"{len(loader.cut):,} training pairs were longer than the context of {model.context_length} tokens "

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CONFIGS, CONTEXT, ENCODERS, EVERY, VOCABULARY, source_of, suited
 
-from cutaway.batch import Batch, Example, pack, pad
+from cutaway.batch import Batch, Example, beside, pack, pad
 from cutaway.errors import RequestError
-from cutaway.models.model import Model, State, build, for_sampling, with_head
+from cutaway.models.heads import Classes
+from cutaway.models.model import Model, State, build, for_reading, for_sampling, with_head
 from cutaway.nn.cache import KVCache
 from cutaway.nn.linear import Linear
 from cutaway.objectives.likelihood import Likelihood, token_logprobs
@@ -191,3 +192,17 @@ def test_a_copy_for_sampling_gives_the_same_bits(any_model: Model) -> None:
     linears = [part for part in light.backbone.modules() if isinstance(part, Linear)]
     assert same and linears and all(part.weight.dtype == torch.bfloat16 for part in linears)
     assert next(model.parameters()).dtype == torch.float32
+
+
+def test_a_copy_for_reading_gives_the_same_numbers(any_model: Model) -> None:
+    """But for bfloat16's last places; in float32 the same bits."""
+    model = with_head(any_model, Classes(("a", "b", "c")), seed=2)
+    tokens, documents = _tokens(3), torch.zeros(3, CONTEXT, dtype=torch.int32)
+    documents[1, 5:] = -1
+    batch = Batch(tokens, documents=documents)
+    batch = beside(batch, 1) if model.reads_source else batch
+    with torch.inference_mode():
+        assert torch.equal(for_reading(model)(batch), model(batch))
+        model.compute_dtype = torch.bfloat16
+        wanted, found = model(batch), for_reading(model)(batch)
+    assert (found - wanted).abs().max() <= DTYPES["bfloat16"][1] * wanted.abs().max()

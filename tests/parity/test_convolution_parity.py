@@ -136,3 +136,28 @@ def test_the_largest_answers_are_their_plain_twin(size: int, each: int, dtype: t
             _close(ours.detach(), theirs.detach(), tolerance)
     words.data[0, 3, 0] = torch.nan
     assert filters.largest(words, weights, widths, None, dtype=dtype)[0].isnan().all()
+
+
+@pytest.mark.parametrize(("size", "each", "widths"), [(5, 3, (1, 2, 5)), (32, 40, (3, 4, 5)), (50, 33, (2,))])
+def test_answers_that_are_only_read(size: int, each: int, widths: tuple[int, ...]) -> None:
+    """Against the answers themselves, of the same rounded words and filters, in float32; a document is read alone."""
+    if kernels.built().library is None:
+        pytest.skip(kernels.status())
+    long = torch.arange(90) // 40  # documents of more words than the kernel's tile
+    ids = torch.stack([torch.zeros(90).long(), torch.where(long > 1, -1, long), torch.full((90,), -1)])
+    weights, table = [torch.randn(each, width * size) for width in widths], torch.randn(11, size)
+    tokens = torch.randint(11, ids.shape)
+    words, rounded = table[tokens].bfloat16().float(), [w.bfloat16().float() for w in weights]
+    for documents, wanted in ((None, 3), (ids, 4)):
+        said = filters.answers(words, rounded, widths, documents, dtype=torch.float32)
+        top = filters.read(tokens, table, weights, widths, documents)
+        assert top is not None and top.shape == (wanted, each * len(widths))
+        if documents is None:
+            _close(top, said.max(1).values, 1e-5)
+            continue
+        _close(top[:3], torch.stack([said[0].amax(0), said[1, :40].amax(0), said[1, 40:80].amax(0)]), 1e-5)
+        assert (top[3] == -torch.inf).all()  # padding alone
+        alone = filters.read(tokens[1:2, 40:80], table, weights, widths, None)
+        assert alone is not None and torch.equal(alone[0], top[2])
+    with pytest.raises(IndexError, match="vocabulary of 11"):
+        filters.read(torch.tensor([[11]]), table, weights, widths, None)

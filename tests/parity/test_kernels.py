@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cutaway.batch import Batch
 from cutaway.nn import kernels, ops
+from cutaway.nn.linear import Linear, PackedLinear, packed
 from cutaway.nn.mask import Interval, across, within
 from cutaway.nn.position import RelativeBias, rotary_table
 
@@ -53,6 +54,26 @@ def test_add_norm(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: in
     norm = functools.partial(ops.add_norm, eps=1e-5, dtype=dtype, center=center)
     _agree(monkeypatch, dtype, norm, x, delta, weight)
     _agree(monkeypatch, dtype, lambda a, w: norm(a, None, w), x, weight)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (34, 33), (64, 100), (256, 32)])
+def test_a_packed_weight(inputs: int, outputs: int) -> None:
+    """The products of bfloat16 numbers, exact but for the order of a sum; a row's bits are its own."""
+    library = kernels.built().library
+    assert library is not None
+    if not library.linear_packs():
+        pytest.skip("the library's products are faster on this processor")
+    linear, x = Linear(inputs, outputs), torch.randn(2, 50, inputs).bfloat16()
+    torch.nn.init.normal_(linear.weight)
+    wanted = x.double() @ linear.weight.detach().bfloat16().double().T
+    small = packed(linear)
+    assert isinstance(small, PackedLinear)
+    found = small(x)
+    assert (found.double() - wanted).abs().max() <= 2**-8 * wanted.abs().max() + 1e-6
+    for rows in (1, 3, 8, 13, 37):
+        assert torch.equal(small(x[1, :rows]), found[1, :rows])
+    assert small(x[:0]).shape == (0, 50, outputs)
 
 
 @needs_kernels

@@ -1,5 +1,6 @@
 // Kernels that touch each number once or twice: residual addition + norm, gated activations, cross-entropy.
 #include "vectors.h"
+#define FEW (1 << 14)  // numbers that one thread goes through sooner than it wakes another
 
 // ---------------------------------------------------------------- residual addition + norm
 // `center`: the mean is taken away first (layer norm); otherwise (RMS norm) `middle` is neither read nor written
@@ -43,7 +44,7 @@ INLINE void add_norm_row(const float *xr, const void *delta, int64_t at, int del
 
 void add_norm(const float *x, const void *delta, int delta_bf, const float *w, float eps, int64_t rows, int64_t d,
               float *total, void *y, int y_bf, float *scale, float *middle) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * d > FEW)
   for (int64_t r = 0; r < rows; r++) {
     if (middle) add_norm_row(x + r * d, delta, r * d, delta_bf, w, eps, d, total + r * d, y, y_bf, scale + r, middle + r, 1);
     else add_norm_row(x + r * d, delta, r * d, delta_bf, w, eps, d, total + r * d, y, y_bf, scale + r, NULL, 0);
@@ -151,7 +152,7 @@ INLINE void gate_row(const void *gate_up, int64_t g, int64_t inner, void *y, int
 }
 
 void gated(const void *gate_up, int64_t rows, int64_t inner, void *y, int bf, int kind) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * inner > FEW / 2)
   for (int64_t r = 0; r < rows; r++) {
     int64_t g = r * 2 * inner, o = r * inner;
     if (kind == SILU) gate_row(gate_up, g, inner, y, o, bf, SILU);

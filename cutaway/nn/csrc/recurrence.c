@@ -1,15 +1,7 @@
 // One step of a recurrent layer for all rows, forward and back: what stands between two matrix products of its loop.
 // Gates of a row, each of `width` numbers: vanilla h; LSTM i f g o; GRU n r z q (q is the state's share of n). The
 // input fills h, i f g o, n r z; the state's product `recur` belongs to h, i f g o, r z q.
-#include "vectors.h"
-#if defined(__AMX_BF16__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#define AMX
-#define SETTLED __asm__ volatile("" ::: "memory")  // GCC does not know that a tile load reads what it points to
-static int amx;  // whether the kernel lets this process use the tiles: ARCH_REQ_XCOMP_PERM of XTILEDATA
-__attribute__((constructor)) static void ask_for_tiles(void) { amx = syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
-#endif
+#include "tiles.h"
 
 enum { VANILLA, GRU, LSTM };
 
