@@ -6,7 +6,8 @@ a tenth of train, the same for every seed; the best epoch is chosen on another t
 train is not the paper's test, whose questions are from another year, so that figure stands beside 91.2 without meeting
 or missing it: beside it stands the paper's own network and training (--plain; some minutes more), on the same split.
 What was tuned was tuned on train, in another order of it.
-Words only: no vectors trained elsewhere, no features of letters. Needs CUTAWAY_DATA with trec/ and sentence_polarity/.
+Words only: no vectors trained elsewhere, no features of letters. TREC's train names a part of each class (50 in all),
+and those are learned, which is worth a point or more. Needs CUTAWAY_DATA with trec/ and sentence_polarity/.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from plain_kim import accuracy as as_published
 
 from cutaway import device, records
 from cutaway.data.order import shuffled
-from cutaway.models.classifier import predicted
 from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.text_classifier import TextClassifier
 from cutaway.text.tokenizer import SubwordSettings, train
@@ -39,52 +39,76 @@ TENTHS = 10
 
 @dataclass(frozen=True)
 class Task:
-    """A data set, the paper's figure, and what was tuned on its training part."""
+    """A data set, the paper's figure, and what was tuned on its training part. ``finer``: the field of a division of
+    the classes that is learned in their place; a class is as likely as its parts together."""
 
     folder: str
     field: str
     target: float
     words: int
+    word_size: int
     kernels: tuple[int, ...]
     epochs: int
+    finer: str | None = None
 
 
-TASKS = {"trec": Task("trec", "coarse", 0.912, 2_500, (2, 3, 4), 12),
-         "sentence polarity": Task("sentence_polarity", "label", 0.761, 6_000, (3, 4, 5), 6)}
+TASKS = {"trec": Task("trec", "coarse", 0.912, 2_500, 300, (2, 3, 4), 20, finer="fine"),
+         "sentence polarity": Task("sentence_polarity", "label", 0.761, 6_000, 128, (3, 4, 5), 6)}
+WITHIN = ":"  # between a class and the part of it
 ADAMW = OptimizerSettings(kind="adamw", learning_rate=2e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
 
 
-def read(path: Path, field: str) -> Rows:
-    """Texts and their labels."""
-    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-    return [(row["text"], row[field]) for row in map(json.loads, lines)]
+def read(path: Path, task: Task) -> Rows:
+    """Texts and their labels, with the part behind the class where there is one."""
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    finer = {id(row): f"{WITHIN}{row[task.finer]}" if task.finer else "" for row in rows}
+    return [(row["text"], row[task.field] + finer[id(row)]) for row in rows]
+
+
+def class_of(label: str) -> str:
+    """The class of a label that may name a part of it."""
+    return label.partition(WITHIN)[0]
+
+
+def classes(rows: Rows) -> Rows:
+    """Texts and their classes."""
+    return [(text, class_of(label)) for text, label in rows]
 
 
 def parts(folder: Path, task: Task) -> tuple[Rows, Rows, Rows, str]:
     """What is learned, what chooses the epoch, what is held out, and where that came from."""
-    learned = read(folder / "train.jsonl.gz", task.field)
+    learned = read(folder / "train.jsonl.gz", task)
     order = shuffled(np.arange(len(learned)), len(learned), seed=11).tolist()
     tenths = [[learned[i] for i in order[k::TENTHS]] for k in range(TENTHS)]
     for name in ("test", "valid"):
         if (folder / f"{name}.jsonl.gz").is_file():
-            return [r for k in tenths[1:] for r in k], tenths[0], read(folder / f"{name}.jsonl.gz", task.field), name
+            return [r for k in tenths[1:] for r in k], tenths[0], read(folder / f"{name}.jsonl.gz", task), name
     return [r for k in tenths[2:] for r in k], tenths[1], tenths[0], "a tenth of train"
+
+
+def likeliest(classifier: TextClassifier, texts: list[str]) -> list[str]:
+    """The class of each text whose parts are the likeliest together."""
+    names = sorted({class_of(label) for label in classifier.labels})
+    member = np.array([[class_of(label) == name for name in names] for label in classifier.labels], float)
+    return [names[i] for i in (np.exp(classifier.scores(texts)) @ member).argmax(1)]
 
 
 def run(task: Task, split: tuple[Rows, Rows, Rows, str], seed: int, *, quick: bool) -> dict[str, Any]:
     """One network from its seed."""
     learned, valid, held, _ = split
+    known = {label for _, label in learned}
+    valid = [row for row in valid if row[1] in known]  # a part of a class that was never learned chooses nothing
     began = time.perf_counter()
     words = SubwordSettings(kind="word", vocab_size=task.words, masks=1)
     tokenizer = train(words, [text for text, _ in learned])
-    config = ConvolutionConfig(shape="encoder", vocab_size=tokenizer.vocab_size, hidden_size=300, embedding_size=128,
-                               kernel_sizes=task.kernels, dropout=0.5, tie_embeddings=False)
+    config = ConvolutionConfig(shape="encoder", vocab_size=tokenizer.vocab_size, hidden_size=300, dropout=0.5,
+                               embedding_size=task.word_size, kernel_sizes=task.kernels, tie_embeddings=False)
     settings = FitSettings(epochs=2 if quick else task.epochs, rows=50, optimizer=ADAMW, label_smoothing=0.1,
                            word_dropout=0.1, average=4)
     made = fit_classifier(config, tokenizer, learned, valid=valid, settings=settings, seed=seed)
     seconds = time.perf_counter() - began
-    given = predicted(TextClassifier(made.model, tokenizer), [text for text, _ in held])
-    right = sum(a == b for a, (_, b) in zip(given, held, strict=True))
+    given = likeliest(TextClassifier(made.model, tokenizer), [text for text, _ in held])
+    right = sum(a == class_of(b) for a, (_, b) in zip(given, held, strict=True))
     low, high = records.wilson(right, len(held))
     return {"accuracy": right / len(held), "n": len(held), "low": low, "high": high, "seconds": seconds,
             "valid_accuracy": made.best.figures["accuracy"], "step": made.best.step,
@@ -116,7 +140,7 @@ def main() -> None:
             print(f"{name:<20}{seed:>5}{row['accuracy']:>10.3f}{row['low']:>11.3f}–{row['high']:.3f}{row['n']:>6}"
                   f"{task.target:>8.3f}{row['seconds']:>9.0f}  {split[3]}", flush=True)
         if options.plain:
-            row = {"accuracy": as_published(*split[:3], seed=seeds[0], epochs=2 if options.quick else 25)}
+            row = {"accuracy": as_published(*map(classes, split[:3]), seed=seeds[0], epochs=2 if options.quick else 25)}
             figures[f"{name}, as published, seed {seeds[0]}"] = row | {"n": len(split[2]), "held_out": split[3]}
             print(f"{'  as published':<20}{seeds[0]:>5}{row['accuracy']:>10.3f}", flush=True)
         mean = float(np.mean([figures[f"{name}, seed {s}"]["accuracy"] for s in seeds]))
