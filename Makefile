@@ -51,7 +51,7 @@ bench-peers: .venv-peers/.installed
 bench-kenlm: .venv-peers/bin/lmplz
 
 .venv-peers/bin/lmplz: .venv-peers/.installed
-	.venv-peers/bin/python -m pip --disable-pip-version-check download --quiet --no-deps --no-binary :all: \
+	.venv-peers/bin/python -m pip --disable-pip-version-check download --quiet --no-deps --no-binary kenlm \
 	  --dest build/kenlm kenlm==0.3.0
 	tar -xzf build/kenlm/kenlm-0.3.0.tar.gz -C build/kenlm
 	cmake -S build/kenlm/kenlm-0.3.0 -B build/kenlm/make -DCMAKE_BUILD_TYPE=Release -DKENLM_MAX_ORDER=6

@@ -84,7 +84,9 @@ def public_tensors(model: Model) -> dict[str, Tensor]:
     for ours, public in family.names(model.config, model.head_spec):
         rows = family.rows(ours, model.config)
         parts = (mine[ours],) if rows is None else mine[ours].split(rows)
-        out.update((name, part.contiguous()) for name, part in zip(public, parts, strict=True))
+        times = family.scales(ours, model.config) or (1.0,) * len(parts)
+        out.update((name, (part if scale == 1 else part * scale).contiguous())
+                   for name, part, scale in zip(public, parts, times, strict=True))
     return out
 
 
@@ -164,12 +166,13 @@ def _assign(model: Model, tensors: dict[str, Tensor], family: Family, folder: Pa
         if missing:
             raise ModelError(f"lacks the tensor {missing[0]}", where=folder / WEIGHTS, way_out=AGAIN)
         rows = family.rows(ours, model.config) or (mine[ours].shape[0],)
-        for name, part in zip(public, mine[ours].detach().split(rows), strict=True):
+        times = family.scales(ours, model.config) or (1.0,) * len(rows)
+        for name, part, scale in zip(public, mine[ours].detach().split(rows), times, strict=True):
             found = tensors.pop(name)
             if found.shape != part.shape or not found.is_floating_point():
                 raise ModelError(f"{name} is {found.dtype} {tuple(found.shape)}, and config.json says "
                                  f"{tuple(part.shape)}", where=folder / WEIGHTS, way_out=AGAIN)
-            part.copy_(found)
+            part.copy_(found).div_(scale)
     _refuse_left(model, tensors, family, folder)
 
 

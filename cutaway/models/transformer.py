@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -73,6 +74,15 @@ class TransformerConfig(Settings):
         return Traits(family="t5", reads_source=True, class_bias=False,
                       head_scale=self.hidden_size**-0.5 if self.tie_embeddings else 1.0)
 
+    @property
+    def score_scale(self) -> float:
+        """What attention scores are multiplied with. T5 leaves them as they are and has smaller queries instead, which
+        suits the relative steps of its optimizer and of no other: ours are as large as anybody's, and their scale a
+        power of two, so that they go to its format and come back without losing a bit."""
+        if self.shape == "encoder-decoder":
+            return 2.0 ** -round(math.log2(self.head_size) / 2)
+        return float(self.head_size**-0.5)
+
     def layout(self, *, causal: bool, cross: bool = False) -> Layout:
         """One of its stacks."""
         sizes = (self.hidden_size, self.num_layers, self.heads, self.intermediate_size, self.norm_eps,
@@ -81,7 +91,8 @@ class TransformerConfig(Settings):
             return Layout(*sizes, norm="layer", activation="gelu", theta=self.rope_theta, norm_embedding=True,
                           dropout=self.dropout)
         if self.shape == "encoder-decoder":
-            return Layout(*sizes, activation="gelu_tanh", positions="relative", scaled=False, dropout=self.dropout)
+            return Layout(*sizes, activation="gelu_tanh", positions="relative", scale=self.score_scale,
+                          dropout=self.dropout)
         return Layout(*sizes, theta=self.rope_theta, dropout=self.dropout)
 
     def backbone(self) -> Stack | EncoderDecoder:

@@ -36,12 +36,12 @@ class Where:
 
 
 class Attention(nn.Module):
-    """``x (B, T, width) -> (B, T, width)``; queries, keys and values come from one product. ``scaled`` divides the
-    scores by sqrt(D); T5 does not and begins with smaller queries instead."""
+    """``x (B, T, width) -> (B, T, width)``; queries, keys and values come from one product. Scores are
+    multiplied with ``scale``, 1/sqrt(D) where it is None."""
 
-    def __init__(self, width: int, heads: ops.Heads, *, scaled: bool = True) -> None:
+    def __init__(self, width: int, heads: ops.Heads, *, scale: float | None = None) -> None:
         super().__init__()
-        self.heads, self.scale = heads, None if scaled else 1.0
+        self.heads, self.scale = heads, scale
         num_heads, num_kv_heads, head_size = heads
         self.qkv = Linear(width, (num_heads + 2 * num_kv_heads) * head_size)
         self.out = Linear(num_heads * head_size, width)
@@ -86,10 +86,10 @@ class Attention(nn.Module):
         return mixed.view(rows, num_kv_heads, group, steps, size).permute(0, 3, 1, 2, 4)
 
     def adjust_initial(self) -> None:
-        """Unscaled scores begin as small as scaled ones."""
+        """Scores begin as large as those of 1/sqrt(D)."""
         if self.scale is not None:
             with torch.no_grad():
-                self.qkv.weight[: self.heads[0] * self.heads[2]].mul_(self.heads[2] ** -0.5)
+                self.qkv.weight[: self.heads[0] * self.heads[2]].mul_(self.heads[2] ** -0.5 / self.scale)
 
 
 class Remembering(Protocol):
@@ -101,9 +101,9 @@ class Remembering(Protocol):
 class CrossAttention(nn.Module):
     """``x (B, T, width)`` looks at a source ``(B, S, width)``; the source's keys and values can be made once."""
 
-    def __init__(self, width: int, heads: ops.Heads, *, scaled: bool = True) -> None:
+    def __init__(self, width: int, heads: ops.Heads, *, scale: float | None = None) -> None:
         super().__init__()
-        self.heads, self.scale = heads, None if scaled else 1.0
+        self.heads, self.scale = heads, scale
         self.query = Linear(width, heads[0] * heads[2])
         self.key_value = Linear(width, 2 * heads[1] * heads[2])
         self.out = Linear(heads[0] * heads[2], width)
@@ -134,7 +134,7 @@ class CrossAttention(nn.Module):
         return mixed.transpose(1, 2).reshape(q.shape)
 
     def adjust_initial(self) -> None:
-        """Unscaled scores begin as small as scaled ones."""
+        """Scores begin as large as those of 1/sqrt(D)."""
         if self.scale is not None:
             with torch.no_grad():
-                self.query.weight.mul_(self.heads[2] ** -0.5)
+                self.query.weight.mul_(self.heads[2] ** -0.5 / self.scale)

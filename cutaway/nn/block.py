@@ -42,7 +42,7 @@ class Layout:
     activation: Activation = "silu"
     positions: Literal["rotary", "relative"] = "rotary"
     theta: float = 10_000.0
-    scaled: bool = True  # attention scores are divided by sqrt(head size)
+    scale: float | None = None  # of attention scores; 1 / sqrt(head size) where None
     norm_embedding: bool = False  # right behind the embedding, instead of before the first attention
     dropout: float = 0.0
 
@@ -59,10 +59,10 @@ class Block(nn.Module):
         super().__init__()
         bare = first and layout.norm_embedding
         self.attention_norm = Norm("none" if bare else layout.norm, layout.width, eps=layout.eps)
-        self.attention = Attention(layout.width, layout.heads, scaled=layout.scaled)
+        self.attention = Attention(layout.width, layout.heads, scale=layout.scale)
         if layout.cross:
             self.cross_norm = Norm(layout.norm, layout.width, eps=layout.eps)
-            self.cross = CrossAttention(layout.width, layout.heads, scaled=layout.scaled)
+            self.cross = CrossAttention(layout.width, layout.heads, scale=layout.scale)
         self.feedforward_norm = Norm(layout.norm, layout.width, eps=layout.eps)
         self.feedforward = Gated(layout.width, layout.inner, activation=layout.activation)
         self.crossing, self.dropout = layout.cross, layout.dropout

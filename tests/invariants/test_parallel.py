@@ -23,6 +23,9 @@ from cutaway.train.parallel import SINGLE, launch
 
 TESTS = Path(__file__).resolve().parents[1]
 # Muon orthogonalises in bfloat16, where a gradient's last bit may move an entry by 2^-8 of its size
+# Adam divides by the root of a gradient's square: where that is small its last bit moves a weight further. Seen over all
+# plans: 1.4e-5 of the largest weight on an AMD processor, below 1e-5 on an Intel one.
+WEIGHTS = 2e-5
 TOLERANCE = {"muon": 1e-4, "from-one": 1e-4, "bfloat16": 3e-3}
 
 
@@ -82,7 +85,7 @@ def test_two_ranks_are_one(two: Path, plan: str, kind: str) -> None:
     if plan not in TOLERANCE:
         for name, parameter in model.named_parameters():
             apart = float((tensors[name] - parameter.detach()).abs().max() / parameter.detach().abs().max())
-            assert apart <= 1e-5, name
+            assert apart <= WEIGHTS, name
     assert tensors.keys() == {*dict(model.named_parameters()), *optimizer.tensors()}
 
 

@@ -107,7 +107,7 @@ def test_compiled_is_plain(cell: Cell, reverse: bool, width: int, dtype: torch.d
 @needs_kernels
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags of other x86 processors mean nothing here")
 def test_compiled_is_plain_on_a_lesser_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("recurrence.c", "vectors.h"):
+    for name in ("recurrence.c", "tiles.h", "vectors.h"):
         shutil.copy(kernels.SOURCES / name, tmp_path)
     monkeypatch.setattr(kernels, "SOURCES", tmp_path)
     assert not kernels.compiled(tmp_path / "kernels.so", ("-march=x86-64",))

@@ -25,6 +25,9 @@ class Family(Protocol):
     def rows(self, ours: str, config: Any) -> tuple[int, ...] | None:
         """How many rows of a joined matrix belong to each public tensor; None where there is only one."""
 
+    def scales(self, ours: str, config: Any) -> tuple[float, ...] | None:
+        """What each public tensor is ours times, powers of two so that nothing is lost; None where they are equal."""
+
     def public_config(self, config: Any, head: Head, *, dtype: str, control: Mapping[str, int]) -> dict[str, Any]:
         """config.json; ``control`` holds the tokenizer's ``bos``, ``eos``, ``end`` and ``pad``, where there is one."""
 

@@ -57,6 +57,10 @@ def rows(ours: str, config: TransformerConfig) -> tuple[int, ...] | None:
     return None
 
 
+def scales(ours: str, config: TransformerConfig) -> None:
+    """The numbers are ours."""
+
+
 def public_config(config: TransformerConfig, head: Head, *, dtype: str, control: Mapping[str, int]) -> dict[str, Any]:
     """config.json; ``control`` holds the tokenizer's ids."""
     return {

@@ -50,6 +50,10 @@ def rows(ours: str, config: TransformerConfig) -> tuple[int, ...] | None:
     return None
 
 
+def scales(ours: str, config: TransformerConfig) -> None:
+    """The numbers are ours."""
+
+
 def public_config(config: TransformerConfig, head: Head, *, dtype: str, control: Mapping[str, int]) -> dict[str, Any]:
     """config.json; every layer sees everything, labels are read off the mean of the tokens."""
     if kind_of(head) not in ARCHITECTURES:

@@ -30,6 +30,10 @@ def rows(ours: str, config: AnyConfig) -> tuple[int, ...] | None:
     return None
 
 
+def scales(ours: str, config: AnyConfig) -> None:
+    """The numbers are ours."""
+
+
 def public_config(config: AnyConfig, head: Head, *, dtype: str, control: Mapping[str, int]) -> dict[str, Any]:
     """config.json."""
     return {"architectures": [ARCHITECTURES[kind_of(head)]], "model_type": f"cutaway-{config.kind}", "dtype": dtype,

@@ -53,6 +53,13 @@ def rows(ours: str, config: TransformerConfig) -> tuple[int, ...] | None:
     return None
 
 
+def scales(ours: str, config: TransformerConfig) -> tuple[float, ...] | None:
+    """T5 does not scale its scores: its queries are ours times what we multiply scores with."""
+    if ours.endswith("attention.qkv.weight"):
+        return (config.score_scale, 1.0, 1.0)
+    return (config.score_scale,) if ours.endswith("cross.query.weight") else None
+
+
 def public_config(config: TransformerConfig, head: Head, *, dtype: str, control: Mapping[str, int]) -> dict[str, Any]:
     """config.json; a target begins with our bos."""
     if head != "tokens":
