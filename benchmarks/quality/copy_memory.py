@@ -5,8 +5,9 @@ The loss is the mean cross-entropy of all T + 20 places, as in the paper; saying
 10 ln 8 / (T + 20). The paper's networks have about 10,000 parameters (9 x 10 channels of kernel 6, or 8 x 10 of kernel
 8), Adam at 2e-3 and gradients clipped to 0.3 to 1; its TCN goes below 1e-3 and its recurrent networks of the same size
 stay at the guess. Here the plain (ungated) convolution has to (at another T: below a fortieth of the guess, which is
-the same there); the gated one and what recurrent networks there are run beside it. Every step draws new sequences and
-the figure is over sequences never learned from. Seconds are the processor's, so that a busy machine changes nothing.
+the same there), and Muon (Jordan 2024) trains the matrices of all models; the gated one and what recurrent networks
+there are run beside it. Every step draws new sequences and the figure is over sequences never learned from. Seconds are
+the processor's, so that a busy machine changes nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ BLANK, DELIMITER = 0, SYMBOLS + 1
 CNN = {"kind": "convolution", "hidden_size": 14, "num_layers": 7, "kernel_sizes": [8], "tie_embeddings": False,
        "dilations": [1, 2, 4, 8, 16, 32, 64]}  # a receptive field of 890
 RNN = {"kind": "recurrent", "num_layers": 1, "tie_embeddings": False}
+# With the paper's Adam at 2e-3 the convolution stood at 3.6e-3 after 2,100 steps; with Muon it is there after 500.
+OPTIMIZER = OptimizerSettings(kind="muon", learning_rate=2e-3, matrix_learning_rate=2e-2, weight_decay=0.0,
+                              betas=(0.9, 0.999), eps=1e-8)
 MODELS: dict[str, dict[str, Any]] = {
     "convolution": CNN | {"gated": False},
     "convolution, gated": CNN | {"gated": True, "hidden_size": 10},
@@ -84,8 +88,7 @@ def learn(settings: dict[str, Any], blanks: int, seed: int, *, seconds: float,
     config = decode(CONFIGS[settings["kind"]], {**settings, "vocab_size": SYMBOLS + 2,
                                                 "context_length": blanks + 2 * REMEMBERED}, where="")
     model = build(config, seed=seed)
-    optimizer = build_optimizer(model, OptimizerSettings(kind="adamw", learning_rate=2e-3, weight_decay=0.0,
-                                                         betas=(0.9, 0.999), eps=1e-8))
+    optimizer = build_optimizer(model, OPTIMIZER)
     began, done = time.process_time(), 0
     batches = steps(model, lambda n: [sequences(blanks, ROWS, [0, seed, n])], Likelihood(), optimizer,
                     schedule=Schedule(kind="constant", warmup=0.0), total=1 << 30, clip=1.0)
