@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import EllipsisType, NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import tomli_w
@@ -25,9 +27,11 @@ S = TypeVar("S", bound="Settings")
 
 
 class Settings(pydantic.BaseModel):
-    """A frozen, strict value: unknown names refused, types exact (an int may stand for a float, a list for a tuple)."""
+    """A frozen, strict value: unknown names refused, types exact (an int may stand for a float, a list for a tuple),
+    every number finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=(),
+                              allow_inf_nan=False)
 
 
 def read_toml(path: str | Path, *, search: Sequence[Path] = ()) -> Tree:
@@ -81,8 +85,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 def override(tree: Mapping[str, Any], assignments: Iterable[str], *, of: type[Settings] | None = None) -> Tree:
     """The tree with ``a.b=value`` applied in order; values are TOML, a bare word is a string.
 
-    With ``of`` (the class to be decoded) kinds follow: a setting that only one other kind has chooses that kind
-    (``data.path=DIR`` makes ``data.kind = "path"``), and what the table's former kind alone had is left behind.
+    With ``of`` (the class to be decoded) kinds follow: a setting that the table's kind lacks chooses the only kind that
+    has it, or of several the one of its own name (``data.path=DIR`` makes ``data.kind = "path"``), and what the table's
+    former kind alone had is left behind.
 
     >>> override({"train": {"steps": 10}}, ["train.steps=20"])
     {'train': {'steps': 20}}
@@ -108,8 +113,8 @@ def _assign(table: Tree, name: str, value: object, models: list[type[Settings]])
     chosen = value if name == "kind" else None
     if name != "kind" and kinds and table.get("kind") in {*kinds, None}:
         owners = [k for k, m in kinds.items() if name in m.model_fields]
-        if table.get("kind") not in owners and len(owners) == 1:
-            chosen = owners[0]
+        if table.get("kind") not in owners:
+            chosen = owners[0] if len(owners) == 1 else name if name in owners else None
     if isinstance(chosen, str) and chosen in kinds and chosen != table.get("kind"):
         kept = {k: v for k, v in table.items() if k in kinds[chosen].model_fields}
         table.clear()
@@ -139,27 +144,23 @@ def decode(cls: type[S], tree: Mapping[str, Any], *, where: object) -> S:
         errors = error.errors(include_url=False)
         # An unknown name explains more than the missing one that it was meant for.
         first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
-        what, way_out = _explain(cls, tree, first)
+        what, way_out = _explain(cls, first)
         more = len({e["loc"][:1] for e in errors} - {first["loc"][:1]})
         rest = f" (and {more} more wrong)" if more else ""
         raise SettingsError(what + rest, where=where, way_out=way_out) from None
 
 
-def _explain(cls: type[Settings], tree: Mapping[str, Any], error: Any) -> tuple[str, str | None]:
+def _explain(cls: type[Settings], error: Any) -> tuple[str, str | None]:
     loc, kind, context = error["loc"], error["type"], error.get("ctx", {})
-    name = _dotted(tree, loc, missing=kind == "missing")
+    written, there = _walk(cls, loc)
+    name = ".".join(written)
     if kind == "extra_forbidden":
-        here, prefix = _fields(_at(cls, loc[:-1])), name.rpartition(".")[0]
-        near = nearest(str(loc[-1]), here)
-        guess = _elsewhere(cls, str(loc[-1]), prefix) or (f"{prefix}.{near}".lstrip(".") if near else None)
-        guess = guess or _elsewhere(cls, nearest(str(loc[-1]), (p.split(".")[-1] for p in paths(cls))), prefix)
-        known = ", ".join(sorted(here))
-        return f"unknown setting {name}", f"did you mean {guess}?" if guess else f"the settings here are {known}"
+        return f"unknown setting {name}", _known_instead(cls, loc, name)
     if kind == "missing":
         return f"{name} is missing", f"write {name} = …"
     if kind.startswith("union_tag"):
         expected = [t.strip(" '") for t in str(context.get("expected_tags", "")).split(",") if t.strip(" '")]
-        expected = expected or [k for m in _at(cls, loc) for k in _kinds(m)]
+        expected = expected or [k for m in _models(there) for k in _kinds(m)]
         tag = context.get("tag")
         near = nearest(str(tag), expected)
         what = f"{name}.kind is missing" if tag is None else f"{name}.kind {tag!r} is unknown"
@@ -173,6 +174,22 @@ def _explain(cls: type[Settings], tree: Mapping[str, Any], error: Any) -> tuple[
     return f"{name} {message}, got {_shown(error['input'])}", f"did you mean {near!r}?" if near else None
 
 
+def _known_instead(cls: type[Settings], loc: Sequence[str | int], name: str) -> str:
+    """The way out of an unknown setting: the kind it belongs to, its nearest match, or what there is."""
+    last, prefix = str(loc[-1]), name.rpartition(".")[0]
+    union = _bare(_walk(cls, loc[:-2])[1])
+    owners = [k for m in _models(union) for k in _kinds(m) if last in m.model_fields] if _is_union(union) else []
+    if owners:
+        choose = f"add {prefix}.kind={owners[0]}" if len(owners) == 1 else f"choose one with {prefix}.kind=…"
+        either = f"{', '.join(owners[:-1])} or {owners[-1]}".removeprefix(" or ")
+        return f"{name} belongs to {prefix}.kind = {either}: {choose}"
+    here = list(dict.fromkeys(f for m in _models(_walk(cls, loc[:-1])[1]) for f in m.model_fields))
+    near = nearest(last, here)
+    guess = _elsewhere(cls, last, prefix) or (f"{prefix}.{near}".lstrip(".") if near else None)
+    guess = guess or _elsewhere(cls, nearest(last, (p.split(".")[-1] for p in paths(cls))), prefix)
+    return f"did you mean {guess}?" if guess else f"the settings here are {', '.join(sorted(here))}"
+
+
 def _elsewhere(cls: type[Settings], name: str | None, prefix: str) -> str | None:
     """Where a setting of that name stands: below ``prefix`` if it does, else the first place of all."""
     found = [p for p in paths(cls) if p.split(".")[-1] == name]
@@ -180,20 +197,45 @@ def _elsewhere(cls: type[Settings], name: str | None, prefix: str) -> str | None
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # as TOML writes it: JSON has no word for it
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _dotted(tree: Any, loc: Sequence[str | int], *, missing: bool) -> str:
-    """The path as a person wrote it: pydantic's loc also names the union members that were tried."""
-    parts: list[str] = []
-    for i, piece in enumerate(loc):
-        inside = (isinstance(tree, Mapping) and piece in tree) or (isinstance(tree, list) and isinstance(piece, int))
-        if inside:
-            tree = tree[piece]
-        if inside or (missing and i == len(loc) - 1):
-            parts.append(str(piece))
-    return ".".join(parts)
+def _walk(cls: type[Settings], loc: Sequence[str | int]) -> tuple[list[str], object]:
+    """The path as a person wrote it, and the type of what stands there.
+
+    pydantic's loc also names the union member that it tried; only the types tell such a tag from a key of its name.
+    """
+    here: object = cls
+    written: list[str] = []
+    for piece in loc:
+        here = _bare(here)
+        if _is_union(here):
+            here = next((m for m in _models(here) if piece in _kinds(m)), None)
+        elif isinstance(here, type) and issubclass(here, Settings):
+            field = here.model_fields.get(str(piece))
+            here = field.annotation if field else None
+            written.append(str(piece))
+        else:
+            if isinstance(piece, int) or get_origin(here) not in (None, Literal):
+                written.append(str(piece))
+            inside = [a for a in get_args(here) if not isinstance(a, EllipsisType)]
+            here = inside[-1] if inside else None
+    return written, here
+
+
+def _bare(annotation: object) -> object:
+    """The type without what is annotated and without the None that it may be."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    rest = [a for a in get_args(annotation) if a is not NoneType] if _is_union(annotation) else []
+    return _bare(rest[0]) if len(rest) == 1 else annotation
+
+
+def _is_union(annotation: object) -> bool:
+    return get_origin(annotation) in (Union, UnionType)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -215,17 +257,6 @@ def _kinds(model: type[Settings]) -> tuple[str, ...]:
 
 def _below(models: Iterable[type[Settings]], name: str) -> list[type[Settings]]:
     return [m for c in models if name in c.model_fields for m in _models(c.model_fields[name].annotation)]
-
-
-def _at(cls: type[Settings], loc: Iterable[str | int]) -> list[type[Settings]]:
-    models = [cls]
-    for piece in loc:
-        models = _below(models, str(piece)) or [m for m in models if piece in _kinds(m)] or models
-    return models
-
-
-def _fields(models: Iterable[type[Settings]]) -> list[str]:
-    return list(dict.fromkeys(f for m in models for f in m.model_fields))
 
 
 def paths(cls: type[Settings]) -> list[str]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cutaway.cli.console import Json, result, table
+from cutaway.cli.console import Json, note, result, table
+from cutaway.cli.verb_generate import stdin_text
+from cutaway.errors import RequestError
+
+SHOWN = 60  # characters of a text in a table
 
 
 def command(
@@ -21,30 +26,51 @@ def command(
 ) -> None:
     """Give texts their labels, with how likely each is."""
     from cutaway.device import set_threads
-    from cutaway.errors import RequestError
     from cutaway.models.bag import Bag
-    from cutaway.models.open import open_classifier
+    from cutaway.models.open import open_classifier, read_in_windows
 
     set_threads()
     classifier = open_classifier(model)
     if why and not isinstance(classifier, Bag):
         raise RequestError("only a linear model's score can be taken apart", where=model, way_out="leave --why out")
-    given = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    places, given = ([], texts) if texts else _lines()
     if not given:
         raise RequestError("there is no text to classify", way_out="give texts, or lines on standard input")
+    if split := read_in_windows(classifier, given):
+        note(f"{split:,} of {len(given):,} texts are longer than the model's context and were read in windows, whose "
+             "scores are averaged")
     rows: list[dict[str, Any]] = [_labelled(text, scores, classifier.labels, classifier.multi_label, top)
             for text, scores in zip(given, classifier.scores(given), strict=True)]
+    for row, place in zip(rows, places, strict=False):
+        row["line"] = place
     if why and isinstance(classifier, Bag):
         for row in rows:
             moved = classifier.explain(row["text"], row["labels"][0]["label"])
             row["why"] = [{"feature": m.feature, "added": m.added} for m in moved]
-    lines = [(row["text"][:60], *(f"{found['label']} {100 * found['share']:.1f} %" for found in row["labels"]))
+    _show(rows, min(top, len(classifier.labels)), why=why, json=json)
+
+
+def _lines() -> tuple[list[int], list[str]]:
+    """The lines of standard input that hold a text, with their numbers; how many are blank is said."""
+    lines = [line.rstrip("\n") for line in io.StringIO(stdin_text(), newline=None)]
+    kept = [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
+    if kept and len(kept) < len(lines):
+        note(f"{len(lines) - len(kept):,} of {len(lines):,} lines of standard input are blank and were left out; "
+             "--json gives the line of each text")
+    return [i for i, _ in kept], [line for _, line in kept]
+
+
+def _show(rows: Sequence[dict[str, Any]], columns: int, *, why: bool, json: bool) -> None:
+    lines = [(_short(row["text"]), *(f"{found['label']} {100 * found['share']:.1f} %" for found in row["labels"]))
              for row in rows]
-    head = ("text", *(f"label {i + 1}" for i in range(min(top, len(classifier.labels)))))
-    result({"texts": rows}, table(head, lines), json=json)
+    result({"texts": rows}, table(("text", *(f"label {i + 1}" for i in range(columns))), lines), json=json)
     for row in rows if why and not json else ():
         result({}, table(("feature", "added"), [(w["feature"], f"{w['added']:+.3f}") for w in row["why"]],
-                         title=f"{row['labels'][0]['label']}: {row['text'][:60]}"), json=False)
+                         title=f"{row['labels'][0]['label']}: {_short(row['text'])}"), json=False)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN - 1]}…"
 
 
 def _labelled(text: str, scores: object, labels: tuple[str, ...], multi_label: bool, top: int) -> dict[str, Any]:

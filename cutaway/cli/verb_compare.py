@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,10 +44,13 @@ def compared(work: object, folder: Path, *, json: bool) -> int:
 
     try:
         assert callable(work)
-        found = work()
+        with _terminated():
+            found = work()
     except KeyboardInterrupt:
         if (folder / "prepared").exists():
             note(f"stopped; finished systems are kept. Go on with:\n  cutaway resume {folder}")
+        else:
+            note("stopped before the data was ready; nothing was kept")
         return INTERRUPTED
     if json:
         result(found.to_dict(), "", json=True)
@@ -57,11 +63,23 @@ def compared(work: object, folder: Path, *, json: bool) -> int:
     return 0
 
 
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM is Ctrl-C, where nothing else watches for it: what is half made is cleared away."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _next(found: Compared) -> list[str]:
     """What can be done with the systems on the command line."""
     verb = {"language": "generate", "classification": "classify", "transformation": "generate"}
-    task, best = found.comparison.task.kind, found.folder / "systems" / found.verdict.best / "seed-0"
-    if task not in verb or (task == "transformation" and not (best / "config.json").exists()):
+    task = found.comparison.task.kind
+    outcome = next(o for o in found.outcomes if o.name == found.verdict.best)
+    best = found.folder / "systems" / outcome.name / f"seed-{outcome.seeds[0]}"
+    if task not in verb or outcome.kind in ("constant", "nearest"):  # these two are no models that a verb opens
         return []
     option = " --source" if task == "transformation" else ""
     return [f"  cutaway {verb[task]} {shlex.quote(str(best))}{option} \"…\""]

@@ -39,8 +39,8 @@ def command(
     prompt: Annotated[str | None, typer.Argument(
         help="The text to go on with, or - for standard input; beside a source, how the answer begins.")] = None,
     *,
-    source: Annotated[str | None, typer.Option(
-        help="The text that an encoder-decoder reads (to translate, to summarise), or -.")] = None,
+    source: Annotated[list[str] | None, typer.Option(
+        metavar="<str>", help="The text that an encoder-decoder reads (to translate, to summarise), or -.")] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 1.0,
     top_k: TopK = None,
@@ -61,10 +61,14 @@ def command(
     """Write text from a prompt, or beside a source. It goes to stdout as it comes, everything else to stderr."""
     if n < 1:
         raise RequestError(f"--n must be at least 1, got {n}")
-    if prompt == source == "-":
+    if source and len(source) > 1:  # a list only so that a second one is seen: it would replace the first unsaid
+        raise RequestError(f"one source is read beside an answer, and {len(source)} were given",
+                           way_out="give --source once, or call again for each")
+    beside_text = source[0] if source else None
+    if prompt == beside_text == "-":
         raise RequestError("prompt and source cannot both come from standard input")
     search = _beam(beam, n, length_penalty)
-    text, read = (_stdin() if t == "-" else t for t in (prompt, source))
+    text, read = (stdin_text() if t == "-" else t for t in (prompt, beside_text))
     how = options(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
                   repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=seed, stop=stop,
                   logprobs=logprobs)
@@ -179,7 +183,8 @@ def _probabilities(writing: Writing, writer: Writer) -> Table:
     return table(("position", "token", "logprob", "likeliest"), rows)
 
 
-def _stdin() -> str:
+def stdin_text() -> str:
+    """All of standard input. Raises RequestError with the place where it is not UTF-8."""
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:

@@ -6,29 +6,36 @@ the file does not have at all is an error that names the nearest one.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import dataclasses
 import gzip
-import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from cutaway.errors import DataError
+from cutaway.errors import DataError, SettingsError
 
 _ROWS_WITHOUT = 100
+_AS_UTF8 = "write the file as UTF-8"
+_QUOTES = "close or double the quote, set data.quotes=false to take quotes as they stand"
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Something that holds no usable text, and why."""
+    """Something that holds no usable text, and why. ``whole``: the rest of the file is lost with it, so that it is more
+    than a bad row; ``way_out``: what helps, where mending this one row does not."""
 
     name: str
     reason: str
     detail: str = ""
+    whole: bool = False
+    way_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,11 @@ def read_rows(file: Path, name: str, columns: Sequence[Column], *, form: Form | 
         yield from _parquet(file, name, columns)
         return
     with open_plain(file) as stream:
+        head = cast(Any, stream).peek(4)[:4]
+        # Cut at its line ends, UTF-16 would be as many bad rows as it has lines.
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
+            yield Skip(name, "undecodable", "UTF-16 or no text at all", whole=True, way_out=_AS_UTF8)
+            return
         yield from _readers()[kind_of(name)](stream, name, columns, form or Form())
 
 
@@ -136,37 +148,79 @@ def _jsonl(stream: BinaryIO, name: str, columns: Sequence[Column], form: Form) -
     gate.close()
 
 
+class _Lines:
+    """The lines of a csv as text, decoded one by one. ``damage`` says what is not UTF-8 in those that were read since
+    it was last cleared; such bytes pass as surrogates, so that the csv reader keeps its place among the quotes."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.damage = stream, ""
+
+    def __iter__(self) -> Iterator[str]:
+        first = True
+        for block in self.stream:
+            for line in (block.removeprefix(codecs.BOM_UTF8) if first else block).splitlines(keepends=True):
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    self.damage = f"byte {error.start} of a line is not UTF-8"
+                    text = line.decode(errors="surrogateescape")
+                yield text
+            first = False
+
+
 def _csv(stream: BinaryIO, name: str, columns: Sequence[Column], form: Form) -> Iterator[Row | Skip]:
-    csv.field_size_limit(sys.maxsize)
-    delimiter = "\t" if kind_of(name) == ".tsv" else ","
-    with io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", newline="") as lines:
-        rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if form.quotes else csv.QUOTE_NONE)
-        try:
-            yield from _csv_rows(rows, name, columns, form)
-        except (UnicodeDecodeError, csv.Error) as error:
-            yield Skip(f"{name}:{rows.line_num}", "undecodable", f"{error}; the rest of the file is left out")
-
-
-def _csv_rows(rows: Any, name: str, columns: Sequence[Column], form: Form) -> Iterator[Row | Skip]:
     header: list[str] | None = None
     places: list[int] = []
-    for cells in rows:
-        if not cells:
+    empty = True
+    for number, cells in _records(stream, name, form):
+        empty = False
+        shown = f"{name}:{number}"
+        if isinstance(cells, Skip):
+            if header is None and form.header:
+                yield dataclasses.replace(cells, detail=f"the header: {cells.detail}", whole=True,
+                                          way_out=cells.way_out or _AS_UTF8)
+                return
+            yield cells
             continue
         if header is None:
             header = cells if form.header else [str(i + 1) for i in range(len(cells))]
             places = _places(columns, header, name)
             if form.header:
                 continue
-        shown = f"{name}:{rows.line_num}"
         if max(places) >= len(cells):
             yield Skip(shown, f"without {columns[places.index(max(places))].noun}", "short row")
         elif form.exact and len(cells) > len(header):
             yield Skip(shown, "with too many fields", f"{len(cells)} fields for {len(header)} columns")
         else:
             yield Row(tuple(cells[i] for i in places), shown)
-    if header is None:
-        raise no_column(columns[0], [], name)
+    if empty:
+        raise DataError("is empty", where=name, way_out="give a file with a header and rows")
+
+
+def _records(stream: BinaryIO, name: str, form: Form) -> Iterator[tuple[int, list[str] | Skip]]:
+    """Every record that is not blank and the line where it begins, or the Skip of what is none.
+
+    Quotes are read strictly: a stray one would take the lines up to the next, or to the file's end, into one text.
+    """
+    csv.field_size_limit(sys.maxsize)
+    lines = _Lines(stream)
+    rows = csv.reader(lines, delimiter="\t" if kind_of(name) == ".tsv" else ",", strict=form.quotes,
+                      quoting=csv.QUOTE_MINIMAL if form.quotes else csv.QUOTE_NONE)
+    while True:
+        first, lines.damage = rows.line_num + 1, ""
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            for number in range(first, rows.line_num + 1):
+                why = f"a stray quote in the record of lines {first} to {rows.line_num}: {error}"
+                yield first, Skip(f"{name}:{number}", "in a broken quote", why, way_out=_QUOTES)
+            continue
+        if lines.damage:
+            yield first, Skip(f"{name}:{first}", "undecodable", lines.damage)
+        elif cells:
+            yield first, cells
 
 
 def _places(columns: Sequence[Column], header: list[str], name: str) -> list[int]:
@@ -195,7 +249,7 @@ def _parquet(file: Path, name: str, columns: Sequence[Column]) -> Iterator[Row |
                     yield (Row(tuple(row[c.name] for c in columns), f"{name}:{number}") if lacking is None
                            else Skip(f"{name}:{number}", f"without {lacking.noun}"))
     except pyarrow.ArrowException as error:
-        yield Skip(name, "unreadable", str(error).split("\n")[0])
+        yield Skip(name, "unreadable", str(error).split("\n")[0], whole=True, way_out="restore the file")
 
 
 def no_column(column: Column, names: Sequence[str], where: str) -> DataError:
@@ -203,6 +257,19 @@ def no_column(column: Column, names: Sequence[str], where: str) -> DataError:
     from cutaway.settings import nearest
 
     near = nearest(column.name, names) or (names[0] if len(names) == 1 else None)
-    way_out = f"set {column.setting}" + (f"={near}" if near else f" to the one that holds the {column.noun}")
+    way_out = f"set {_assignment(column.setting, near)}" if near else (
+        f"set {column.setting} to the one that holds the {column.noun}")
     return DataError(f"no {column.noun} in {column.name!r}; it has {', '.join(names) or 'nothing by name'}",
                      where=where, way_out=way_out if names else "write one JSON object a line")
+
+
+def _assignment(setting: str, value: str) -> str:
+    """``setting=value`` as it can be pasted behind a command: a value that would be read as another is quoted."""
+    from cutaway.settings import override
+
+    plain = f"{setting}={value}"
+    try:
+        same = override({}, [f"value={value}"]) == {"value": value}
+    except SettingsError:
+        same = False
+    return shlex.quote(plain if same else f"{setting}={json.dumps(value, ensure_ascii=False)}")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from cutaway.data.rows import Column, Form, Skip, has_rows, open_plain, read_rows
 from cutaway.errors import DataError
@@ -46,7 +46,10 @@ def path_pieces(path: str, column: str, *, stdlib: bool = False) -> Iterator[Pie
     Raises DataError if there is no such thing, or for one file of rows without the column; among other files such a
     file is a Skip.
     """
-    alone = Path(path).expanduser().is_file()
+    try:
+        alone = Path(path).expanduser().is_file()
+    except OSError as error:  # a folder on the way that may not be searched
+        _refuse(error)
     for file, name in _files(path, stdlib=stdlib):
         if isinstance(name, Skip):
             yield name
@@ -90,7 +93,7 @@ def _walk(root: Path, *, stdlib: bool) -> Iterator[tuple[Path, str | Skip]]:
                 yield here / name, shown
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> NoReturn:
     raise DataError(f"cannot be read ({error.strerror})", where=error.filename, way_out="check its permissions")
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast
 from pydantic import Field, model_validator
 
 from cutaway.data.documents import SPLITS, Skipped, Split, split_of
-from cutaway.data.rows import Column, Form, Row, Skip, has_rows, read_rows
+from cutaway.data.rows import Column, Form, Row, Skip, has_rows, kind_of, read_rows
 from cutaway.errors import DataError
 from cutaway.settings import Settings
 
@@ -141,12 +141,22 @@ def read_labelled(settings: LabelledSettings) -> Table[Labelled]:
     for name, rows in reader.splits().items():
         texts, labels, names = zip(*((r.values[0], r.values[1], r.name) for r in rows), strict=True)
         parts[name] = Labelled(texts, labels, names)
+    _check_classes(parts, settings.path)
     classes = parts["train"].classes
-    if len(classes) < 2:
-        raise DataError(f"every row has the label {classes[0]!r}" if classes else "no row has a label",
-                        where=settings.path, way_out="give examples of two labels or more")
     notes = [*reader.notes(), *_contradictions(parts.values()), *_unseen(parts, set(classes), settings)]
     return Table(parts, settings.path, reader.skipped, tuple(notes))
+
+
+def _check_classes(parts: Mapping[Split, Labelled], where: str) -> None:
+    """DataError where the train part has fewer than two labels; it says whether the other parts have more."""
+    classes = parts["train"].classes
+    if len(classes) > 1:
+        return
+    more = [name for name, part in parts.items() if set(part.classes) - set(classes)]
+    rows = f"row of train (of {len(parts['train']):,})" if more else "row"
+    raise DataError(f"every {rows} has the label {classes[0]!r}" if classes else f"no {rows} has a label", where=where,
+                    way_out=(f"others stand only in {' and '.join(more)}: give train rows of them, or smaller shares"
+                             if more else "give examples of two labels or more"))
 
 
 def read_pairs(settings: PairsSettings) -> Table[Pairs]:
@@ -167,6 +177,7 @@ class _Reader:
         self.settings, self.columns = settings, columns
         self.skipped = Skipped()
         self.types: dict[str, str] = {}  # kind of a label's value -> the first row that has it
+        self.spaced = 0  # labels that were written with white space around them
 
     def splits(self) -> dict[Split, list[Row]]:
         s = self.settings
@@ -181,14 +192,20 @@ class _Reader:
             found[split_of(key, valid_share, test_share)].append(row)
         for name, path in own.items():
             found[name].extend(self._usable(path))
-        total = sum(map(len, found.values()))
         for name, rows in found.items():
             if not rows:
-                raise DataError(f"{total:,} usable rows leave {name} empty (left out: {self.skipped.counted})",
-                                where=own.get(name, s.path),
-                                way_out="give more rows, or set data.valid_share and data.test_share")
+                raise self._empty(name, found, own.get(name, s.path))
         self.found = found
         return found
+
+    def _empty(self, name: Split, found: Mapping[Split, list[Row]], where: str) -> DataError:
+        """The error for a split without rows; equal texts stand in one split, so it says where there are few."""
+        noun = self.columns[0].noun
+        total, several = sum(map(len, found.values())), len({r.values[0] for rows in found.values() for r in rows})
+        of = f" of only {several:,} different {noun}{'s' * (several > 1)}" if several < total else ""
+        more = f"different {noun}s" if of else "rows"
+        return DataError(f"{total:,} usable rows{of} leave {name} empty (left out: {self.skipped.counted})",
+                         where=where, way_out=f"give more {more}, or set data.valid_share and data.test_share")
 
     def _usable(self, path: str) -> Iterator[Row]:
         for row in self._rows(Path(path).expanduser(), path):
@@ -198,20 +215,25 @@ class _Reader:
                 yield good
                 continue
             bad = good
-            if self.settings.bad_rows == "error":
+            if bad.whole or self.settings.bad_rows == "error":  # a file that breaks off is more than a bad row
                 raise DataError(f"cannot be used: {bad.reason}{f' ({bad.detail})' if bad.detail else ''}",
-                                where=bad.name, way_out='mend the row, or set data.bad_rows="skip"')
+                                where=bad.name, way_out=(bad.way_out or "mend the row") + (
+                                    "" if bad.whole else ', or set data.bad_rows="skip"'))
             self.skipped.add(bad.name, bad.reason, bad.detail)
 
     def _rows(self, file: Path, path: str) -> Iterator[Row | Skip]:
-        if not file.is_file():
-            raise DataError("no such file", where=path, way_out="check the path")
-        if not has_rows(file.name):
-            raise DataError("holds no rows", where=path,
-                            way_out="give a csv, tsv, jsonl or parquet file, or a .gz of one")
         form = Form(header=self.settings.header, quotes=self.settings.quotes)
         try:
+            if file.is_dir():
+                raise DataError("a folder, not a file of rows", where=path, way_out="name one file in it")
+            if not file.is_file():
+                raise DataError("no such file", where=path, way_out="check the path")
+            if not has_rows(file.name):
+                raise DataError("holds no rows", where=path,
+                                way_out="give a csv, tsv, jsonl or parquet file, or a .gz of one")
             yield from read_rows(file, file.name, self.columns, form=form)
+        except PermissionError as error:
+            raise DataError(f"cannot be read ({error})", where=path, way_out="check its permissions") from None
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"cannot be read ({error})", where=path, way_out="restore the file") from None
 
@@ -219,10 +241,11 @@ class _Reader:
         first, second = row.values
         if not isinstance(self.settings, LabelledSettings):
             return self._text(first, "source", row) or self._text(second, "target", row) or row
+        bad = self._text(first, "text", row)
+        if bad is not None:
+            return bad
         label = self._label(second, row)
-        if isinstance(label, Skip):
-            return label
-        return self._text(first, "text", row) or Row((first, label), row.name)
+        return label if isinstance(label, Skip) else Row((first, label), row.name)
 
     def _text(self, text: str, noun: str, row: Row) -> Skip | None:
         if not text.strip():
@@ -259,8 +282,11 @@ class _Reader:
             hint = "; set data.multi_label=true" if isinstance(value, list) else ""
             detail = f"a {type(value).__name__}, no text, integer or boolean{hint}"
             return Skip(row.name, "label of another form", detail)
-        if kind == "text" and not value.strip():
-            return Skip(row.name, "empty label")
+        if kind == "text":
+            bad = self._text(value, "label", row)
+            if bad is not None:
+                return bad
+            self.spaced += value != value.strip()
         self.types.setdefault(kind, row.name)
         if len(self.types) > 1:
             (one, here), (other, there) = self.types.items()
@@ -272,6 +298,9 @@ class _Reader:
         kind = next(iter(self.types), "text")
         if kind != "text":
             yield f"labels are {kind}s and were made text"
+        if self.spaced:
+            yield f"{self.spaced:,} labels have white space around them, which does not count"
+        yield from self._of_several_lines()
         rows = {n: [r.values for r in rows] for n, rows in self.found.items()}
         again = sum(len(r) - len(set(r)) for r in rows.values())
         if again:
@@ -284,10 +313,22 @@ class _Reader:
         if self.skipped.counts:
             yield f"left out: {self.skipped.counted}"
 
+    def _of_several_lines(self) -> Iterator[str]:
+        """Stray quotes that begin one text and end another make one of all between: to a reader that is no error."""
+        if not self.settings.quotes:
+            return
+        rows = (r for rows in self.found.values() for r in rows
+                if kind_of(r.name.rpartition(":")[0]) in (".csv", ".tsv"))
+        found = [(lines, r.name) for r in rows if (lines := 1 + r.values[0].strip().count("\n")) > 1]
+        if found:
+            most, name = max(found, key=lambda one: one[0])
+            yield (f"{len(found):,} texts of several lines, the longest of {most:,} at {name}; where stray quotes made "
+                   f"one of many, set data.quotes=false")
+
 
 def _separated(value: str, separator: str | None) -> list[Any] | None:
     if separator is not None:
-        return [part for part in value.split(separator) if part.strip()]
+        return [part.strip() for part in value.split(separator) if part.strip()]
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,7 +42,10 @@ def open_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
 
 
 def open_classifier(folder: str | Path) -> Classifier:
-    """The bag of words or the network with a head of classes in a folder. Raises ModelError for any other model."""
+    """The bag of words or the network with a head of classes in a folder. Raises ModelError for any other model.
+
+    A network averages the windows of a text longer than its context; ``read_in_windows`` counts such texts.
+    """
     folder = Path(folder)
     kind = _kind(folder)
     if kind == BAG:
@@ -52,6 +56,13 @@ def open_classifier(folder: str | Path) -> Classifier:
     if not isinstance(model.head, ClassHead):
         raise ModelError("has no head of classes", where=folder, way_out="name a classifier")
     return TextClassifier(model.eval(), load_tokenizer(folder), too_long="windows")
+
+
+def read_in_windows(classifier: Classifier, texts: Sequence[str]) -> int:
+    """How many of the texts the classifier reads in windows and not whole; a bag of words has no context."""
+    if not isinstance(classifier, TextClassifier) or classifier.too_long != "windows":
+        return 0
+    return len(classifier.too_long_of(texts))
 
 
 def _kind(folder: Path) -> str:

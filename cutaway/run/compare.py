@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from cutaway import device as machines
-from cutaway.errors import CutawayError, RunError, TrainingError
+from cutaway.errors import RunError, TrainingError
 from cutaway.records import Stopwatch, atomic_write, environment
 from cutaway.run import compare_language, compare_tables
+from cutaway.run.compare_notes import DataNotes, read_notes
 from cutaway.run.compare_parts import Outcome, Yardstick
 from cutaway.run.compare_recipe import Comparison, reload
 from cutaway.run.compare_verdict import Verdict, verdict
 from cutaway.run.compare_worker import OPEN
-from cutaway.run.folder import make_folder
+from cutaway.run.folder import Run, make_folder
 from cutaway.run.work import Interrupted, Screen
 from cutaway.settings import to_toml
 from cutaway.train.signals import Stop
@@ -37,7 +38,7 @@ PREPARE: dict[str, Callable[[Comparison, Path, Screen], None]] = {
 
 @dataclass(frozen=True)
 class Compared:
-    """A finished comparison. ``failed``: systems that came to no result, and why."""
+    """A finished comparison. ``failed``: systems that came to no result, and why; ``data``: notes on its rows."""
 
     folder: Path
     comparison: Comparison
@@ -45,6 +46,7 @@ class Compared:
     outcomes: tuple[Outcome, ...]
     verdict: Verdict
     failed: dict[str, str] = field(default_factory=dict)
+    data: DataNotes = field(default_factory=DataNotes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, the item scores left to each system's own file."""
@@ -54,7 +56,7 @@ class Compared:
             rows.append({k: v for k, v in row.items() if k not in ("scores", "weights", "examples", "latencies")})
         return {"folder": str(self.folder), "task": self.comparison.task.kind, "yardstick": asdict(self.yardstick),
                 "verdict": asdict(self.verdict), "systems": rows, "failed": self.failed,
-                "environment": environment()}
+                "data": self.data.to_dict(), "environment": environment()}
 
 
 def start(comparison: Comparison, root: Path, screen: Screen) -> Compared:
@@ -62,17 +64,26 @@ def start(comparison: Comparison, root: Path, screen: Screen) -> Compared:
     folder = root / comparison.name
     make_folder(folder, {"comparison.toml": to_toml(comparison)}, parts=("systems", "data", "tokenizer"),
                 resume=f"cutaway resume {folder}")
-    try:
-        PREPARE[comparison.task.kind](comparison, folder, screen)
-    except (CutawayError, KeyboardInterrupt):
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    atomic_write(folder / "prepared", "")
-    return go(folder, screen)
+    with Run(folder).lock():
+        try:
+            PREPARE[comparison.task.kind](comparison, folder, screen)
+            atomic_write(folder / "prepared", "")
+        except BaseException:  # whatever it was, what is half made is of no use to anybody
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return _go(folder, screen)
 
 
 def go(folder: Path, screen: Screen) -> Compared:
-    """Run the systems that have no outcome yet, then judge and report. Raises Interrupted when asked to stop."""
+    """Run the systems that have no outcome yet, then judge and report.
+
+    Raises Interrupted when asked to stop, and RunError if another process is at it.
+    """
+    with Run(folder).lock():
+        return _go(folder, screen)
+
+
+def _go(folder: Path, screen: Screen) -> Compared:
     from cutaway.run.compare_report import write_report
 
     comparison = reload(folder / "comparison.toml")
@@ -81,7 +92,7 @@ def go(folder: Path, screen: Screen) -> Compared:
     failed: dict[str, str] = {}
     with Stop() as stop, screen.progress("compare", total=len(comparison.systems), unit="systems") as bar:
         for name in comparison.systems:
-            if not (folder / "systems" / name / "outcome.json").exists():
+            if not _done(folder / "systems" / name / "outcome.json", screen):
                 reason = _run(folder, name, lambda: stop.requested)
                 if stop.requested:
                     raise Interrupted(folder)
@@ -95,18 +106,38 @@ def go(folder: Path, screen: Screen) -> Compared:
     return compared
 
 
+def _done(path: Path, screen: Screen) -> bool:
+    """Whether a system came to a whole outcome; a damaged one is thrown away, for its system can be trained again."""
+    if not path.exists():
+        return False
+    try:
+        _outcome(path)
+    except RunError as damage:
+        screen.note(f"{path}: {damage.what}; the system is trained again")
+        path.unlink()
+        return False
+    return True
+
+
+def _outcome(path: Path) -> Outcome:
+    try:
+        return Outcome.from_dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"damaged ({error})", where=path, way_out="delete it and resume the comparison") from None
+
+
 def read(folder: Path, failed: dict[str, str] | None = None) -> Compared:
     """The outcomes a folder holds, judged. Raises TrainingError where fewer than two systems came to one."""
     comparison = reload(folder / "comparison.toml")
     found = [folder / "systems" / name / "outcome.json" for name in comparison.systems]
-    outcomes = tuple(Outcome.from_dict(json.loads(p.read_text("utf-8"))) for p in found if p.exists())
+    outcomes = tuple(_outcome(p) for p in found if p.exists())
     failed = failed or {}
     if len(outcomes) < 2:
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items()) or "none has been run"
         raise TrainingError(f"{len(outcomes)} of {len(comparison.systems)} systems came to a result: {why}",
                             where=folder)
     yardstick = OPEN[comparison.task.kind](comparison, folder).yardstick
-    return Compared(folder, comparison, yardstick, outcomes, verdict(outcomes, yardstick), failed)
+    return Compared(folder, comparison, yardstick, outcomes, verdict(outcomes, yardstick), failed, read_notes(folder))
 
 
 def _run(folder: Path, name: str, asked: Callable[[], bool]) -> str | None:

@@ -25,7 +25,7 @@ from cutaway.models.text_classifier import TextClassifier
 from cutaway.records import Stopwatch, atomic_write
 from cutaway.run.compare_parts import Judged, Timing, Trained, Yardstick, bytes_in, rate, timed
 from cutaway.run.compare_recipe import AnySystem, BagSystem, Comparison, ConstantSystem, NeuralSystem
-from cutaway.run.compare_tables import Rows, fresh, read_split, settings_of
+from cutaway.run.compare_tables import Rows, cut_note, fresh, read_split, settings_of
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.text.tokenizer import load as load_tokenizer
 from cutaway.train.fit import fit_classifier
@@ -108,10 +108,12 @@ class ClassificationBench:
         save_model(folder, made.model, self.tokenizer)
         count = sum(p.numel() for p in made.model.parameters())
         cut = len(made.cut) + len(made.valid_cut)
-        notes = [f"{cut:,} training and valid texts were longer than {made.model.context_length} tokens and were cut"]
+        context = made.model.context_length
+        notes = (f"{cut:,} training and valid texts were longer than {context} tokens and were cut",) if cut else ()
         classifier = TextClassifier(for_reading(made.model), self.tokenizer, too_long="cut")
+        held = len(classifier.too_long_of([text for text, _ in self.test]))
         return Trained(classifier, watch.seconds, made.history[-1].step, None, count, bytes_in(folder), 4 * count,
-                       folder, tuple(notes) if cut else ())
+                       folder, (*notes, *cut_note(held, len(self.test), "texts", context)))
 
     def judge(self, trained: Trained) -> Judged:
         """Whether each held-out text got its label; the surest mistakes are the examples."""

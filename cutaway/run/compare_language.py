@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from cutaway.models.folder import save_model
 from cutaway.models.model import LanguageModel, build, for_sampling
 from cutaway.objectives.likelihood import Likelihood
 from cutaway.records import Stopwatch, atomic_write
+from cutaway.run.compare_notes import write_notes
 from cutaway.run.compare_parts import Judged, Timing, Trained, Yardstick, bytes_in, rate, timed
 from cutaway.run.compare_recipe import AnySystem, Comparison, LanguageTask, NeuralSystem, NGramSystem, Text
 from cutaway.run.compare_train import train_neural
@@ -40,18 +42,29 @@ def prepare(comparison: Comparison, folder: Path, screen: Screen) -> None:
     task, data = comparison.task, comparison.data
     assert isinstance(task, LanguageTask) and isinstance(data, Text)
     corpus = read(data)
-    if corpus.note:
-        screen.note(corpus.note)
     tokenizer = train(comparison.tokenizer, corpus.split("train"))
     tokenizer.save(folder / "tokenizer")
     manifest = write_shards(folder / "data" / "shards", corpus, tokenizer)
-    screen.note(f"left out of the corpus: {corpus.skipped}")
+    skipped = copy.deepcopy(corpus.skipped)  # of this pass, which is the whole corpus
     text = held_out(corpus.split("test"), max_bytes=task.bytes)
     others = {name: m.to_dict() for name, m in compression(text).items()}
     atomic_write(folder / "data" / "held.json", json.dumps({"held": asdict(text), "beside": others}))
     counts = manifest.splits["train"]
-    screen.note(f"{counts.documents:,} documents to learn from, {counts.tokens:,} tokens of {tokenizer.vocab_size:,}; "
-                f"{len(text.texts)} held-out documents, {sum(text.bytes):,} bytes")
+    notes = [*([corpus.note] if corpus.note else []), f"left out of the corpus: {skipped}",
+             f"{counts.documents:,} documents to learn from, {counts.tokens:,} tokens of {tokenizer.vocab_size:,}; "
+             f"{_held_words(text)}"]
+    for note in notes:
+        screen.note(note)
+    write_notes(folder, notes, skipped)
+
+
+def _held_words(text: HeldOut) -> str:
+    """How much is scored, of how much, and whether ``task.bytes`` cut a document."""
+    taken, size = len(text.texts), sum(text.bytes)
+    if (taken, size) == (text.available_documents, text.available_bytes):
+        return f"{taken:,} held-out documents, {size:,} bytes"
+    return (f"{taken:,} of {text.available_documents:,} held-out documents are scored, {size:,} of "
+            f"{text.available_bytes:,} bytes (task.bytes){', the last document cut' if text.cut else ''}")
 
 
 def open_bench(comparison: Comparison, folder: Path) -> LanguageBench:

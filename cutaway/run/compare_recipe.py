@@ -6,7 +6,9 @@ that is as good as the best.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,12 +21,13 @@ from cutaway.errors import SettingsError
 from cutaway.models.architectures import AnyConfig, decode_config
 from cutaway.models.bag import BagConfig
 from cutaway.run.recipe import RECIPES, SecondsBudget, StepsBudget, find, resolve_machine
-from cutaway.settings import Settings, decode, override, read_toml
+from cutaway.settings import Settings, decode, nearest, override, read_toml
 from cutaway.text.tokenizer import TokenizerSettings
 from cutaway.train.optimizer import OptimizerSettings
 from cutaway.train.schedule import Schedule
 
 FOLDER = RECIPES / "compare"
+NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9 ._-]{0,98}[A-Za-z0-9._-])?")
 
 
 class FlopsBudget(Settings):
@@ -212,6 +215,9 @@ class Comparison(Settings):
         if self.data.kind not in DATA[task]:
             raise ValueError(f"data.kind = {self.data.kind} is nothing for {task}; what is is {', '.join(DATA[task])}")
         for name, system in self.systems.items():
+            if not NAME.fullmatch(name):  # it names a folder
+                raise ValueError(f"systems.{name!r} cannot be a name: write at most 100 letters, digits, spaces and "
+                                 "'._-', beginning with a letter, a digit or '_'")
             if system.kind not in SUITED[task]:
                 raise ValueError(f"systems.{name}: a {system.kind} cannot do {task}; what can is "
                                  f"{', '.join(SUITED[task])}")
@@ -227,10 +233,34 @@ def load(name: str, assignments: Sequence[str] = ()) -> Comparison:
     """
     path = find(name, FOLDER)
     tree = override({"name": path.stem, **read_toml(path, search=[FOLDER, RECIPES])}, assignments, of=Comparison)
-    if isinstance(tree.get("systems"), dict):
-        tree["systems"] = {k: v for k, v in tree["systems"].items() if v is not False}
     where = " ".join([str(name), *assignments])
+    if isinstance(tree.get("systems"), dict):
+        _known(tree["systems"], _named(path), where)
+        tree["systems"] = {k: v for k, v in tree["systems"].items() if v is not False}
     return decode(Comparison, resolve_machine(tree, where), where=where)
+
+
+def _named(path: Path) -> list[str]:
+    """The systems that a file which was read, or one that it extends, writes down whole.
+
+    The merged tree does not tell: a system left out by its right name and by a wrong one look alike in it.
+    """
+    tree = tomllib.loads(path.read_text("utf-8"))
+    systems, parent = tree.get("systems"), tree.get("extends")
+    found = [k for k, v in systems.items() if isinstance(v, dict) and "kind" in v] if isinstance(systems, dict) else []
+    tries = (f / file for f in (path.parent, FOLDER, RECIPES) for file in (str(parent), f"{parent}.toml"))
+    above = next((t for t in tries if t.is_file()), None) if parent else None
+    return found if above is None else list(dict.fromkeys([*_named(above), *found]))
+
+
+def _known(systems: Mapping[str, object], known: Sequence[str], where: str) -> None:
+    """Raises SettingsError where a system that nobody wrote down is left out, or changed: its name is misspelt."""
+    for name, system in systems.items():
+        changed = isinstance(system, Mapping) and "kind" not in system
+        if known and name not in known and (system is False or changed):
+            near = nearest(name, known)
+            raise SettingsError(f"no system is called {name!r}", where=where, way_out=f"did you mean {near!r}?" if near
+                                else f"there are {', '.join(known)}; a new one needs a kind")
 
 
 def reload(path: Path) -> Comparison:

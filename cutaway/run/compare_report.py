@@ -20,7 +20,7 @@ from cutaway.run.report_markdown import table_lines
 from cutaway.settings import to_toml
 
 SECTIONS = (("numbers", "What came out"), ("frontier", "What it costs"), ("failures", "Where they fail"),
-            ("systems", "Systems"), ("limits", "When this is wrong"))
+            ("data", "The data"), ("systems", "Systems"), ("limits", "When this is wrong"))
 HALF = 520
 COSTS = {"latency": ("Latency", "seconds of {item}"), "training": ("Training", "seconds of training"),
          "size": ("Size", "bytes on disk")}
@@ -41,7 +41,8 @@ def page(c: Compared) -> str:
         "pictures_list": [quality_picture(c)], "quality": words.quality_table(c),
         "making": words.making_table(c), "using": words.using_table(c),
         "frontiers": frontier_pictures(c), "failures": failures(c), "machine": machine_table(c),
-        "recipe": to_toml(c.comparison), "limits": words.limits(c), "yardstick": c.yardstick}
+        "recipe": to_toml(c.comparison), "limits": words.limits(c), "yardstick": c.yardstick,
+        "data": c.data}
     return render("compare.html", facts, sections=SECTIONS)
 
 
@@ -143,6 +144,9 @@ def markdown(c: Compared) -> str:
         lines += [*table_lines(table), ""]
     for name, kept in c.verdict.frontier.items():
         lines.append(f"- {COSTS[name][0]} frontier: {', '.join(kept)}")
+    lines += ["", "## The data", "", *(f"- {note}" for note in c.data.notes)]
+    if c.data.listed:
+        lines += ["", "Left out:", "", *(f"- {line}" for line in c.data.listed)]
     lines += ["", "## When this is wrong", "", *(f"- {limit}" for limit in words.limits(c)), ""]
     return "\n".join(lines)
 

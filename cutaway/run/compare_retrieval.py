@@ -24,7 +24,7 @@ from cutaway.records import Stopwatch
 from cutaway.run.compare_nearest import save_words, tfidf
 from cutaway.run.compare_parts import Judged, Timing, Trained, Yardstick, bytes_in, rate, timed
 from cutaway.run.compare_recipe import AnySystem, Comparison, NearestSystem, NeuralSystem
-from cutaway.run.compare_tables import fresh, read_split, settings_of
+from cutaway.run.compare_tables import cut_note, fresh, read_split, settings_of
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.text.tokenizer import load as load_tokenizer
 from cutaway.train.fit import fit
@@ -96,8 +96,11 @@ class RetrievalBench:
         count = sum(p.numel() for p in made.model.parameters())
         notes = (f"{len(loader.cut):,} training pairs were longer than the context of {model.context_length} tokens "
                  f"and were cut",) if loader.cut else ()
+        queries = [query for query, _ in self.test]
+        held = [note for what, texts in (("queries", queries), ("documents", documents)) for note in
+                cut_note(len(embedder.too_long_of(texts)), len(texts), what, model.context_length)]
         return Trained(Vectors(embedder, vectors), watch.seconds, made.history[-1].step, None, count, bytes_in(folder),
-                       4 * count + vectors.nbytes, folder, notes)
+                       4 * count + vectors.nbytes, folder, (*notes, *held))
 
     def _look(self, model: Model) -> tuple[dict[str, float], tuple[float, ...]]:
         embedder = TextEmbedder(model, self.tokenizer, too_long="cut")

@@ -22,7 +22,8 @@ from cutaway.device import pick
 from cutaway.errors import RunError
 from cutaway.models.model import Model, build
 from cutaway.records import atomic_write
-from cutaway.run.compare_recipe import Comparison, NeuralSystem
+from cutaway.run.compare_notes import write_notes
+from cutaway.run.compare_recipe import Comparison, NeuralSystem, TransformationTask
 from cutaway.run.recipe import SecondsBudget, StepsBudget
 from cutaway.run.work import Screen
 from cutaway.text.tokenizer import Tokenizer, train
@@ -34,8 +35,6 @@ Rows = list[tuple[str, str | tuple[str, ...]]]
 def prepare(comparison: Comparison, folder: Path, screen: Screen) -> None:
     """Read the table, write its splits, learn the tokenizer on the training texts."""
     table = _table(comparison)
-    for note in table.notes:
-        screen.note(note)
     counts = {}
     for name in SPLITS:
         rows = _rows(table.split(name))
@@ -46,8 +45,18 @@ def prepare(comparison: Comparison, folder: Path, screen: Screen) -> None:
     learned = [row[:1] if labelled else row for row in _rows(table.split("train"))]
     tokenizer = train(comparison.tokenizer, [text for row in learned for text in row])
     tokenizer.save(folder / "tokenizer")
-    screen.note(f"{counts['train']:,} rows to learn from, {counts['valid']:,} to choose by, {counts['test']:,} held "
-                f"out; {tokenizer.vocab_size:,} tokens")
+    sizes = (f"{counts['train']:,} rows to learn from, {counts['valid']:,} to choose by, {counts['test']:,} held out"
+             f"{_scored(comparison, counts['test'])}; {tokenizer.vocab_size:,} tokens")
+    notes = [*table.notes, sizes]
+    for note in notes:
+        screen.note(note)
+    write_notes(folder, notes, table.skipped)
+
+
+def _scored(comparison: Comparison, held: int) -> str:
+    """How many of the held-out rows count, where it is not all of them."""
+    most = comparison.task.items if isinstance(comparison.task, TransformationTask) else held
+    return f", of which the first {most:,} are scored (task.items)" if most < held else ""
 
 
 def _table(comparison: Comparison) -> Table[Labelled] | Table[Pairs]:
@@ -86,6 +95,12 @@ def settings_of(comparison: Comparison, system: NeuralSystem) -> FitSettings:
     return FitSettings(rows=system.rows, optimizer=system.optimizer, schedule=system.schedule, clip=system.clip,
                        label_smoothing=system.label_smoothing, word_dropout=system.word_dropout, too_long="cut",
                        **given)
+
+
+def cut_note(count: int, of: int, what: str, context: int) -> tuple[str, ...]:
+    """The note on held-out ``what`` of which a network read only the head; none where all are read whole."""
+    return (f"{count:,} of {of:,} held-out {what} do not fit the context of {context} tokens and were cut before they "
+            "were scored",) if count else ()
 
 
 def fresh(comparison: Comparison, system: NeuralSystem, tokenizer: Tokenizer, seed: int) -> Model:

@@ -21,7 +21,7 @@ from cutaway.records import Stopwatch
 from cutaway.run.compare_nearest import save_words, tfidf
 from cutaway.run.compare_parts import Judged, Timing, Trained, Yardstick, bytes_in, rate, timed
 from cutaway.run.compare_recipe import AnySystem, Comparison, NearestSystem, NeuralSystem, TransformationTask
-from cutaway.run.compare_tables import fresh, read_split, settings_of
+from cutaway.run.compare_tables import cut_note, fresh, read_split, settings_of
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.text.tokenizer import load as load_tokenizer
 from cutaway.train.fit import fit_seq2seq, source_prompt
@@ -64,7 +64,7 @@ class Network:
     max_tokens: int
 
     def rewrite(self, texts: Sequence[str]) -> list[str]:
-        """A source longer than the context is cut at its end (the number of those is noted)."""
+        """A source longer than the context is cut at its end; ``cut_of`` says how many are."""
         requests = [self._request(text) for text in texts]
         if self.beam > 1:
             found = [r[0].tokens for r in search(self.model, requests, Beam(width=self.beam))]
@@ -72,6 +72,13 @@ class Network:
             found = [r.tokens for r in Engine(self.model).generate(requests)]
         end = self.tokenizer.eos_id
         return [self.tokenizer.decode([t for t in tokens if t != end]) for tokens in found]
+
+    def cut_of(self, texts: Sequence[str]) -> int:
+        """How many sources the context does not hold whole, beside what is to be written."""
+        t, room = self.tokenizer, self.model.context_length
+        if self.model.reads_source:
+            return sum(len(t.encode(text)) > room - 1 for text in texts)
+        return sum(len(source_prompt(text, t)) + self.max_tokens > room for text in texts)
 
     def _request(self, text: str) -> Request:
         t, room = self.tokenizer, self.model.context_length
@@ -129,9 +136,11 @@ class TransformationBench:
         notes = [f"{len(made.cut) + len(made.valid_cut):,} pairs were longer than the context of "
                  f"{made.model.context_length} tokens and were cut"] if made.cut or made.valid_cut else []
         network = Network(for_sampling(made.model), self.tokenizer, self.task.beam, self.task.max_tokens)
+        held = cut_note(network.cut_of([source for source, _ in self.test]), len(self.test), "sources",
+                        made.model.context_length)
         state = start.config.cost().state_bytes(self.task.max_tokens)
         return Trained(network, watch.seconds, made.history[-1].step, None, count, bytes_in(folder),
-                       int(4 * count + state), folder, tuple(notes))
+                       int(4 * count + state), folder, (*notes, *held))
 
     def judge(self, trained: Trained) -> Judged:
         """ROUGE-L of every held-out pair; the worst are the examples."""

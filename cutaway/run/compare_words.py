@@ -121,11 +121,17 @@ def latency(latencies: tuple[float, ...], share: float) -> str:
     return f"{1000 * value:.2f} ms" if value < 0.1 else duration(value)
 
 
+def _own(c: Compared) -> str:
+    """How a person's own data is named."""
+    kinds = {"language": "", "classification": "data.kind=labelled "}
+    return f"{kinds.get(c.comparison.task.kind, 'data.kind=pairs ')}data.path=FILE"
+
+
 def limits(c: Compared) -> list[str]:
     """When this is wrong."""
     seeds = len(c.comparison.seeds)
     out = [f"It is {budget_words(c)}: with more, systems that learn slowly gain on those that learn fast.",
-           "The order holds for this text and these sizes. Other text may turn it round: give your own with data.path.",
+           f"The order holds for this text and these sizes. Other text may turn it round: give your own with {_own(c)}.",
            f"{seeds} seeds say little about the spread between trainings." if seeds < 5 else
            f"{seeds} seeds stand for the spread between trainings.",
            "A system that cannot be told from the best is not shown to be as good: the interval says how far behind it "

@@ -21,6 +21,7 @@ from cutaway.run.compare_recipe import AnySystem, Comparison, reload
 OPEN: dict[str, Callable[[Comparison, Path], Bench]] = {
     "language": compare_language.open_bench, "classification": compare_classification.open_bench,
     "transformation": compare_transformation.open_bench, "retrieval": compare_retrieval.open_bench}
+UNFINISHED = ".training-"
 
 
 def work(folder: Path, name: str) -> Outcome:
@@ -48,7 +49,9 @@ def _trained(bench: Bench, system: AnySystem, seed: int, target: Path) -> Traine
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         shutil.rmtree(target)
-    with tempfile.TemporaryDirectory(prefix=".training-", dir=target.parent) as temporary:
+    for left in target.parent.glob(f"{UNFINISHED}*"):  # an attempt that was stopped had no time to clear away
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=target.parent) as temporary:
         trained = bench.train(system, seed, Path(temporary) / "model")
         (Path(temporary) / "model").rename(target)
     return trained

@@ -7,6 +7,7 @@ vocabulary lacks is spelled in bytes, and every token has bytes of its own, what
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -27,6 +28,10 @@ MASK_TOKEN = "<|mask|>"
 CONTINUATION = "↪"
 # A word longer than this is cut before the quadratic kinds (wordpiece, unigram) see it.
 LONGEST_WORD = 64
+# BPE is learned from pieces of a run of text or space longer than this: its cost there grows with its square too.
+LONGEST_LEARNED = 1000
+
+_SPACES, _RUNS = re.compile(rf"\s{{{LONGEST_LEARNED + 1}}}"), re.compile(r"\S++|\s++")
 
 Pattern = Literal["gpt2", "gpt4", "qwen2"]
 _DIGITS = {"gpt4": r"\p{N}{1,3}", "qwen2": r"\p{N}"}
@@ -149,6 +154,21 @@ def _cutter(pattern: str | None) -> tokenizers.pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
+def _short_runs(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, those with a run longer than LONGEST_LEARNED in parts. A second look at every word by ``tokenizers``
+    would cost half as much as learning; this one costs a tenth."""
+    for text in texts:
+        if not _SPACES.search(text) and max(map(len, text.split()), default=0) <= LONGEST_LEARNED:
+            yield text
+            continue
+        at = 0
+        for run in _RUNS.finditer(text):
+            for end in range(run.start() + LONGEST_LEARNED, run.end(), LONGEST_LEARNED):
+                yield text[at:end]
+                at = end
+        yield text[at:]
+
+
 def _short_words(pattern: str) -> tokenizers.pre_tokenizers.PreTokenizer:
     """The same with words cut at LONGEST_WORD bytes, for the kinds whose time grows with the word's square."""
     from tokenizers import Regex, pre_tokenizers
@@ -176,7 +196,7 @@ def _learn_bpe(settings: SubwordSettings, texts: Iterable[str], wanted: int) -> 
     made.pre_tokenizer, made.decoder = _cutter(settings.pattern), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=wanted, min_frequency=settings.min_frequency, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(texts, trainer)
+    made.train_from_iterator(_short_runs(texts), trainer)
     return made
 
 

@@ -86,7 +86,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The model with the weights of its ``best`` look, all looks, and what of the examples was not read whole."""
+    """The model with the weights of its ``best`` look, all looks, and what of the examples was not read whole.
+
+    ``valid_unseen``: the validation texts with a label that no text to learn from has; each counts as wrong.
+    """
 
     model: Model
     history: tuple[Look, ...]
@@ -95,6 +98,7 @@ class Fitted:
     left_out: tuple[int, ...] = ()
     cut: tuple[int, ...] = ()
     valid_cut: tuple[int, ...] = ()
+    valid_unseen: tuple[int, ...] = ()
 
 
 Judge = Callable[[Model], tuple[dict[str, float], tuple[float, ...]]]
@@ -105,7 +109,8 @@ def fit_classifier(start: Architecture | Model, tokenizer: Tokenizer, labelled: 
     """Learn the classes of ``labelled`` texts: one each, or any number where labels are sequences of names.
 
     ``start`` is a configuration, or a model whose backbone goes on learning under a new head. The best look has the
-    highest accuracy and among equals the likeliest labels; with several labels a text, the likeliest labels.
+    highest accuracy and among equals the likeliest labels; with several labels a text, the likeliest labels. A text of
+    ``valid`` with a label that is not learned counts as wrong (``Fitted.valid_unseen``).
     """
     names = label_names(labelled)
     several = not isinstance(labelled[0][1], str)
@@ -120,10 +125,13 @@ def fit_classifier(start: Architecture | Model, tokenizer: Tokenizer, labelled: 
         read = _with_gaps(read, step, tokenizer, settings.word_dropout, seed) if settings.word_dropout else read
         return beside(read, tokenizer.bos_id) if model.reads_source else read
 
-    judge, valid_cut = _judge_of_classes(valid, names, tokenizer, model.context_length, settings, several=several)
+    unseen = _unseen(valid, names)
+    judge, valid_cut = _judge_of_classes(valid, unseen, names, tokenizer, model.context_length, settings,
+                                         several=several)
     made = fit(model, batch, Classify(settings.label_smoothing), judge, epoch_steps=loader.epoch_steps,
                settings=settings, seed=seed)
-    return replace(made, left_out=tuple(loader.left_out), cut=tuple(loader.cut), valid_cut=valid_cut)
+    return replace(made, left_out=tuple(loader.left_out), cut=tuple(loader.cut), valid_cut=valid_cut,
+                   valid_unseen=unseen)
 
 
 def fit_seq2seq(start: Architecture | Model, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], *,
@@ -226,15 +234,31 @@ def _total(model: Model, batch: Callable[[int], Batch], objective: Objective, ju
     return max(1, int(left / (pace.each + look / epoch_steps)))
 
 
-def _judge_of_classes(valid: Sequence[tuple[str, Label]], names: tuple[str, ...], tokenizer: Tokenizer, context: int,
-                      settings: FitSettings, *, several: bool) -> tuple[Judge, tuple[int, ...]]:
-    """What looks at the validation part, and which of its texts it reads cut."""
+def _unseen(valid: Sequence[tuple[str, Label]], names: tuple[str, ...]) -> tuple[int, ...]:
+    """The numbers of the texts with a label that is not learned. Raises DataError if that is every one of them."""
     if not valid:
         raise DataError("there is no validation part to look at", way_out="hold some of the examples out")
+    known = set(names)
+    lost = [{label} - known if isinstance(label, str) else set(label) - known for _, label in valid]
+    if all(lost):
+        raise DataError(f"no text of the validation part has labels that are learned: no class is called "
+                        f"{min(lost[0])!r}", way_out="hold out texts whose labels others have too")
+    return tuple(i for i, labels in enumerate(lost) if labels)
+
+
+def _judge_of_classes(valid: Sequence[tuple[str, Label]], unseen: tuple[int, ...], names: tuple[str, ...],
+                      tokenizer: Tokenizer, context: int, settings: FitSettings, *,
+                      several: bool) -> tuple[Judge, tuple[int, ...]]:
+    """What looks at the validation part, and which of its texts it reads cut.
+
+    ``unseen`` texts are wrong whatever the model says, so they are not read; their likelihood would be none.
+    """
     framed = framed_rows([text for text, _ in valid], tokenizer)
     how: Literal["refuse", "cut"] = "refuse" if settings.too_long == "refuse" else "cut"
-    rows = [row for parts in fitted(framed, context, too_long=how) for row in parts]
-    wanted = np.array([classify("", label, tokenizer, names).label for _, label in valid])
+    fits = [row for parts in fitted(framed, context, too_long=how) for row in parts]
+    seen = sorted({*range(len(valid))} - {*unseen})
+    rows = [fits[i] for i in seen]
+    wanted = np.array([classify("", valid[i][1], tokenizer, names).label for i in seen])
 
     def judge(model: Model) -> tuple[dict[str, float], tuple[float, ...]]:
         logits = torch.from_numpy(outputs(model, rows, pad_id=tokenizer.pad_id, bos_id=tokenizer.bos_id))
@@ -245,7 +269,7 @@ def _judge_of_classes(valid: Sequence[tuple[str, Label]], names: tuple[str, ...]
         else:
             nll = torch.nn.functional.cross_entropy(logits, goal, reduction="sum")
             right = float((logits.argmax(1) == goal).double().mean())
-        each = float(nll) / len(rows)
+        right, each = right * (len(rows) / len(valid)), float(nll) / len(rows)
         return {"accuracy": right, "nll": each}, (-each,) if several else (right, -each)
 
     return judge, tuple(longer(framed, context))

@@ -22,10 +22,10 @@ from cutaway.train import checkpoint
 from cutaway.train.parallel import SINGLE, launch
 
 TESTS = Path(__file__).resolve().parents[1]
-# Muon orthogonalises in bfloat16, where a gradient's last bit may move an entry by 2^-8 of its size
-# Adam divides by the root of a gradient's square: where that is small its last bit moves a weight further. Seen over all
-# plans: 1.4e-5 of the largest weight on an AMD processor, below 1e-5 on an Intel one.
+# Adam divides by the root of a gradient's square: where that is small its last bit moves a weight further. The most
+# that was seen is 1.4e-5 of the largest weight on an AMD processor, and below 1e-5 on an Intel one.
 WEIGHTS = 2e-5
+# Muon orthogonalises in bfloat16, where a gradient's last bit may move an entry by 2^-8 of its size
 TOLERANCE = {"muon": 1e-4, "from-one": 1e-4, "bfloat16": 3e-3}
 
 

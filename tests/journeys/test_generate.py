@@ -122,6 +122,7 @@ def test_a_decoder_searches_too(folder: Path, capsys: pytest.CaptureFixture[str]
     ("encoder-decoder", ["x"], 8, "give the text as --source TEXT"),
     ("encoder-decoder", ["--source", ""], 8, "the source is empty"),
     ("encoder-decoder", ["--source", "y" * 60], 8, "a source of 61 tokens does not fit a context of 48"),
+    ("encoder-decoder", ["--source", "x", "--source", "y"], 8, "one source is read beside an answer, and 2 were given"),
     ("encoder-decoder", ["-", "--source", "-"], 8, "cannot both come from standard input"),
     ("encoder-decoder", ["x", "--source", "y", "--chat"], 8, "holds no conversation"),
     ("encoder", ["x"], 5, "an encoder writes no text: it fills masks")])

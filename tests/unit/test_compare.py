@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from cutaway.errors import SettingsError
 from cutaway.run.compare_parts import Outcome, Yardstick, bytes_in, timed
-from cutaway.run.compare_recipe import load
+from cutaway.run.compare_recipe import Comparison, load
 from cutaway.run.compare_verdict import frontier, qualities, side_of, verdict
+from cutaway.settings import decode
 
 LOW = Yardstick("bits_per_byte", "bits per byte", "lower", "a token", "tokens scored")
 HIGH = Yardstick("accuracy", "share", "higher", "a text", "texts")
@@ -104,6 +105,11 @@ def test_bytes_are_those_of_every_file(tmp_path: Path) -> None:
     (["systems.transformer.kind=bagg"], "systems.transformer"),
     (["seeds=[]"], "seeds"), (["seeds=[1,1]"], "seeds"), (["budget.seconds=0"], "budget.seconds"),
     (["task.kind=languag"], "task"), (["price.per_hour=-1"], "price.per_hour"),
+    (["systems.5-gramm=false"], "did you mean '5-gram'"), (["systems.transfomer.rows=4"], "did you mean 'transformer'"),
+    (["systems.zzz=false"], "there are unigram"),
+    (['systems./tmp/h1/evil={kind="ngram"}'], "cannot be a name"), (['systems.a/b={kind="ngram"}'], "cannot be a name"),
+    (['systems. a={kind="ngram"}'], "cannot be a name"), (['systems.-a={kind="ngram"}'], "cannot be a name"),
+    ([f'systems.{"a" * 101}={{kind="ngram"}}'], "cannot be a name"),
 ])
 def test_what_is_wrong_is_named(settings: list[str], word: str) -> None:
     with pytest.raises(SettingsError, match=word):
@@ -120,3 +126,25 @@ def test_a_system_can_be_left_out_and_one_alone_is_no_comparison() -> None:
     assert list(load("language", [f"systems.{names[0]}=false"]).systems) == names[1:]
     with pytest.raises(SettingsError, match="needs two systems"):
         load("language", [f"systems.{n}=false" for n in names[1:]])
+
+
+def test_a_new_system_may_have_a_name_of_words() -> None:
+    assert "words and 2_grams-a" in load("language", ['systems.words and 2_grams-a={kind="ngram"}']).systems
+
+
+@pytest.mark.parametrize("name", [".", "..", ".training-x", "a/../../b", "a\n", "a ", ""])
+def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
+    tree = load("language").model_dump(mode="json")
+    tree["systems"][name] = {"kind": "ngram"}
+    with pytest.raises(SettingsError, match="cannot be a name"):
+        decode(Comparison, tree, where="here")
+
+
+def test_a_file_that_extends_another_may_leave_out_its_systems_only(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "language"\n[systems]\ntransformer = false\n[systems.gru]\nrows = 3\n')
+    assert "transformer" not in load(str(path)).systems
+    for wrong in ("transfomer = false", "transfomer = { rows = 3 }"):
+        path.write_text(f'extends = "language"\n[systems]\n{wrong}\n')
+        with pytest.raises(SettingsError, match="did you mean 'transformer'"):
+            load(str(path))

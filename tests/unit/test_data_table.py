@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from cutaway.data.documents import PathSettings, read
 from cutaway.data.table import LabelledSettings, PairsSettings, read_labelled, read_pairs
 from cutaway.errors import DataError, SettingsError
-from cutaway.settings import decode
+from cutaway.settings import decode, override
 
 ROWS = [("good film", "pos"), ("bad, dull", "neg"), ("a\nline", "pos"), ("größer", "neg")]
 WHOLE = {"valid_share": 0.0, "test_share": 0.0}
@@ -73,7 +75,8 @@ def test_a_missing_column_names_the_nearest(tmp_path: Path) -> None:
     ({"text": "x", "label": 1.5}, "a float"),
     ({"text": "x", "label": ["a"]}, "set data.multi_label=true"),
     ({"text": "x" * 2_000_000, "label": "a"}, r"text too long \(2,000,000 characters"),
-    ({"text": "\ud800", "label": "a"}, "lone surrogates"),
+    ({"text": "\ud800", "label": "a"}, "lone surrogates in the text"),
+    ({"text": "x", "label": "\ud800"}, "lone surrogates in the label"),
 ])
 def test_a_bad_row_is_named_or_counted(tmp_path: Path, row, words: str) -> None:  # type: ignore[no-untyped-def]
     path = jsonl(tmp_path / "a.jsonl", [*({"text": x, "label": y} for x, y in ROWS), row])
@@ -99,8 +102,83 @@ def test_damaged_files_are_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         labelled(tmp_path / "d.csv.gz")
     (tmp_path / "e.csv").write_bytes(b"")
-    with pytest.raises(DataError, match="nothing by name"):
+    with pytest.raises(DataError, match=r"e.csv: is empty; give a file with a header and rows"):
         labelled(tmp_path / "e.csv")
+
+
+@pytest.mark.parametrize("line", ["\n", "\r\n", "\r"])
+def test_one_undecodable_row_costs_one_row(tmp_path: Path, line: str) -> None:
+    rows = [f'"text {i}{line}goes on",{"ab"[i % 2]}{line}'.encode() for i in range(3000)]
+    rows[1500] = rows[1500].replace(b"goes", b"g\xe9s")
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + f"text,label{line}".encode() + b"".join(rows))
+    with pytest.raises(DataError, match=r"a.csv:3002: cannot be used: undecodable \(byte 1 of a line is not UTF-8\)"):
+        labelled(tmp_path / "a.csv")
+    found = labelled(tmp_path / "a.csv", bad_rows="skip")
+    assert len(found.split("train")) == 2999 and found.notes[-1] == "left out: 1 undecodable"
+    assert found.split("train").names[1499:1501] == ("a.csv:3000", "a.csv:3004")
+    assert found.split("train").texts[1500] == f"text 1501{line}goes on"
+
+
+def test_a_stray_quote_is_named_where_it_opens_and_every_line_it_took_is_counted(tmp_path: Path) -> None:
+    rows = [f"text {i},{'ab'[i % 2]}\n" for i in range(200)]
+    open_at = [*rows[:49], '"' + rows[49], *rows[50:]]
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(open_at))
+    wanted = (r"a.csv:51: .*in a broken quote \(a stray quote in the record of lines 51 to 201: "
+              r".*set data.quotes=false to take quotes as they stand, or set data.bad_rows")
+    with pytest.raises(DataError, match=wanted):
+        labelled(tmp_path / "a.csv")
+    found = labelled(tmp_path / "a.csv", bad_rows="skip")
+    assert len(found.split("train")) == 49 and found.notes[-1] == "left out: 151 in a broken quote"
+    assert [name for name, _, _ in found.skipped.listed] == [f"a.csv:{n}" for n in range(51, 202)]
+    assert len(labelled(tmp_path / "a.csv", quotes=False).split("train")) == 200
+    (tmp_path / "b.csv").write_text("text,label\n" + "".join([*open_at[:59], '"' + rows[59], *rows[60:]]))
+    found = labelled(tmp_path / "b.csv", bad_rows="skip")
+    assert len(found.split("train")) == 189 and found.notes[-1] == "left out: 11 in a broken quote"
+    (tmp_path / "c.csv").write_text("text,label\n" + "".join([*open_at[:59], 'end",a\n', *rows[60:]]))
+    assert [n for n in labelled(tmp_path / "c.csv").notes if "several lines" in n] == [
+        "1 texts of several lines, the longest of 11 at c.csv:51; where stray quotes made one of many, "
+        "set data.quotes=false"]
+    (tmp_path / "d.csv").write_text('text,"label\na,b\n')
+    with pytest.raises(DataError, match=r"d.csv:1: .*the header: a stray quote.*as they stand$"):
+        labelled(tmp_path / "d.csv", bad_rows="skip")
+
+
+def test_a_lost_file_is_no_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(DataError, match=r"a.parquet: cannot be used: unreadable .*; restore the file$"):
+        labelled(tmp_path / "a.parquet", bad_rows="skip")
+    rows = {"b.csv": "text,label\nx,a\n", "c.jsonl": '{"text": "x", "label": "a"}\n'}
+    for name, encoding in itertools.product(rows, ("utf-16", "utf-16-le")):
+        (tmp_path / name).write_text(rows[name], encoding)
+        with pytest.raises(DataError, match=rf"{name}: .*UTF-16 or no text at all\); write the file as UTF-8$"):
+            labelled(tmp_path / name, bad_rows="skip")
+    (tmp_path / "d.csv").write_bytes("tëxt,label\nx,a\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"d.csv:1: .*the header: byte 1 .*; write the file as UTF-8$"):
+        labelled(tmp_path / "d.csv", bad_rows="skip")
+
+
+def test_a_path_that_is_no_file_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="a folder, not a file of rows; name one file in it"):
+        labelled(tmp_path)
+
+    def refuse(self: Path, *_: object, **__: object) -> object:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", refuse)  # root may search every folder
+    with pytest.raises(DataError, match=r"a.csv: cannot be read .*Permission denied.*; check its permissions"):
+        labelled("/locked/a.csv")
+    with pytest.raises(DataError, match=r"a.txt: cannot be read .*Permission denied.*; check its permissions"):
+        read(PathSettings(path="/locked/a.txt"))
+
+
+@pytest.mark.parametrize(("name", "advice"), [
+    ("labels", "data.label=labels"), (" label", """'data.label=" label"'"""), ("my label", "'data.label=my label'")])
+def test_advice_can_be_pasted(tmp_path: Path, name: str, advice: str) -> None:
+    (tmp_path / "a.csv").write_text(f"text,{name}\nx,a\n")
+    with pytest.raises(DataError) as error:
+        labelled(tmp_path / "a.csv")
+    given = str(error.value).partition("; set ")[2]
+    assert given == advice and override({}, shlex.split(given)) == {"data": {"label": name}}
 
 
 def test_a_row_of_ten_megabytes_can_be_asked_for(tmp_path: Path) -> None:
@@ -120,14 +198,25 @@ def test_labels_become_text_and_never_mix(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "d.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "x"}])
     with pytest.raises(DataError, match="every row has the label 'x'"):
         labelled(path)
+    path = jsonl(tmp_path / "e.jsonl", [{"text": y, "label": y} for y in ("pos", "pos ", " pos", "neg")])
+    found = labelled(path)
+    assert found.split("train").classes == ("neg", "pos")
+    assert found.notes == ("2 labels have white space around them, which does not count",)
+
+
+def test_one_label_says_in_which_part(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": str(i), "label": "neg"} for i in range(3)])
+    test = jsonl(tmp_path / "t.jsonl", [{"text": "x", "label": "pos"}])
+    with pytest.raises(DataError, match=r"every row of train \(of 3\) has the label 'neg'; others stand only in test"):
+        labelled(path, test_path=test)
 
 
 def test_several_labels_a_row(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": ["y", "x"]}, {"text": "b", "label": []}])
     assert labelled(path, multi_label=True).split("train").labels == (("x", "y"), ())
     (tmp_path / "b.csv").write_text("text,label\na,x; y\nb,z\nc,\n")
-    assert labelled(tmp_path / "b.csv", multi_label=True, separator=";").split("train").labels == (
-        ("x", "y"), ("z",), ())
+    found = labelled(tmp_path / "b.csv", multi_label=True, separator=";")
+    assert found.split("train").labels == (("x", "y"), ("z",), ()) and found.notes == ()
     with pytest.raises(DataError, match="wants a JSON list"):
         labelled(tmp_path / "b.csv", multi_label=True)
     (tmp_path / "c.csv").write_text('text,label\na,"[""x""]"\nb,"[""y"", ""x""]"\n')
@@ -181,6 +270,9 @@ def test_an_unseen_label_is_an_error_or_counts_as_wrong(tmp_path: Path) -> None:
 def test_a_split_without_rows_is_an_error(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     with pytest.raises(DataError, match=r"2 usable rows leave (valid|train) empty"):
+        labelled(path, valid_share=0.05)
+    path = jsonl(tmp_path / "b.jsonl", [{"text": "same", "label": "xy"[i % 2]} for i in range(200)])
+    with pytest.raises(DataError, match=r"200 usable rows of only 1 different text leave .*; give more different t"):
         labelled(path, valid_share=0.05)
 
 

@@ -26,6 +26,28 @@ class Files(Settings):
     limit: int | None = None
 
 
+class Rows(Settings):
+    kind: Literal["rows"] = "rows"
+    path: str
+    longest: int = 9
+
+
+class Pairs(Settings):
+    kind: Literal["pairs"] = "pairs"
+    path: str
+    longest: int = 9
+
+
+class Steps(Settings):
+    kind: Literal["steps"] = "steps"
+    steps: int
+
+
+class Seconds(Settings):
+    kind: Literal["seconds"] = "seconds"
+    seconds: float = Field(gt=0)
+
+
 class Train(Settings):
     steps: int = Field(default=10, gt=0)
     learning_rate: float = 1e-3
@@ -37,6 +59,15 @@ class Root(Settings):
     name: str = "debug"
     data: Annotated[Stdlib | Files, Field(discriminator="kind")] = Stdlib()
     train: Train = Train()
+
+
+class Wide(Settings):
+    """Kinds that share settings, and tables named like kinds and like settings."""
+
+    data: Annotated[Stdlib | Files | Rows | Pairs, Field(discriminator="kind")] = Stdlib()
+    budget: Annotated[Steps | Seconds, Field(discriminator="kind")] = Steps(steps=1)
+    systems: dict[str, Annotated[Steps | Seconds, Field(discriminator="kind")]] = Field(default={})
+    shares: tuple[float, ...] = ()
 
 
 def test_an_empty_tree_is_every_default() -> None:
@@ -75,6 +106,62 @@ def test_every_mistake_is_one_line_with_its_place(tree: dict[str, object], messa
         decode(Root, tree, where="x")
     assert str(caught.value) == message
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("tree", "message"), [
+    ({"budget": {"kind": "steps", "steps": 9, "step": 3}}, "unknown setting budget.step; did you mean budget.steps?"),
+    ({"budget": {"kind": "seconds", "seconds": 9, "second": 3}},
+     "unknown setting budget.second; did you mean budget.seconds?"),
+    ({"budget": {"kind": "steps", "steps": 0.5}}, "budget.steps should be a valid integer, got 0.5"),
+    ({"systems": {"seconds": {"kind": "steps", "steps": 9, "stepz": 3}}},
+     "unknown setting systems.seconds.stepz; did you mean systems.seconds.steps?"),
+    ({"systems": {"steps": {"kind": "steps", "steps": "x"}}},
+     'systems.steps.steps should be a valid integer, got "x"'),
+    ({"shares": [0.5, "x"]}, 'shares.1 should be a valid number, got "x"'),
+    ({"budget": {"kind": "seconds", "seconds": float("inf")}}, "budget.seconds should be a finite number, got inf"),
+])
+def test_a_kind_is_never_taken_for_a_key(tree: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        decode(Wide, tree, where="x")
+    assert str(caught.value) == f"x: {message}"
+
+
+@pytest.mark.parametrize(("tree", "message"), [
+    ({"data": {"kind": "python-stdlib", "path": "a"}},
+     "unknown setting data.path; data.path belongs to data.kind = path, rows or pairs: choose one with data.kind=…"),
+    ({"budget": {"kind": "steps", "steps": 1, "seconds": 3}},
+     "unknown setting budget.seconds; budget.seconds belongs to budget.kind = seconds: add budget.kind=seconds"),
+])
+def test_a_setting_of_other_kinds_says_which(tree: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        decode(Wide, tree, where="x")
+    assert str(caught.value) == f"x: {message}"
+
+
+def test_of_several_kinds_with_a_setting_the_one_of_its_name_is_chosen() -> None:
+    def data(*assignments: str) -> object:
+        tree = {"data": {"kind": "python-stdlib", "limit": 5}}
+        return decode(Wide, override(tree, assignments, of=Wide), where="x").data
+
+    assert data("data.path=/x") == Files(path="/x", limit=5)
+    assert data("data.path=/x", "data.kind=rows") == data("data.kind=rows", "data.path=/x") == Rows(path="/x")
+    with pytest.raises(SettingsError, match=r"data\.longest belongs to data\.kind = rows or pairs"):
+        data("data.longest=3")
+
+
+def test_the_path_that_a_report_advises_is_taken(tmp_path: Path) -> None:
+    from cutaway.run.compare_recipe import load
+
+    data = load("language", [f"data.path={tmp_path}"]).data
+    assert (data.kind, getattr(data, "path", None)) == ("path", str(tmp_path))
+
+
+@pytest.mark.parametrize("never", [float("inf"), float("-inf"), float("nan")])
+def test_every_number_is_finite(never: float) -> None:
+    with pytest.raises(SettingsError, match=r"train\.learning_rate should be a finite number"):
+        decode(Root, {"train": {"learning_rate": never}}, where="x")
+    with pytest.raises(ValidationError, match="finite"):
+        Train(betas=(0.9, never))
 
 
 def test_overrides_are_toml_and_bare_words_are_strings() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from cutaway.text.tokenizer import (
     load,
     train,
 )
-from cutaway.text.vocabulary import byte_letters, bytes_of_letters, letters_of
+from cutaway.text.vocabulary import LONGEST_LEARNED, byte_letters, bytes_of_letters, letters_of
 
 TEXT = ["the cat sat on the mat, and the dog sat on the cat\n" * 20, "naïve café: 12345 + 67 = 12412\n" * 5,
         "She sells sea shells by the shore; the shells she sells are shore shells, surely.\n" * 9]
@@ -93,6 +95,31 @@ def test_training_is_deterministic_and_says_what_it_saw() -> None:
         assert first.learned_from == {"documents": 3, "bytes": sum(len(t.encode()) for t in TEXT), "all": True}
     part = train(SubwordSettings(vocab_size=270, sample_bytes=100), TEXT)
     assert part.learned_from == {"documents": 1, "bytes": len(TEXT[0]), "all": False}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_a_word_of_any_length_is_learned_from_in_seconds(kind: str) -> None:
+    word = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=300_000))
+    began = time.process_time()
+    made = train(SubwordSettings(kind=kind, vocab_size=1000), [word])  # type: ignore[arg-type]
+    assert time.process_time() - began < 15  # one such word took a minute, and longer ones the square of that
+    assert made.decode(made.encode(word)) == word
+
+
+def test_words_that_are_not_cut_are_learned_as_ever() -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers, trainers
+
+    texts = [*TEXT, "ab" * (LONGEST_LEARNED // 2), "ba" * (LONGEST_LEARNED // 2)]
+    made, plain = train(SubwordSettings(vocab_size=300), texts)._model, Backend(models.BPE())
+    assert made.pre_tokenizer is not None
+    plain.pre_tokenizer = made.pre_tokenizer
+    plain.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=293, min_frequency=2, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    assert json.loads(made.to_str())["model"] == json.loads(plain.to_str())["model"]
+    assert json.loads(made.to_str())["pre_tokenizer"] == json.loads(Backend.from_str(
+        train(SubwordSettings(kind="word", vocab_size=263), TEXT).json).to_str())["pre_tokenizer"]
 
 
 def test_chars_are_tokens_and_rare_ones_bytes() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cutaway.errors import DataError, RequestError, TokenizerError
+from cutaway.errors import DataError, RequestError, SettingsError, TokenizerError
 from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import Classes
 from cutaway.models.model import Model, build
@@ -96,10 +96,32 @@ def test_labels_are_of_one_kind() -> None:
     for wrong in ([], [("t", "b"), ("u", ["a"])]):
         with pytest.raises(DataError, match="labels of one kind"):
             label_names(wrong)
-    with pytest.raises(DataError, match="no class is called 'c'"):
+    with pytest.raises(DataError, match=r"no text of the validation part has labels that are learned.*'c'"):
         classified({"epochs": 1}, valid=[("t", "c")])
     with pytest.raises(DataError, match="no validation part"):
         classified({"epochs": 1}, valid=[])
+
+
+def test_an_unseen_label_of_the_validation_part_counts_as_wrong() -> None:
+    settings = {"epochs": 3}
+    known = classified(settings)
+    made = classified(settings, valid=[("ab", "c"), *TEXTS[:4]])
+    assert known.valid_unseen == () and made.valid_unseen == (0,)
+    for without, beside in zip(known.history, made.history, strict=True):
+        assert beside.figures["accuracy"] == pytest.approx(without.figures["accuracy"] * 4 / 5)
+        assert beside.figures["nll"] == pytest.approx(without.figures["nll"])
+    several = [(text, [label]) for text, label in TEXTS]
+    known = classified(settings, labelled=several, valid=several[:4])
+    made = classified(settings, labelled=several, valid=[*several[:4], ("ab", ["a", "c"])])
+    assert made.valid_unseen == (4,)
+    assert made.best.figures["accuracy"] == pytest.approx(known.best.figures["accuracy"] * 4 / 5)
+    assert made.best.figures["nll"] == pytest.approx(known.best.figures["nll"])
+
+
+@pytest.mark.parametrize("name", ["seconds", "clip", "label_smoothing", "word_dropout"])
+def test_no_setting_is_infinite(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} should be a finite number, got inf"):
+        decode(FitSettings, {"steps": 1, name: float("inf")}, where="x")
 
 
 def test_what_makes_no_sense_is_refused() -> None:
