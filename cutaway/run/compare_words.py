@@ -131,7 +131,7 @@ def limits(c: Compared) -> list[str]:
     """When this is wrong."""
     seeds = len(c.comparison.seeds)
     out = [f"It is {budget_words(c)}: with more, systems that learn slowly gain on those that learn fast.",
-           f"The order holds for this text and these sizes. Other text may turn it round: give your own with {_own(c)}.",
+           f"The order holds for this text and these sizes. Another may turn it round: give your own with {_own(c)}.",
            f"{seeds} seeds say little about the spread between trainings." if seeds < 5 else
            f"{seeds} seeds stand for the spread between trainings.",
            "A system that cannot be told from the best is not shown to be as good: the interval says how far behind it "
