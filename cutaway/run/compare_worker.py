@@ -13,15 +13,18 @@ import numpy as np
 
 from cutaway.device import peak_rss_bytes, seed_everything, set_threads
 from cutaway.errors import CutawayError
+from cutaway.models.features import Feature, HandMade
 from cutaway.records import atomic_write
 from cutaway.run import compare_classification, compare_language, compare_retrieval, compare_transformation
 from cutaway.run.compare_parts import Bench, Judged, Outcome, Timing, Trained
-from cutaway.run.compare_recipe import AnySystem, Comparison, reload
+from cutaway.run.compare_recipe import AnySystem, BagSystem, Comparison, reload
 
 OPEN: dict[str, Callable[[Comparison, Path], Bench]] = {
     "language": compare_language.open_bench, "classification": compare_classification.open_bench,
     "transformation": compare_transformation.open_bench, "retrieval": compare_retrieval.open_bench}
 UNFINISHED = ".training-"
+
+CLASSIFIERS = {"logistic": "logistic regression", "svm": "linear SVM", "nbsvm": "NB-SVM"}
 
 
 def work(folder: Path, name: str) -> Outcome:
@@ -69,11 +72,22 @@ def _outcome(name: str, system: AnySystem, seeds: tuple[int, ...], done: list[tu
 
 
 def described(system: AnySystem) -> str:
-    """A system in a few words: its settings that are not defaults."""
+    """A system in a few words: its settings that are not defaults, or what a bag holds."""
+    if isinstance(system, BagSystem):
+        return f"{', '.join(_held(f) for f in system.bag.features)}; {CLASSIFIERS[system.bag.classifier]}"
     shown = system.architecture if system.kind == "neural" else system.model_dump(exclude_defaults=True)
     left = {k: v for k, v in shown.items() if k not in ("kind", "optimizer", "schedule", "context_length")}
     head = str(system.architecture.get("kind")) if system.kind == "neural" else system.kind
     return ", ".join([head, *(f"{k.replace('_', ' ')} {v}" for k, v in left.items())])
+
+
+def _held(feature: Feature) -> str:
+    if isinstance(feature, HandMade):
+        return "hand-made features"
+    what = "words" if feature.kind == "words" else "characters"
+    if feature.low == feature.high:
+        return f"single {what}" if feature.low == 1 else f"runs of {feature.low} {what}"
+    return f"runs of {feature.low} to {feature.high} {what}"
 
 
 def main() -> int:

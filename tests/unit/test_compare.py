@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutaway.errors import SettingsError
+from cutaway.models.bag import BagConfig
+from cutaway.models.features import CharGrams, HandMade, WordGrams
 from cutaway.run.compare_parts import Outcome, Yardstick, bytes_in, timed
-from cutaway.run.compare_recipe import Comparison, load
+from cutaway.run.compare_recipe import BagSystem, Comparison, NeuralSystem, load
 from cutaway.run.compare_verdict import frontier, qualities, side_of, verdict
+from cutaway.run.compare_worker import described
 from cutaway.settings import decode
 
 LOW = Yardstick("bits_per_byte", "bits per byte", "lower", "a token", "tokens scored")
@@ -148,3 +151,11 @@ def test_a_file_that_extends_another_may_leave_out_its_systems_only(tmp_path: Pa
         path.write_text(f'extends = "language"\n[systems]\n{wrong}\n')
         with pytest.raises(SettingsError, match="did you mean 'transformer'"):
             load(str(path))
+
+
+def test_a_system_is_described_in_words() -> None:
+    bag = BagSystem(bag=BagConfig(features=(WordGrams(high=1), CharGrams(low=2, high=4), HandMade()),
+                                  classifier="logistic"))
+    assert described(bag) == "single words, runs of 2 to 4 characters, hand-made features; logistic regression"
+    network = NeuralSystem(architecture={"kind": "recurrent", "hidden_size": 8, "context_length": 4})
+    assert described(network) == "recurrent, hidden size 8"
