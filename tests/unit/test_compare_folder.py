@@ -134,6 +134,8 @@ def test_whatever_goes_wrong_while_preparing_leaves_nothing(tmp_path: Path, monk
 def test_a_stop_while_preparing_says_that_nothing_was_kept(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # without the mend the test fails, and pytest lives
+    # a shell's background job ignores SIGINT, and Python then has no handler for it
+    keys = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _during(monkeypatch, lambda: os.kill(os.getpid(), number))
         comparison = two(tmp_path)
@@ -143,6 +145,7 @@ def test_a_stop_while_preparing_says_that_nothing_was_kept(
         assert not folder.exists() and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, keys)
 
 
 def test_what_a_stopped_training_left_is_removed(tmp_path: Path) -> None:
