@@ -84,7 +84,7 @@ def spans(tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 class _Largest(torch.autograd.Function):
-    """``largest`` in the kernels of ``csrc/convolution.c``."""
+    """``largest`` in the kernels of ``csrc/filters.c``."""
 
     @staticmethod
     def forward(ctx: Any, lib: ctypes.CDLL, words: Tensor, documents: Tensor | None, dtype: torch.dtype,

@@ -67,10 +67,9 @@ class PackedLinear(nn.Module):
 
 
 def packed(linear: Linear) -> Linear | PackedLinear:
-    """``linear`` for reading in bfloat16, laid out for this processor's kernel where it is faster than the library;
-    otherwise with its weight in bfloat16."""
+    """``linear`` for reading in bfloat16, laid out for this processor's kernel where that is faster than the library;
+    otherwise as it is."""
     lib = library_for(linear.weight)
     if lib is not None and linear.called and linear.weight.shape[1] % 2 == 0 and lib.linear_packs():
         return PackedLinear(lib, linear.weight)
-    linear.weight = nn.Parameter(linear.weight.detach().to(torch.bfloat16))
     return linear

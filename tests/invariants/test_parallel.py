@@ -24,7 +24,7 @@ from cutaway.train.parallel import SINGLE, launch
 TESTS = Path(__file__).resolve().parents[1]
 # Adam divides by the root of a gradient's square: where that is small its last bit moves a weight further. The most
 # that was seen is 1.4e-5 of the largest weight on an AMD processor, and below 1e-5 on an Intel one.
-WEIGHTS = 2e-5
+WEIGHTS = {"likelihood-vanilla": 2e-5, "likelihood-lstm-encoder-decoder": 2e-5}
 # Muon orthogonalises in bfloat16, where a gradient's last bit may move an entry by 2^-8 of its size
 TOLERANCE = {"muon": 1e-4, "from-one": 1e-4, "bfloat16": 3e-3}
 
@@ -85,7 +85,7 @@ def test_two_ranks_are_one(two: Path, plan: str, kind: str) -> None:
     if plan not in TOLERANCE:
         for name, parameter in model.named_parameters():
             apart = float((tensors[name] - parameter.detach()).abs().max() / parameter.detach().abs().max())
-            assert apart <= WEIGHTS, name
+            assert apart <= WEIGHTS.get(plan, 1e-5), name
     assert tensors.keys() == {*dict(model.named_parameters()), *optimizer.tensors()}
 
 

@@ -1,11 +1,6 @@
 // Taps of a convolution laid side by side for one matrix product, and their gradient added up again.
 #include "vectors.h"
 
-// whether token s of a row of documents may be read for token t; documents may be NULL
-static inline int reads(const int32_t *documents, int64_t steps, int64_t t, int64_t s) {
-  return s >= 0 && s < steps && (!documents || documents[s] == documents[t]);
-}
-
 // x (rows, steps, width) -> out (rows, steps, count, width): what stands offsets[j] away, else 0; sizes in bytes
 void taps(const char *x, const int32_t *documents, const int64_t *offsets, int64_t rows, int64_t steps, int64_t count,
           int64_t bytes, char *out) {

@@ -1,11 +1,6 @@
 // Kim's filters over words: the largest answer of each, learned from its window alone, or read without keeping any answer.
 #include "product.h"
 
-// whether word s of a row of documents may be read for word t; documents may be NULL
-INLINE int reads(const int32_t *documents, int64_t steps, int64_t t, int64_t s) {
-  return s >= 0 && s < steps && (!documents || documents[s] == documents[t]);
-}
-
 // y (rows, steps, count) -> the largest of each filter over a row's real tokens and where it stood; NaN stays
 void filters_max(const void *y, const int32_t *documents, int64_t rows, int64_t steps, int64_t count, float *top,
                  int32_t *where, int bf) {

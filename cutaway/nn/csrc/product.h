@@ -98,7 +98,7 @@ INLINE int64_t rows_of_product(int64_t rows) {
       for (int j = 0; j < 2; j++) *(vec *)(C + (m + i) * ldc + n + j * LANES) = acc[i][j]; \
   }
 
-// C (M, N) (+)= A (M, 2 K) B (2 K, N); M is one of rows_of_product or a multiple of 32, N of 32, K of 16
+// C (M, N) (+)= A (M, 2 K) B (2 K, N); N is a multiple of 32, and on tiles M too and K of 16
 static void product(int64_t M, int64_t N, int64_t K, const uint16_t *A, int64_t lda, const pair *B, int64_t ldb, float *C,
                     int64_t ldc, int add) {
 #ifdef AMX

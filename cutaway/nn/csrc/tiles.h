@@ -1,4 +1,4 @@
-// Whether this process may use the matrix tiles (AMX) of its processor, and how a thread takes and leaves them.
+// Whether this process may use the matrix tiles (AMX) of its processor.
 #pragma once
 #include "vectors.h"
 #if defined(__AMX_BF16__) && defined(__linux__)

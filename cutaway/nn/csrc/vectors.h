@@ -102,3 +102,7 @@ INLINE vec vec_inverse(vec x, int bf) {
 #endif
   return 1.0f / x;
 }
+// whether token s of a row of documents may be read for token t; documents may be NULL
+INLINE int reads(const int32_t *documents, int64_t steps, int64_t t, int64_t s) {
+  return s >= 0 && s < steps && (!documents || documents[s] == documents[t]);
+}
