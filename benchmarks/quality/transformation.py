@@ -5,7 +5,8 @@ A transformer (Vaswani 2017), a recurrent network with attention (Luong 2015) an
 8,000 tokens, greedy and by beam search of width 4, with paired tests. What is held out, which published figure stands
 beside it and what differs from that is said in transformation_tasks.py and printed. Needs CUTAWAY_DATA with
 tatoeba_en_fr/, wikisql/, recipes/ and scitldr/. Costs the task's seconds for each network and seed
-(ninety minutes in all on two cores), or --seconds, and up to some minutes each for the answers.
+(ninety minutes in all on two cores), or --seconds, and up to some minutes each for the answers. --device cuda and
+--tokens give a GPU enough to do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ OPTIMIZER = OptimizerSettings(kind="muon", learning_rate=2e-3, matrix_learning_r
 
 @dataclass(frozen=True)
 class Size:
-    """What is spent: seconds of training a network (None: the task's own), tokens of the vocabulary, width, the most
-    pairs and items."""
+    """What is spent: seconds of training a network (None: the task's own), tokens of the vocabulary, width, places of
+    a step, the most pairs and items, and where."""
 
     seconds: float | None
     vocab_size: int = 8_000
@@ -54,6 +55,7 @@ class Size:
     pairs: int | None = None
     items: int | None = None
     longest: int | None = None  # tokens of an answer, where less than the task's
+    place: device.Device = field(default_factory=lambda: device.pick("cpu"))
 
 
 QUICK = Size(seconds=1.0, vocab_size=400, width=32, pairs=400, items=6, longest=12)
@@ -141,7 +143,7 @@ def baseline(system: str, task: Task, parts: Parts) -> Callable[[Sequence[str]],
 def trained(system: str, task: Task, parts: Parts, tokenizer: Tokenizer, *, seed: int, size: Size) -> Fitted:
     """One network from its seed, in this machine's faster arithmetic."""
     config = network(system, tokenizer.vocab_size, task, size.width)
-    start = build(config, seed=seed, compute_dtype=device.compute_dtype("auto", device.pick("cpu")))
+    start = build(config, seed=seed, compute_dtype=device.compute_dtype("auto", size.place)).to(size.place.torch)
     count = sum(p.numel() for p in start.parameters())
     if count > MOST_PARAMETERS:
         raise SystemExit(f"{system} has {count:,} parameters, more than {MOST_PARAMETERS:,}")
@@ -243,11 +245,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--systems", default=",".join((*BASELINES, *NETWORKS)))
     parser.add_argument("--seconds", type=float, help="training of each network, looks included (the task's own)")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--device", default="cpu", help="auto, cpu or cuda")
+    parser.add_argument("--tokens", type=int, default=Size.tokens, help="places of a step")
     parser.add_argument("--items", type=int, help="sources held out, at most (all of them)")
     parser.add_argument("--quick", action="store_true", help="tiny networks for a second each: no target is meant")
     options = parser.parse_args(arguments)
     root = Path(os.environ.get("CUTAWAY_DATA", ""))
-    size = QUICK if options.quick else Size(seconds=options.seconds, items=options.items)
+    place = device.pick(options.device)
+    size = replace(QUICK, place=place) if options.quick else Size(
+        seconds=options.seconds, items=options.items, tokens=options.tokens, place=place)
     seeds = [0] if options.quick else [int(s) for s in options.seeds.split(",")]
     systems = chosen(options.systems, (*BASELINES, *NETWORKS))
     device.set_threads()
@@ -259,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "name": "quality/transformation", "figures": figures, "ratios": ratios, "targets": dict.fromkeys(ratios, 1.0),
         "better": "higher", "published": {table.task: TASKS[table.task].by for table in tables},
         "ok": options.quick or all(r >= 1 for r in ratios.values()),
-        "machine": asdict(device.known(device.pick("cpu"))), "versions": records.environment()["versions"]}))
+        "machine": asdict(device.known(place)), "versions": records.environment()["versions"]}))
 
 
 if __name__ == "__main__":

@@ -78,8 +78,16 @@ def tatoeba(path: Path) -> Iterator[Pair]:
 
 
 def wikisql(path: Path) -> Iterator[Pair]:
-    """A question, its values named var0, var1 …, and its query."""
-    yield from _table(PairsSettings(path=str(path), source="text", target="sql", valid_share=0.0, test_share=0.0))
+    """A question, its values after their names var0, var1 …, and its query: a value of several words is quoted there,
+    which a name alone does not say."""
+    for row in _json_rows(path):
+        yield with_values(row["text"], row["variables"]), row["sql"]
+
+
+def with_values(text: str, values: dict[str, str]) -> str:
+    """Every name in the text followed by its value in parentheses; a word like var14 that names none stays alone."""
+    return re.sub(r"\bvar\d+\b", lambda found: f"{found[0]} ({values[found[0]]})" if found[0] in values else found[0],
+                  text)
 
 
 def _table(settings: PairsSettings) -> Iterator[Pair]:
@@ -158,7 +166,7 @@ TASKS = {
     "tatoeba": Task("tatoeba_en_fr", tatoeba, translation, 128, 64, 600.0, 0.1),
     "wikisql": Task("wikisql", wikisql, equality, 192, 160, 500.0, 0.2, published=0.234,
                     by="Zhong 2017's attentional sequence-to-sequence model, logical form on the official test: 56,355 "
-                       "questions, values to be written, the table's columns given; here 20,000, named, not given"),
+                       "questions, values to be copied, the table's columns given; here 20,000, named, not given"),
     "recipes": Task("recipes", recipes, record, 512, 448, 500.0, 0.3,
                     by="no published figure; a rule that knows the two wordings of the text makes no error"),
     "scitldr": Task("scitldr", scitldr, summary, 512, 64, 200.0, 0.3, copied=lead,

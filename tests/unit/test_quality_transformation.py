@@ -47,13 +47,18 @@ def made_up(root: Path) -> Path:
         texts = [phrase(draw) for _ in range(count)]
         write(root / "tatoeba_en_fr" / f"{part}.tsv.gz", [f"{t}\t{t.upper()}" for t in texts])
         write(root / "wikisql" / f"{'dev' if part == 'valid' else part}.jsonl.gz",
-              [{"text": t, "sql": f"SELECT {t} ;"} for t in texts])
+              [{"text": f"{t} var0 ?", "variables": {"var0": t[:3]}, "sql": f"SELECT {t} ;"} for t in texts])
         write(root / "recipes" / f"{part}.jsonl.gz",
               [{"title": t, "category": None, "servings": "4", "time": None, "difficulty": "2",
                 "ingredients": t.split()} for t in texts])
         write(root / "scitldr" / f"{part}.jsonl.gz",
               [{"source": f"{t}. {phrase(draw)}.", "targets": [t, t[:9]]} for t in texts])
     return root
+
+
+def test_a_value_stands_behind_its_name(tasks: ModuleType) -> None:
+    given = tasks.with_values("Is var1 above var0, not var14 ?", {"var0": "3", "var1": "two words"})
+    assert given == "Is var1 (two words) above var0 (3), not var14 ?"
 
 
 def test_what_is_held_out_is_neither_learned_nor_chosen_by(tasks: ModuleType, tmp_path: Path) -> None:
