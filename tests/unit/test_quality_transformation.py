@@ -61,6 +61,12 @@ def test_a_value_stands_behind_its_name(tasks: ModuleType) -> None:
     assert given == "Is var1 (two words) above var0 (3), not var14 ?"
 
 
+def test_a_query_is_worded_as_its_question(tasks: ModuleType) -> None:
+    given = tasks.plain_query('SELECT AVG TABLEalias0.CROWD_FIELD FROM TABLE AS TABLEalias0 WHERE '
+                              'TABLEalias0.AWAY_TEAM_SCORE_FIELD = "var0" AND TABLEalias0.NO._FIELD < var1 ;')
+    assert given == 'SELECT AVG crowd WHERE away team score = "var0" AND no. < var1'
+
+
 def test_what_is_held_out_is_neither_learned_nor_chosen_by(tasks: ModuleType, tmp_path: Path) -> None:
     folder = made_up(tmp_path) / "tatoeba_en_fr"
     held = ["one two\tun deux", "one two\tun, deux", "three\ttrois"]
