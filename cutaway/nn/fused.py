@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cutaway.nn.kernels import Shape, pointer
@@ -63,21 +64,53 @@ class Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lib: ctypes.CDLL, gate_up: Tensor, kind: int) -> Tensor:
         gate_up = gate_up.contiguous()
-        inner = gate_up.shape[-1] // 2
-        out = torch.empty((*gate_up.shape[:-1], inner), dtype=gate_up.dtype)
-        lib.gated(pointer(gate_up), c_int64(out.numel() // inner), c_int64(inner), pointer(out),
-                  c_int(gate_up.dtype == BF16), c_int(kind))
         ctx.lib, ctx.kind = lib, kind
         ctx.save_for_backward(gate_up)
-        return out
+        return _gated(lib, gate_up, kind)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (gate_up,) = ctx.saved_tensors
-        grad, inner, out = grad.contiguous(), gate_up.shape[-1] // 2, torch.empty_like(gate_up)
-        ctx.lib.gated_grad(pointer(gate_up), pointer(grad), c_int64(grad.numel() // inner), c_int64(inner),
-                           pointer(out), c_int(gate_up.dtype == BF16), c_int(ctx.kind))
-        return None, out, None
+        return None, _gated_grad(ctx.lib, gate_up, grad.contiguous(), ctx.kind, None), None
+
+
+class GatedLinear(torch.autograd.Function):
+    """``(activation(gate) * up) @ weight.T``, ``weight (D, I)``; see ``ops.gated_linear``. The gate's output is written
+    again on the way back, in the pass that makes its gradient, so nothing but the input is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, lib: ctypes.CDLL, gate_up: Tensor, weight: Tensor, kind: int) -> Tensor:
+        gate_up = gate_up.contiguous()
+        ctx.lib, ctx.kind = lib, kind
+        ctx.save_for_backward(gate_up, weight)
+        return F.linear(_gated(lib, gate_up, kind), weight.to(gate_up.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        gate_up, weight = ctx.saved_tensors
+        inner_grad = (grad @ weight.to(grad.dtype)).contiguous()
+        inner = torch.empty_like(inner_grad) if ctx.needs_input_grad[2] else None
+        gate_up_grad = _gated_grad(ctx.lib, gate_up, inner_grad, ctx.kind, inner)
+        if inner is None:
+            return None, gate_up_grad, None, None
+        flat = grad.reshape(-1, len(weight)).T @ inner.view(-1, weight.shape[1])
+        return None, gate_up_grad, flat.to(weight.dtype), None
+
+
+def _gated(lib: ctypes.CDLL, gate_up: Tensor, kind: int) -> Tensor:
+    inner = gate_up.shape[-1] // 2
+    out = torch.empty((*gate_up.shape[:-1], inner), dtype=gate_up.dtype)
+    lib.gated(pointer(gate_up), c_int64(out.numel() // inner), c_int64(inner), pointer(out),
+              c_int(gate_up.dtype == BF16), c_int(kind))
+    return out
+
+
+def _gated_grad(lib: ctypes.CDLL, gate_up: Tensor, grad: Tensor, kind: int, inner: Tensor | None) -> Tensor:
+    """The gradient by ``gate_up``; what ``_gated`` gave is written to ``inner`` where it is given."""
+    width, out = gate_up.shape[-1] // 2, torch.empty_like(gate_up)
+    lib.gated_grad(pointer(gate_up), pointer(grad), c_int64(grad.numel() // width), c_int64(width), pointer(out),
+                   pointer(inner), c_int(gate_up.dtype == BF16), c_int(kind))
+    return out
 
 
 @dataclass(frozen=True, slots=True)

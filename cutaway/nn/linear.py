@@ -30,6 +30,14 @@ class _CastLinear(torch.autograd.Function):
         return grad_x, grad_weight
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` in the dtype of ``x``, for ``weight (outputs, inputs)``."""
+    if weight.dtype == x.dtype:
+        return F.linear(x, weight)
+    out: Tensor = _CastLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+    return out
+
+
 class Linear(nn.Module):
     """``x @ weight.T`` without bias; ``weight (outputs, inputs)`` is cast to the dtype of ``x`` at each use.
     ``called`` is False where the owner multiplies with the weight itself."""
@@ -40,10 +48,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.dtype == x.dtype:
-            return F.linear(x, self.weight)
-        out: Tensor = _CastLinear.apply(x, self.weight)  # type: ignore[no-untyped-call]
-        return out
+        return linear(x, self.weight)
 
 
 class PackedLinear(nn.Module):

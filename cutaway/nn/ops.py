@@ -15,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from cutaway.nn import fused
 from cutaway.nn.kernels import library_for
+from cutaway.nn.linear import linear
 from cutaway.nn.mask import Interval
+from cutaway.nn.memory import made_again
 from cutaway.nn.position import by_distance, rotate
 
 Heads = tuple[int, int, int]  # query heads, key/value heads, head size
@@ -50,6 +52,18 @@ def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     if activation == "silu":
         return (F.silu(gate.float()) * up).to(gate_up.dtype)
     return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
+
+
+def gated_linear(gate_up: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+    """``gated(gate_up) @ weight.T`` for ``gate_up (B, T, 2 I)`` and ``weight (D, I)``, cast to that dtype;
+    ``(B, T, D)``. For the backward pass ``gate_up`` alone is kept: the gate's output is made again."""
+    lib = library_for(gate_up, weight)
+    if lib is not None:
+        out: Tensor = fused.GatedLinear.apply(lib, gate_up, weight, KERNEL_OF[activation])  # type: ignore[no-untyped-call]
+        return out
+    inner = gated(gate_up, activation)
+    with made_again(inner, lambda: gated(gate_up, activation)):
+        return linear(inner, weight)
 
 
 def self_attention(qkv: Tensor, rotary: Tensor | None, heads: Heads, *, seen: Interval, bias: Tensor | None = None,

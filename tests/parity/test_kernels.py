@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cutaway.batch import Batch
@@ -83,6 +84,21 @@ def test_a_packed_weight(inputs: int, outputs: int) -> None:
 def test_gated(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int, activation: ops.Activation) -> None:
     for size in (0.1, 1, 8):
         _agree(monkeypatch, dtype, lambda x: ops.gated(x, activation), size * torch.randn(2, 3, 2 * inner).to(dtype))
+
+
+@needs_kernels
+@dtypes
+@pytest.mark.parametrize("inner", [16, 42])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_gated_linear(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int,
+                      activation: ops.Activation) -> None:
+    gate_up, weight = torch.randn(2, 3, 2 * inner).to(dtype), torch.randn(7, inner)
+    _agree(monkeypatch, dtype, lambda x, w: ops.gated_linear(x, w, activation), gate_up, weight)
+    apart = F.linear(ops.gated(gate_up, activation), weight.to(dtype))
+    assert torch.equal(ops.gated_linear(gate_up, weight, activation), apart)
+    frozen = ops.gated_linear(gate_up.requires_grad_(), weight, activation)
+    frozen.sum().backward()
+    assert weight.grad is None and gate_up.grad is not None
 
 
 @needs_kernels

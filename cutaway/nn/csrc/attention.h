@@ -115,14 +115,8 @@ INLINE void softmax_tile(const Shape *S, float *s, int64_t lds, int64_t b, int64
     for (int64_t j = 0; j < low; j++) p[j] = -INFINITY;
     for (int64_t j = high + 1; j < width; j++) p[j] = -INFINITY;
     vec top = *(vec *)(p + start);
-    for (int64_t j = start + LANES; j < stop; j += LANES) {
-      vec x = *(vec *)(p + j);
-      ivec above = x > top;
-      top = (vec)(((ivec)x & above) | ((ivec)top & ~above));
-    }
-    float most = top[0];
-    for (int l = 1; l < LANES; l++)
-      if (top[l] > most) most = top[l];
+    for (int64_t j = start + LANES; j < stop; j += LANES) top = vec_max(*(vec *)(p + j), top);
+    float most = vec_most(top);
     vec acc = {};
     for (int64_t j = start; j < stop; j += LANES) {
       vec e = vec_exp(*(vec *)(p + j) - most);

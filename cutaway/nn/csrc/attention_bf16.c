@@ -3,11 +3,40 @@
 #include "attention.h"
 #include "product.h"
 
-// dst[c][r] = src[r][c], block by block so that both sides stay in the nearest cache
+// dst[c][r] = src[r][c] for 16 x 16 words
+#ifdef __AVX512F__
+INLINE void turn_block(const pair *src, int64_t lds, pair *dst, int64_t ldd) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(src + i * lds);
+  for (int i = 0; i < 16; i += 2) {  // words, then pairs of them, change places within quarters of a vector
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; j++) {
+      a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
+      a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
+    }
+  for (int i = 0; i < 16; i += 8)  // then whole quarters
+    for (int j = 0; j < 4; j++) {
+      b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0x88);
+      b[i + j + 4] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0xdd);
+    }
+  for (int j = 0; j < 8; j++) {
+    _mm512_storeu_si512(dst + j * ldd, _mm512_shuffle_i32x4(b[j], b[j + 8], 0x88));
+    _mm512_storeu_si512(dst + (j + 8) * ldd, _mm512_shuffle_i32x4(b[j], b[j + 8], 0xdd));
+  }
+}
+#else
+INLINE void turn_block(const pair *src, int64_t lds, pair *dst, int64_t ldd) {
+  for (int c = 0; c < 16; c++)
+    for (int r = 0; r < 16; r++) dst[c * ldd + r] = src[r * lds + c];
+}
+#endif
+// the same for multiples of 16, block by block so that both sides stay in the nearest cache
 static void turn(const pair *src, int64_t lds, int64_t rows, int64_t columns, pair *dst, int64_t ldd) {
-  for (int64_t r0 = 0; r0 < rows; r0 += 16)
-    for (int64_t c = 0; c < columns; c++)
-      for (int64_t r = r0; r < r0 + 16; r++) dst[c * ldd + r] = src[r * lds + c];
+  for (int64_t r = 0; r < rows; r += 16)
+    for (int64_t c = 0; c < columns; c += 16) turn_block(src + r * lds + c, lds, dst + c * ldd + r, ldd);
 }
 INLINE uvec wide(const uint16_t *p) { return __builtin_convertvector(*(const half16 *)p, uvec); }
 // rows of bfloat16 to rows of pairs, each pair one element above the other

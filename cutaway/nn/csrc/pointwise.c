@@ -132,8 +132,7 @@ INLINE vec activation(vec a, vec *slope, int kind, int bf) {
   tail = tail * t + 0.7107068705f;
   tail = tail * t - 0.1422483680f;
   tail = (tail * t + 0.1274147960f) * t * e;  // of the normal distribution behind |a|
-  ivec below = a < 0;
-  vec share = (vec)(((ivec)tail & below) | ((ivec)(1.0f - tail) & ~below));
+  vec share = if_below(a, 0, tail, 1.0f - tail);
   *slope = share + a * e * 0.3989422804f;
   return a * share;
 }
@@ -161,30 +160,34 @@ void gated(const void *gate_up, int64_t rows, int64_t inner, void *y, int bf, in
   }
 }
 
-INLINE void gate_grad_row(const void *gate_up, int64_t g, int64_t inner, const void *gy, int64_t o, void *out, int bf,
-                          int kind) {
+INLINE void gate_grad_row(const void *gate_up, int64_t g, int64_t inner, const void *gy, int64_t o, void *out, void *y,
+                          int bf, int kind) {
   int64_t u = g + inner, i = 0;
   vec slope;
   for (; i + LANES <= inner; i += LANES) {
     vec a = vec_in(gate_up, g + i, bf), b = vec_in(gate_up, u + i, bf), d = vec_in(gy, o + i, bf);
-    vec_out(out, u + i, d * activation(a, &slope, kind, bf), bf);
+    vec active = activation(a, &slope, kind, bf);
+    if (y) vec_out(y, o + i, active * b, bf);
+    vec_out(out, u + i, d * active, bf);
     vec_out(out, g + i, d * b * slope, bf);
   }
   for (; i < inner; i++) {
     vec a = (vec){} + one_in(gate_up, g + i, bf);
-    float b = one_in(gate_up, u + i, bf), d = one_in(gy, o + i, bf), y = activation(a, &slope, kind, bf)[0];
-    one_out(out, u + i, d * y, bf);
+    float b = one_in(gate_up, u + i, bf), d = one_in(gy, o + i, bf), active = activation(a, &slope, kind, bf)[0];
+    if (y) one_out(y, o + i, active * b, bf);
+    one_out(out, u + i, d * active, bf);
     one_out(out, g + i, d * b * slope[0], bf);
   }
 }
 
-void gated_grad(const void *gate_up, const void *gy, int64_t rows, int64_t inner, void *out, int bf, int kind) {
+// y, where it is not NULL, is what `gated` gave
+void gated_grad(const void *gate_up, const void *gy, int64_t rows, int64_t inner, void *out, void *y, int bf, int kind) {
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < rows; r++) {
     int64_t g = r * 2 * inner, o = r * inner;
-    if (kind == SILU) gate_grad_row(gate_up, g, inner, gy, o, out, bf, SILU);
-    else if (kind == GELU) gate_grad_row(gate_up, g, inner, gy, o, out, bf, GELU);
-    else gate_grad_row(gate_up, g, inner, gy, o, out, bf, GELU_TANH);
+    if (kind == SILU) gate_grad_row(gate_up, g, inner, gy, o, out, y, bf, SILU);
+    else if (kind == GELU) gate_grad_row(gate_up, g, inner, gy, o, out, y, bf, GELU);
+    else gate_grad_row(gate_up, g, inner, gy, o, out, y, bf, GELU_TANH);
   }
 }
 
@@ -203,15 +206,13 @@ void cross_entropy(void *logits, int bf, const int64_t *target, const float *wei
       for (; i + LANES <= v; i += LANES) {
         vec x = vec_in(logits, at + i, bf);
         *(vec *)(row + i) = x;
-        ivec above = x > top;
-        top = (vec)(((ivec)x & above) | ((ivec)top & ~above));
+        top = vec_max(x, top);
       }
       for (; i < v; i++) {
         row[i] = one_in(logits, at + i, bf);
         if (row[i] > most) most = row[i];
       }
-      for (int l = 0; l < LANES; l++)
-        if (top[l] > most) most = top[l];
+      if (vec_most(top) > most) most = vec_most(top);
       float chosen = row[target[r]];
       for (i = v; i < up16(v); i++) row[i] = -INFINITY;
       vec acc = {};

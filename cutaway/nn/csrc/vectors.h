@@ -69,19 +69,39 @@ INLINE void vec_out(void *p, int64_t i, vec v, int bf) {
   if (bf) *(half16 *)((uint16_t *)p + i) = narrow(v);
   else *(vec *)((float *)p + i) = v;
 }
+#ifdef __AVX512F__
+INLINE float vec_sum(vec v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE float vec_most(vec v) { return _mm512_reduce_max_ps((__m512)v); }
+// y where one of them is NaN
+INLINE vec vec_max(vec x, vec y) { return (vec)_mm512_max_ps((__m512)x, (__m512)y); }
+INLINE vec vec_min(vec x, vec y) { return (vec)_mm512_min_ps((__m512)x, (__m512)y); }
+INLINE vec if_below(vec x, float limit, vec then, vec other) {
+  return (vec)_mm512_mask_mov_ps((__m512)other, _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(limit), _CMP_LT_OQ),
+                                 (__m512)then);
+}
+INLINE vec vec_scale2(vec x, vec n) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)n); }
+#else
 INLINE float vec_sum(vec v) {
   float s = 0;
   for (int i = 0; i < LANES; i++) s += v[i];
   return s;
 }
-// exp to 2 ulp (Cephes' polynomial); NaN passes through, below -87 it is 0
+INLINE float vec_most(vec v) {
+  float most = v[0];
+  for (int i = 1; i < LANES; i++)
+    if (v[i] > most) most = v[i];
+  return most;
+}
+INLINE vec picked(ivec where, vec then, vec other) { return (vec)(((ivec)then & where) | ((ivec)other & ~where)); }
+INLINE vec vec_max(vec x, vec y) { return picked(x > y, x, y); }
+INLINE vec vec_min(vec x, vec y) { return picked(x < y, x, y); }
+INLINE vec if_below(vec x, float limit, vec then, vec other) { return picked(x < limit, then, other); }
+INLINE vec vec_scale2(vec x, vec n) { return (vec)((ivec)x + (__builtin_convertvector(n, ivec) << 23)); }
+#endif
+// exp to 2 ulp (Cephes' polynomial); NaN passes through, below -87.3 it is 0
 INLINE vec vec_exp(vec x) {
-  vec low = (vec){} - 87.3f, high = (vec){} + 88.3f;
-  ivec small = x < low, big = x > high;
-  vec c = (vec)(((ivec)x & ~(small | big)) | ((ivec)low & small) | ((ivec)high & big));
-  vec n = c * 1.44269504f + 12582912.0f;
-  ivec e = (ivec)n << 23;
-  n -= 12582912.0f;
+  vec c = vec_min((vec){} + 88.3f, vec_max((vec){} - 87.3f, x));
+  vec n = c * 1.44269504f + 12582912.0f - 12582912.0f;  // to the nearest whole number
   vec r = c - n * 0.693359375f + n * 2.12194440e-4f;
   vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -89,8 +109,7 @@ INLINE vec vec_exp(vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  p = (vec)((ivec)p + e);
-  return (vec)((ivec)p & ~small);
+  return if_below(x, -87.3f, (vec){}, vec_scale2(p, n));
 }
 // 1 / x for x of at least 1; for a result in bfloat16 an estimate and one step of Newton's are cheaper and enough
 INLINE vec vec_inverse(vec x, int bf) {
