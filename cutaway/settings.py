@@ -187,7 +187,10 @@ def _known_instead(cls: type[Settings], loc: Sequence[str | int], name: str) -> 
     near = nearest(last, here)
     guess = _elsewhere(cls, last, prefix) or (f"{prefix}.{near}".lstrip(".") if near else None)
     guess = guess or _elsewhere(cls, nearest(last, (p.split(".")[-1] for p in paths(cls))), prefix)
-    return f"did you mean {guess}?" if guess else f"the settings here are {', '.join(sorted(here))}"
+    listed = f"the settings here are {', '.join(sorted(here))}"
+    if guess and here and not near and prefix and not guess.startswith(f"{prefix}."):
+        return f"{listed}; or did you mean {guess}?"  # a name of another place alone
+    return f"did you mean {guess}?" if guess else listed
 
 
 def _elsewhere(cls: type[Settings], name: str | None, prefix: str) -> str | None:

@@ -183,6 +183,12 @@ SUITED: dict[str, tuple[str, ...]] = {
     "transformation": ("nearest", "neural"), "retrieval": ("nearest", "neural")}
 
 
+# settings of a network that mean something for some tasks only
+MEANT: dict[str, tuple[str, ...]] = {
+    "length": ("language",), "label_smoothing": ("classification", "transformation"),
+    "word_dropout": ("classification",)}
+
+
 class Price(Settings):
     """What an hour of this machine costs, as the person says."""
 
@@ -221,9 +227,24 @@ class Comparison(Settings):
             if system.kind not in SUITED[task]:
                 raise ValueError(f"systems.{name}: a {system.kind} cannot do {task}; what can is "
                                  f"{', '.join(SUITED[task])}")
+            if isinstance(system, NeuralSystem):
+                self._meant(name, system)
         if task != "language" and isinstance(self.budget, FlopsBudget):
             raise ValueError(f"a budget in FLOPs is for language only: rows of {task} differ in length")
         return self
+
+
+    def _meant(self, name: str, system: NeuralSystem) -> None:
+        for setting, tasks in MEANT.items():
+            given = getattr(system, setting)
+            if self.task.kind not in tasks and given != NeuralSystem.model_fields[setting].default:
+                raise ValueError(f"systems.{name}.{setting} = {given} means nothing for {self.task.kind}; it is for "
+                                 f"{' and '.join(tasks)}")
+        if isinstance(self.task, TransformationTask):
+            context = system.config(512).context_length
+            if context is not None and self.task.max_tokens + 2 > context:
+                raise ValueError(f"task.max_tokens = {self.task.max_tokens} does not fit systems.{name}'s context of "
+                                 f"{context} tokens")
 
 
 def load(name: str, assignments: Sequence[str] = ()) -> Comparison:

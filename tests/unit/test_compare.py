@@ -113,10 +113,21 @@ def test_bytes_are_those_of_every_file(tmp_path: Path) -> None:
     (['systems./tmp/h1/evil={kind="ngram"}'], "cannot be a name"), (['systems.a/b={kind="ngram"}'], "cannot be a name"),
     (['systems. a={kind="ngram"}'], "cannot be a name"), (['systems.-a={kind="ngram"}'], "cannot be a name"),
     ([f'systems.{"a" * 101}={{kind="ngram"}}'], "cannot be a name"),
+    (["budget.tokens=4"], "the settings here are kind, seconds; or did you mean"),
+    (["systems.transformer.word_dropout=0.3"], "means nothing for language; it is for classification"),
+    (["systems.transformer.label_smoothing=0.1"], "it is for classification and transformation"),
 ])
 def test_what_is_wrong_is_named(settings: list[str], word: str) -> None:
     with pytest.raises(SettingsError, match=word):
         load("language", settings)
+
+
+def test_an_answer_fits_the_context_of_whoever_writes_it() -> None:
+    with pytest.raises(SettingsError, match="task.max_tokens = 48 does not fit systems.lstm's context of 40 tokens"):
+        load("transformation", ["systems.lstm.architecture.context_length=40"])
+    assert load("transformation", ["systems.lstm.architecture.context_length=50"]).task.kind == "transformation"
+    with pytest.raises(SettingsError, match=r"length = 30 means nothing for retrieval; it is for language"):
+        load("retrieval", ["systems.lstm.length=30"])
 
 
 def test_an_unknown_comparison_names_the_nearest() -> None:
