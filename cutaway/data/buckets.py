@@ -38,6 +38,7 @@ class BucketLoader:
     ``limit`` and ``source_limit`` are the most tokens that a model reads of an example (a pair: of each side) and of
     its source. A longer example is refused, or ``too_long`` leaves it out ("skip") or cuts it ("cut": off a target
     its end; off any other text what stands before its last token); ``left_out`` and ``cut`` are the numbers of those.
+    An example that has nothing to learn once it is cut (its prompt alone fills the limit) is left out.
     ``names`` go into the trace.
     """
 
@@ -63,7 +64,9 @@ class BucketLoader:
                             f"longest needs {self._sizes.max(0).tolist()}",
                             way_out="raise the context length, or ask for too_long = skip or cut")
         if not len(self._kept):
-            raise DataError(f"none of {len(self.examples)} examples is left to learn from")
+            why = f": cut to {self._limits}, none has a target" if self._empty.any() else ""
+            raise DataError(f"none of {len(self.examples)} examples is left to learn from{why}",
+                            way_out="raise the context length" if why else None)
         if self.tokens is not None and (most := int(self._widths.sum(1).max())) > self.tokens:
             raise DataError(f"an example of {most} places does not fit a batch of {self.tokens} tokens",
                             way_out="raise the tokens of a batch or set a limit")
@@ -88,15 +91,24 @@ class BucketLoader:
     def _long(self) -> NDArray[np.bool_]:
         return np.asarray((self._sizes > self._most).any(1), np.bool_)
 
+    @cached_property
+    def _empty(self) -> NDArray[np.bool_]:
+        """Which examples have no target once they are cut."""
+        out = np.zeros(len(self.examples), np.bool_)
+        for i in np.flatnonzero(self._long).tolist() if self.too_long == "cut" else ():
+            example = _shortened(self.examples[i], *self._most)
+            out[i] = isinstance(example, Example) and not example.weights[1:].any()
+        return out
+
     @property
     def left_out(self) -> list[int]:
         """The numbers of the examples that are too long and left out."""
-        return np.flatnonzero(self._long).tolist() if self.too_long == "skip" else []
+        return np.flatnonzero(self._long if self.too_long == "skip" else self._empty).tolist()
 
     @property
     def cut(self) -> list[int]:
         """The numbers of the examples of which a part is cut off."""
-        return np.flatnonzero(self._long).tolist() if self.too_long == "cut" else []
+        return np.flatnonzero(self._long & ~self._empty).tolist() if self.too_long == "cut" else []
 
     @cached_property
     def _fitting(self) -> NDArray[np.int64]:

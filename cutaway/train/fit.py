@@ -159,7 +159,7 @@ def fit_seq2seq(start: Architecture | Model, tokenizer: Tokenizer, pairs: Sequen
     made = fit(model, sides[0].batch, Likelihood(label_smoothing=settings.label_smoothing), judge,
                epoch_steps=sides[0].epoch_steps, settings=settings, seed=seed)
     return replace(made, left_out=tuple(sides[0].left_out), cut=tuple(sides[0].cut),
-                   valid_cut=tuple(sides[1].cut or sides[1].left_out))
+                   valid_cut=tuple(sorted(sides[1].cut + sides[1].left_out)))
 
 
 def fit(model: Model, batch: Callable[[int], Batch], objective: Objective, judge: Judge, *, epoch_steps: int,

@@ -124,6 +124,17 @@ def test_a_long_source_is_cut_before_its_end() -> None:
     assert batch.source is not None and batch.source[0].tolist() == [*BYTE.encode("x" * 5), BYTE.eos_id]
 
 
+def test_an_example_whose_prompt_alone_fills_the_limit_is_left_out() -> None:
+    def asked(prompt: int) -> Example:
+        return Example(np.arange(prompt + 2), (np.arange(prompt + 2) >= prompt).astype(np.float32))
+
+    loader = BucketLoader([asked(3), asked(7), asked(8), asked(30)], 0, rows=1, limit=7, too_long="cut")
+    assert (loader.left_out, loader.cut, loader.epoch_rows) == ([2, 3], [1], 2)
+    assert all(loader.batch(step).total_weight() > 0 for step in range(loader.epoch_steps))
+    with pytest.raises(DataError, match=r"none of 1 examples is left .*: cut to 7 tokens, none has a target"):
+        BucketLoader([asked(8)], 0, rows=1, limit=7, too_long="cut")
+
+
 def test_examples_say_what_is_learned() -> None:
     made = prefix("abcdef", BYTE, share=0.5)
     assert made.source is not None
