@@ -123,7 +123,7 @@ def test_what_is_wrong_is_named(settings: list[str], word: str) -> None:
 
 
 def test_an_answer_fits_the_context_of_whoever_writes_it() -> None:
-    with pytest.raises(SettingsError, match="task.max_tokens = 48 does not fit systems.lstm's context of 40 tokens"):
+    with pytest.raises(SettingsError, match=r"task.max_tokens = 48 does not fit systems.lstm's context of 40 tokens"):
         load("transformation", ["systems.lstm.architecture.context_length=40"])
     assert load("transformation", ["systems.lstm.architecture.context_length=50"]).task.kind == "transformation"
     with pytest.raises(SettingsError, match=r"length = 30 means nothing for retrieval; it is for language"):
