@@ -53,7 +53,8 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("language")
     write_corpus(here / "corpus")
     file = recipe(here, "language", f'kind = "path"\npath = "{here / "corpus"}"\nvalid_share = 0.1\ntest_share = 0.1',
-                  '[systems."3-gram"]\nkind = "ngram"\norder = 3\n' + networks(more="length = 32\n"), task="bytes = 4000\nwritten = 4")
+                  '[systems."3-gram"]\nkind = "ngram"\norder = 3\n' + networks(more="length = 32\n"),
+                  task="bytes = 4000\nwritten = 4")
     done = cutaway("compare", str(file), "--json", cwd=here)
     assert done.returncode == 0, done.stderr
     (here / "out.json").write_text(done.stdout)
