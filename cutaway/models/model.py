@@ -20,6 +20,7 @@ from cutaway.models.heads import (
     ClassHead,
     Head,
     HeadKind,
+    Pooler,
     Pooling,
     ScalarHead,
     TokenHead,
@@ -216,14 +217,16 @@ def blank(config: Architecture, *, head: Head = "tokens", compute_dtype: torch.d
 
 def _head(config: Architecture, backbone: Any, head: Head) -> AnyHead:
     width = config.hidden_size
-    transform = Transform(width, eps=config.norm_eps) if config.traits.head_transform else None
+    traits = config.traits
+    transform = Transform(width, eps=config.norm_eps, bias=traits.transform_bias) if traits.head_transform else None
     if head == "tokens":
         tied = config.tie_embeddings
         weight = backbone.embedding.weight if tied else nn.Parameter(torch.empty(config.vocab_size, width))
         assert isinstance(weight, nn.Parameter)
-        return TokenHead(weight, transform=transform, scale=config.traits.head_scale)
+        return TokenHead(weight, transform=transform, scale=traits.head_scale, bias=traits.head_bias)
     if isinstance(head, Classes):
-        return ClassHead(width, head, transform=transform, bias=config.traits.class_bias, dropout=config.dropout)
+        return ClassHead(width, head, transform=Pooler(width) if traits.pooler else transform, bias=traits.class_bias,
+                         dropout=config.dropout)
     return VectorHead() if isinstance(head, Vector) else ScalarHead(width)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cutaway.errors import ModelError, SettingsError
@@ -14,10 +15,23 @@ from cutaway.settings import decode
 AGAIN = "get the folder again"
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a public tensor says what ours does: ours turned, times ``scale``, less ``shift``, behind ``skip`` rows that
+    nothing reads. Scales are powers of two, so that nothing is lost."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+    turned: bool = False
+    skip: int = 0
+
+
 class Family(Protocol):
-    """One file of ``models/families``. ``REPEATS`` are tensors that may say the embedding once more."""
+    """One file of ``models/families``. ``REPEATS`` are tensors that may say the embedding once more; ``UNREAD`` ends the
+    names of tensors that are tables or belong to what our function leaves out."""
 
     REPEATS: tuple[str, ...]
+    UNREAD: tuple[str, ...]
 
     def names(self, config: Any, head: Head) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Each parameter of ours and the public tensors that its rows are, in order; a tied head has none."""
@@ -25,8 +39,8 @@ class Family(Protocol):
     def rows(self, ours: str, config: Any) -> tuple[int, ...] | None:
         """How many rows of a joined matrix belong to each public tensor; None where there is only one."""
 
-    def scales(self, ours: str, config: Any) -> tuple[float, ...] | None:
-        """What each public tensor is ours times, powers of two so that nothing is lost; None where they are equal."""
+    def forms(self, ours: str, config: Any) -> tuple[Form, ...] | None:
+        """How each public tensor says it; None where the numbers are ours."""
 
     def public_config(self, config: Any, head: Head, *, dtype: str, control: Mapping[str, int]) -> dict[str, Any]:
         """config.json; ``control`` holds the tokenizer's ``bos``, ``eos``, ``end`` and ``pad``, where there is one."""
