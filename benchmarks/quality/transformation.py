@@ -45,8 +45,8 @@ OPTIMIZER = OptimizerSettings(kind="muon", learning_rate=2e-3, matrix_learning_r
 
 @dataclass(frozen=True)
 class Size:
-    """What is spent: seconds of training a network (None: the task's own), tokens of the vocabulary, width, places of
-    a step, the most pairs and items, and where."""
+    """What is spent: seconds of training a network (None: the task's own), tokens of the vocabulary, width, tokens of
+    a step, the most pairs and items, and the device."""
 
     seconds: float | None
     vocab_size: int = 8_000
@@ -55,7 +55,7 @@ class Size:
     pairs: int | None = None
     items: int | None = None
     longest: int | None = None  # tokens of an answer, where less than the task's
-    place: device.Device = field(default_factory=lambda: device.pick("cpu"))
+    on: device.Device = field(default_factory=lambda: device.pick("cpu"))
 
 
 QUICK = Size(seconds=1.0, vocab_size=400, width=32, pairs=400, items=6, longest=12)
@@ -143,7 +143,7 @@ def baseline(system: str, task: Task, parts: Parts) -> Callable[[Sequence[str]],
 def trained(system: str, task: Task, parts: Parts, tokenizer: Tokenizer, *, seed: int, size: Size) -> Fitted:
     """One network from its seed, in this machine's faster arithmetic."""
     config = network(system, tokenizer.vocab_size, task, size.width)
-    start = build(config, seed=seed, compute_dtype=device.compute_dtype("auto", size.place)).to(size.place.torch)
+    start = build(config, seed=seed, compute_dtype=device.compute_dtype("auto", size.on)).to(size.on.torch)
     count = sum(p.numel() for p in start.parameters())
     if count > MOST_PARAMETERS:
         raise SystemExit(f"{system} has {count:,} parameters, more than {MOST_PARAMETERS:,}")
@@ -158,9 +158,9 @@ def of_network(table: Table, system: str, seed: int, task: Task, parts: Parts, t
     light, last = for_sampling(made.model), made.history[-1]
     longest = min(size.longest or task.longest, task.longest)
     spent = {"parameters": sum(p.numel() for p in made.model.parameters()), "seconds": watch.seconds,
-             "steps": last.step, "best_step": made.best.step, "valid_nll": made.best.figures["nll"],
-             "looks": [look.figures["nll"] for look in made.history], "learned_cut": len(made.cut),
-             "valid_cut": len(made.valid_cut), "dtype": str(made.model.compute_dtype).removeprefix("torch."),
+             "tokens": size.tokens, "steps": last.step, "best_step": made.best.step,
+             "valid_nll": made.best.figures["nll"], "looks": [look.figures["nll"] for look in made.history],
+             "learned_cut": len(made.cut), "valid_cut": len(made.valid_cut), "dtype": str(made.model.compute_dtype).removeprefix("torch."),
              "held_cut": sum(len(tokenizer.encode(s)) >= task.context for s in parts.sources), "held_out": parts.where}
     print(f"  {system}: {last.step:,} steps, best at {made.best.step:,}; valid nats a token "
           f"{' '.join(f'{x:.2f}' for x in spent['looks'][-8:])}; {spent['dtype']}; cut "
@@ -246,14 +246,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, help="training of each network, looks included (the task's own)")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--device", default="cpu", help="auto, cpu or cuda")
-    parser.add_argument("--tokens", type=int, default=Size.tokens, help="places of a step")
+    parser.add_argument("--tokens", type=int, default=Size.tokens, help="tokens of a step, padding and sources counted")
     parser.add_argument("--items", type=int, help="sources held out, at most (all of them)")
     parser.add_argument("--quick", action="store_true", help="tiny networks for a second each: no target is meant")
     options = parser.parse_args(arguments)
     root = Path(os.environ.get("CUTAWAY_DATA", ""))
-    place = device.pick(options.device)
-    size = replace(QUICK, place=place) if options.quick else Size(
-        seconds=options.seconds, items=options.items, tokens=options.tokens, place=place)
+    given = [f"--{name}" for name in ("seconds", "tokens", "items", "seeds")
+             if getattr(options, name) != parser.get_default(name)]
+    if options.quick and given:
+        parser.error(f"--quick has sizes of its own: leave out {', '.join(given)}")
+    on = device.pick(options.device)
+    size = replace(QUICK, on=on) if options.quick else Size(seconds=options.seconds, items=options.items,
+                                                            tokens=options.tokens, on=on)
     seeds = [0] if options.quick else [int(s) for s in options.seeds.split(",")]
     systems = chosen(options.systems, (*BASELINES, *NETWORKS))
     device.set_threads()
@@ -265,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "name": "quality/transformation", "figures": figures, "ratios": ratios, "targets": dict.fromkeys(ratios, 1.0),
         "better": "higher", "published": {table.task: TASKS[table.task].by for table in tables},
         "ok": options.quick or all(r >= 1 for r in ratios.values()),
-        "machine": asdict(device.known(place)), "versions": records.environment()["versions"]}))
+        "machine": asdict(device.known(on)), "versions": records.environment()["versions"]}))
 
 
 if __name__ == "__main__":

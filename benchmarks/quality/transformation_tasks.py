@@ -67,6 +67,7 @@ class Task:
     seconds: float
     dropout: float  # more where there are fewer pairs
     copied: Callable[[str], str] = str
+    asked: Callable[[str], str] = str  # what of a source makes it another one: a pair of train that agrees is left out
     published: float | None = None
     by: str = "no published figure at this size: the best of copying and of the nearest training pair is wanted"
 
@@ -85,21 +86,26 @@ def wikisql(path: Path) -> Iterator[Pair]:
 
 
 def with_values(text: str, values: dict[str, str]) -> str:
-    """Every name in the text followed by its value in parentheses; a word like var14 that names none stays alone."""
-    return re.sub(r"\bvar\d+\b", lambda found: f"{found[0]} ({values[found[0]]})" if found[0] in values else found[0],
+    """Every name in the text followed by its value in ⟨⟩; a word like var14 that names none stays alone."""
+    return re.sub(r"\bvar\d+\b", lambda found: f"{found[0]} ⟨{values[found[0]]}⟩" if found[0] in values else found[0],
                   text)
 
 
-def _table(settings: PairsSettings) -> Iterator[Pair]:
-    part = read_pairs(settings).split("train")
-    yield from zip(part.sources, part.targets, strict=True)
+def without_values(source: str) -> str:
+    """The question alone: with other values it is the same one."""
+    return re.sub(" ⟨[^⟩]*⟩", "", source)
 
 
 def plain_query(sql: str) -> str:
     """WikiSQL's own wording: columns as the question has them, not ``TABLEalias0.AWAY_TEAM_SCORE_FIELD``. No two of the
     22,000 queries become equal by it, so what matches exactly here matches exactly there."""
     short = sql.replace("FROM TABLE AS TABLEalias0 ", "").removesuffix(" ;")
-    return re.sub(r"TABLEalias0\.(\S+)_FIELD", lambda found: found[1].replace("_", " ").lower(), short)
+    return re.sub(r"(?:TABLEalias0\.)?(\S+)_FIELD", lambda found: found[1].replace("_", " ").lower(), short)
+
+
+def _table(settings: PairsSettings) -> Iterator[Pair]:
+    part = read_pairs(settings).split("train")
+    yield from zip(part.sources, part.targets, strict=True)
 
 
 def scitldr(path: Path) -> Iterator[Pair]:
@@ -171,7 +177,7 @@ def measure(score: Statistics) -> Measurement:
 
 TASKS = {
     "tatoeba": Task("tatoeba_en_fr", tatoeba, translation, 128, 64, 600.0, 0.1),
-    "wikisql": Task("wikisql", wikisql, equality, 192, 160, 500.0, 0.2, published=0.234,
+    "wikisql": Task("wikisql", wikisql, equality, 192, 160, 500.0, 0.2, asked=without_values, published=0.234,
                     by="Zhong 2017's attentional sequence-to-sequence model, logical form on the official test: 56,355 "
                        "questions, values to be copied, the table's columns given; here 20,000, named, not given"),
     "recipes": Task("recipes", recipes, record, 512, 448, 500.0, 0.3,
@@ -194,11 +200,11 @@ def read(root: Path, task: Task, *, items: int | None = None, pairs: int | None 
     for source, target in task.rows(held_file):
         held.setdefault(source, []).append(target)
     asked = _drawn(list(held), items)
-    learned = list(task.rows(train))
-    kept = _drawn([pair for pair in learned if pair[0] not in held], pairs)
-    left_out = sum(pair[0] in held for pair in learned)
+    learned, same = list(task.rows(train)), {task.asked(source) for source in held}
+    kept = _drawn([pair for pair in learned if task.asked(pair[0]) not in same], pairs)
+    left_out = sum(task.asked(pair[0]) in same for pair in learned)
     if test and other:
-        chosen_by = [pair for pair in task.rows(other) if pair[0] not in held]
+        chosen_by = [pair for pair in task.rows(other) if task.asked(pair[0]) not in same]
     else:
         share = min(CHOOSING, CHOSEN_BY / len(kept))
         chosen_by = [p for p in kept if _side(p[0], share) == "valid"] or kept[:1]

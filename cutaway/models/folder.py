@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ModelError, TokenizerError
-from cutaway.models.families import llama, modernbert, own, t5
-from cutaway.models.families.family import Family
+from cutaway.models.families import bert, gemma, gpt2, llama, modernbert, own, t5
+from cutaway.models.families.family import Family, Form
 from cutaway.models.heads import Head, kind_of
 from cutaway.models.model import Architecture, Model, blank
+from cutaway.models.transformer import TransformerConfig
 from cutaway.models.whole import (
     AGAIN,
     CONFIG,
@@ -35,7 +36,9 @@ from cutaway.text import tokenizer as tokenizers
 from cutaway.text.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"
-_FAMILIES: dict[str, Any] = {"llama": llama, "modernbert": modernbert, "t5": t5, "own": own}
+_FAMILIES: dict[str, Any] = {
+    **dict.fromkeys(llama.STEMS, llama), "gemma3_text": gemma, "gpt2": gpt2, "bert": bert, "roberta": bert,
+    "modernbert": modernbert, "t5": t5, "own": own}
 # what a public format has no place for and the side file therefore says
 _SIDE_SETTINGS = ("tie_embeddings", "dropout")
 _OURS = {CONFIG, WEIGHTS, SIDE, "generation_config.json", *TOKENIZER}
@@ -84,10 +87,16 @@ def public_tensors(model: Model) -> dict[str, Tensor]:
     for ours, public in family.names(model.config, model.head_spec):
         rows = family.rows(ours, model.config)
         parts = (mine[ours],) if rows is None else mine[ours].split(rows)
-        times = family.scales(ours, model.config) or (1.0,) * len(parts)
-        out.update((name, (part if scale == 1 else part * scale).contiguous())
-                   for name, part, scale in zip(public, parts, times, strict=True))
+        forms = family.forms(ours, model.config) or (Form(),) * len(parts)
+        out.update((name, _public(part, form)) for name, part, form in zip(public, parts, forms, strict=True))
     return out
+
+
+def _public(part: Tensor, form: Form) -> Tensor:
+    part = part.T if form.turned else part
+    part = part if form.scale == 1 else part * form.scale
+    part = part if form.shift == 0 else part - form.shift
+    return (torch.cat((part.new_zeros(form.skip, *part.shape[1:]), part)) if form.skip else part).contiguous()
 
 
 def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> Model:
@@ -106,9 +115,26 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
         raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is "
                          f"{tokenizer.digest[:12]})", where=folder,
                          way_out="use the tokenizer in the model's own folder")
+    tensors = _tensors(folder, side)
+    config = _as_written(config, head, tensors, family)
     model = blank(config, head=head, compute_dtype=dtype)
-    _assign(model, _tensors(folder, side), family, folder)
+    _assign(model, tensors, family, folder)
     return model
+
+
+def _as_written(config: Any, head: Head, tensors: Mapping[str, Tensor], family: Family) -> Any:
+    """Untied where the file holds a head of other numbers than the embedding: transformers reads it so too."""
+    if head != "tokens" or not config.tie_embeddings or not isinstance(config, TransformerConfig):
+        return config
+    apart = config.model_copy(update={"tie_embeddings": False})
+    known = {ours.rpartition("embedding")[1] or ours: public[0] for ours, public in family.names(apart, head)
+             if ours == "head.weight" or ours.endswith(".embedding.weight")}
+    written, embedding = tensors.get(known["head.weight"]), tensors.get(known["embedding"])
+    if written is None or embedding is None or torch.equal(written, embedding):
+        return config
+    if apart.traits.head_scale == config.traits.head_scale:
+        return apart
+    return apart.model_copy(update={"variant": apart.made.model_copy(update={"head_scale": config.traits.head_scale})})
 
 
 def family_of(public: Mapping[str, Any], *, where: object) -> Family:
@@ -166,20 +192,21 @@ def _assign(model: Model, tensors: dict[str, Tensor], family: Family, folder: Pa
         if missing:
             raise ModelError(f"lacks the tensor {missing[0]}", where=folder / WEIGHTS, way_out=AGAIN)
         rows = family.rows(ours, model.config) or (mine[ours].shape[0],)
-        times = family.scales(ours, model.config) or (1.0,) * len(rows)
-        for name, part, scale in zip(public, mine[ours].detach().split(rows), times, strict=True):
+        forms = family.forms(ours, model.config) or (Form(),) * len(rows)
+        for name, part, form in zip(public, mine[ours].detach().split(rows), forms, strict=True):
             found = tensors.pop(name)
-            if found.shape != part.shape or not found.is_floating_point():
-                raise ModelError(f"{name} is {found.dtype} {tuple(found.shape)}, and config.json says "
-                                 f"{tuple(part.shape)}", where=folder / WEIGHTS, way_out=AGAIN)
-            part.copy_(found).div_(scale)
+            wanted = tuple(part.T.shape if form.turned else (len(part) + form.skip, *part.shape[1:]))
+            if tuple(found.shape) != wanted or not found.is_floating_point():
+                raise ModelError(f"{name} is {found.dtype} {tuple(found.shape)}, and config.json says {wanted}",
+                                 where=folder / WEIGHTS, way_out=AGAIN)
+            part.copy_(found.T if form.turned else found[form.skip :]).add_(form.shift).div_(form.scale)
     _refuse_left(model, tensors, family, folder)
 
 
 def _refuse_left(model: Model, left: dict[str, Tensor], family: Family, folder: Path) -> None:
-    """Nothing is ignored but what says nothing new: a tied head written out, and tables that can be computed."""
+    """Nothing is ignored but what says nothing new: a tied head written out, and what the family says is not read."""
     for name, tensor in left.items():
         same = name in family.REPEATS and torch.equal(tensor.float(), model.backbone.embedding.weight.detach())
-        if not same and not name.endswith("rotary_emb.inv_freq"):
+        if not same and not name.endswith(family.UNREAD or ("\0",)):
             raise ModelError(f"holds the tensor {name}, which the configuration has no place for",
                              where=folder / WEIGHTS, way_out="check config.json")

@@ -53,7 +53,7 @@ class Variant(Settings):
     token_types: int = Field(default=0, ge=0)
     norm_embedding: bool = False
     first_norm: bool = True
-    head_scale: float = 1.0
+    head_scale: float | None = Field(default=None, gt=0)  # None: T5 scales before a tied head, others never
     head_transform: bool = False
     head_bias: bool = False
     transform_bias: bool = False
@@ -128,7 +128,8 @@ class TransformerConfig(Settings):
         """Those of its public format: an encoder's dense layer before the head and mean of all tokens (only an encoder
         has seen the whole row at every token), T5's scale before a tied head, Llama's classes without bias."""
         made, pair = self.made, self.shape == "encoder-decoder"
-        scale = self.hidden_size**-0.5 if pair and self.tie_embeddings else made.head_scale
+        rule = self.hidden_size**-0.5 if pair and self.tie_embeddings else 1.0
+        scale = made.head_scale or rule
         return Traits(family=made.family, pooling=made.pooling, generates=self.shape != "encoder", reads_source=pair,
                       class_bias=made.class_bias, head_scale=scale, head_transform=made.head_transform,
                       transform_bias=made.transform_bias, pooler=made.pooler, head_bias=made.head_bias)

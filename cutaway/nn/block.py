@@ -25,7 +25,7 @@ from cutaway.nn.norm import Norm, NormKind
 from cutaway.nn.ops import Activation, Heads
 from cutaway.nn.position import AnyStretch, RelativeBias, rotary_table
 
-Order = Literal["pre", "post", "around"]  # where norms stand: before each part, behind each addition, or both sides of it
+Order = Literal["pre", "post", "around"]  # where norms stand: before each part, behind each addition, before and behind
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)
+        # packed for reading it is a module of its own, and without a gradient there is nothing to keep or not to keep
         if isinstance(self.down, Linear) and torch.is_grad_enabled():
             return ops.gated_linear(gate_up, self.down.weight, self.activation)
         out: Tensor = self.down(ops.gated(gate_up, self.activation))

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cutaway.nn.kernels import Shape, pointer
+from cutaway.nn.linear import weight_gradient
 from cutaway.nn.mask import Interval
 
 BF16 = torch.bfloat16
@@ -38,6 +40,7 @@ class AddNorm(torch.autograd.Function):
         return (x.view_as(x) if delta is None else total), normed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor | None) -> tuple[Any, ...]:
         total, weight, scale, middle = ctx.saved_tensors
         if grad_normed is None:
@@ -69,6 +72,7 @@ class Gated(torch.autograd.Function):
         return _gated(lib, gate_up, kind)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (gate_up,) = ctx.saved_tensors
         return None, _gated_grad(ctx.lib, gate_up, grad.contiguous(), ctx.kind, None), None
@@ -86,15 +90,17 @@ class GatedLinear(torch.autograd.Function):
         return F.linear(_gated(lib, gate_up, kind), weight.to(gate_up.dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         gate_up, weight = ctx.saved_tensors
-        inner_grad = (grad @ weight.to(grad.dtype)).contiguous()
-        inner = torch.empty_like(inner_grad) if ctx.needs_input_grad[2] else None
+        needs_gate_up, needs_weight = ctx.needs_input_grad[1:3]
+        grad = grad.to(gate_up.dtype)  # under autocast the output was of another dtype
+        if not needs_gate_up:
+            return None, None, weight_gradient(grad, _gated(ctx.lib, gate_up, ctx.kind), weight), None
+        inner_grad = (grad @ weight.to(grad.dtype)).to(gate_up.dtype).contiguous()
+        inner = torch.empty_like(inner_grad) if needs_weight else None
         gate_up_grad = _gated_grad(ctx.lib, gate_up, inner_grad, ctx.kind, inner)
-        if inner is None:
-            return None, gate_up_grad, None, None
-        flat = grad.reshape(-1, len(weight)).T @ inner.view(-1, weight.shape[1])
-        return None, gate_up_grad, flat.to(weight.dtype), None
+        return None, gate_up_grad, None if inner is None else weight_gradient(grad, inner, weight), None
 
 
 def _gated(lib: ctypes.CDLL, gate_up: Tensor, kind: int) -> Tensor:
@@ -107,6 +113,7 @@ def _gated(lib: ctypes.CDLL, gate_up: Tensor, kind: int) -> Tensor:
 
 def _gated_grad(lib: ctypes.CDLL, gate_up: Tensor, grad: Tensor, kind: int, inner: Tensor | None) -> Tensor:
     """The gradient by ``gate_up``; what ``_gated`` gave is written to ``inner`` where it is given."""
+    assert grad.dtype == gate_up.dtype
     width, out = gate_up.shape[-1] // 2, torch.empty_like(gate_up)
     lib.gated_grad(pointer(gate_up), pointer(grad), c_int64(grad.numel() // width), c_int64(width), pointer(out),
                    pointer(inner), c_int(gate_up.dtype == BF16), c_int(kind))
@@ -139,6 +146,7 @@ class SelfAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         qkv, rotary, bias = ctx.saved_tensors
         grad, out = grad.contiguous(), torch.empty_like(qkv)
@@ -162,6 +170,7 @@ class CrossAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         q, kv = ctx.saved_tensors
         grad, grad_q, grad_kv = grad.contiguous(), torch.empty_like(q), torch.empty_like(kv)

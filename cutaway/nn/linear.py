@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from cutaway.nn.kernels import library_for, pointer
 
 
+def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """By the weight of ``x (…, inputs) @ weight.T``, for the gradient of that product, in the weight's dtype."""
+    return (grad.reshape(-1, len(weight)).T @ x.reshape(-1, weight.shape[1])).to(weight.dtype)
+
+
 class _CastLinear(torch.autograd.Function):
     """Keeps ``x`` and the master weight, not the weight's cast, which is made again for the backward pass."""
 
@@ -26,7 +31,7 @@ class _CastLinear(torch.autograd.Function):
         grad_x = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (grad.reshape(-1, len(weight)).T @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+            grad_weight = weight_gradient(grad, x, weight)
         return grad_x, grad_weight
 
 
@@ -40,7 +45,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 class Linear(nn.Module):
     """``x @ weight.T``, with ``bias`` plus ``bias (outputs,)``; ``weight (outputs, inputs)`` is cast to the dtype of
-    ``x`` at each use. ``called`` is False where the owner multiplies with the weight itself."""
+    ``x`` at each use. ``called`` is False where the owner always multiplies with the weight itself, so that it must
+    not be packed."""
 
     def __init__(self, inputs: int, outputs: int, *, called: bool = True, bias: bool = False) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ NormKind = Literal["rms", "layer", "none"]
 
 
 class Norm(nn.Module):
-    """``x / rms(x) * weight`` over the last axis, or the same after the mean is taken away, plus ``bias`` where there is
+    """``x / rms(x) * weight`` over the last axis, or the same after the mean is taken away, plus a ``bias`` if there is
     one; ``none`` leaves ``x``.
 
     The residual stream stays in float32 and the result is given in the arithmetic of the matrix products,

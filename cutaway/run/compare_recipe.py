@@ -233,7 +233,6 @@ class Comparison(Settings):
             raise ValueError(f"a budget in FLOPs is for language only: rows of {task} differ in length")
         return self
 
-
     def _meant(self, name: str, system: NeuralSystem) -> None:
         for setting, tasks in MEANT.items():
             given = getattr(system, setting)
@@ -241,10 +240,12 @@ class Comparison(Settings):
                 raise ValueError(f"systems.{name}.{setting} = {given} means nothing for {self.task.kind}; it is for "
                                  f"{' and '.join(tasks)}")
         if isinstance(self.task, TransformationTask):
-            context = system.config(512).context_length
-            if context is not None and self.task.max_tokens + 2 > context:
-                raise ValueError(f"task.max_tokens = {self.task.max_tokens} does not fit systems.{name}'s context of "
-                                 f"{context} tokens")
+            config = system.config(512)
+            # an answer stands behind its beginning; a decoder's also behind a source of one token at least, and its end
+            room = config.context_length - (1 if config.traits.reads_source else 3)
+            if self.task.max_tokens > room:
+                raise ValueError(f"task.max_tokens = {self.task.max_tokens} does not fit systems.{name}: a context of "
+                                 f"{config.context_length} holds answers of {room} tokens at most")
 
 
 def load(name: str, assignments: Sequence[str] = ()) -> Comparison:

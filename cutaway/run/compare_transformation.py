@@ -135,8 +135,8 @@ class TransformationBench:
         count = sum(p.numel() for p in made.model.parameters())
         notes = [f"{len(made.cut) + len(made.valid_cut):,} pairs were longer than the context of "
                  f"{made.model.context_length} tokens and were cut"] if made.cut or made.valid_cut else []
-        if made.left_out:
-            notes.append(f"{len(made.left_out):,} training pairs were left out: the source alone fills the context")
+        if left_out := len(made.left_out) + len(made.valid_left_out):
+            notes.append(f"{left_out:,} pairs were left out: the source alone fills the context")
         network = Network(for_sampling(made.model), self.tokenizer, self.task.beam, self.task.max_tokens)
         held = cut_note(network.cut_of([source for source, _ in self.test]), len(self.test), "sources",
                         made.model.context_length)

@@ -98,6 +98,7 @@ class Fitted:
     left_out: tuple[int, ...] = ()
     cut: tuple[int, ...] = ()
     valid_cut: tuple[int, ...] = ()
+    valid_left_out: tuple[int, ...] = ()
     valid_unseen: tuple[int, ...] = ()
 
 
@@ -159,7 +160,7 @@ def fit_seq2seq(start: Architecture | Model, tokenizer: Tokenizer, pairs: Sequen
     made = fit(model, sides[0].batch, Likelihood(label_smoothing=settings.label_smoothing), judge,
                epoch_steps=sides[0].epoch_steps, settings=settings, seed=seed)
     return replace(made, left_out=tuple(sides[0].left_out), cut=tuple(sides[0].cut),
-                   valid_cut=tuple(sorted(sides[1].cut + sides[1].left_out)))
+                   valid_cut=tuple(sides[1].cut), valid_left_out=tuple(sides[1].left_out))
 
 
 def fit(model: Model, batch: Callable[[int], Batch], objective: Objective, judge: Judge, *, epoch_steps: int,

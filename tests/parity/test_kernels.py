@@ -93,12 +93,53 @@ def test_gated(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int, 
 def test_gated_linear(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int,
                       activation: ops.Activation) -> None:
     gate_up, weight = torch.randn(2, 3, 2 * inner).to(dtype), torch.randn(7, inner)
-    _agree(monkeypatch, dtype, lambda x, w: ops.gated_linear(x, w, activation), gate_up, weight)
+
+    def product(x: Tensor, w: Tensor) -> Tensor:
+        return ops.gated_linear(x, w, activation)
+
+    _agree(monkeypatch, dtype, product, gate_up, weight)
+    _agree(monkeypatch, dtype, lambda x, w: product(x, w).transpose(0, 2), gate_up, weight)  # its gradient is turned
+    if dtype == torch.bfloat16:
+        _agree(monkeypatch, dtype, product, gate_up, weight.bfloat16())
     apart = F.linear(ops.gated(gate_up, activation), weight.to(dtype))
-    assert torch.equal(ops.gated_linear(gate_up, weight, activation), apart)
-    frozen = ops.gated_linear(gate_up.requires_grad_(), weight, activation)
-    frozen.sum().backward()
-    assert weight.grad is None and gate_up.grad is not None
+    assert torch.equal(product(gate_up, weight), apart)
+
+
+def _gradients(gate_up: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    gate_up.grad = weight.grad = None
+    ops.gated_linear(gate_up, weight, "gelu").square().sum().backward()
+    return gate_up.grad, weight.grad
+
+
+@needs_kernels
+def test_gated_linear_where_one_side_is_frozen() -> None:
+    gate_up, weight = torch.randn(2, 3, 64).requires_grad_(), torch.randn(7, 32).requires_grad_()
+    both = _gradients(gate_up, weight)
+    assert both[0] is not None and both[1] is not None
+    for frozen in (0, 1):
+        (gate_up, weight)[frozen].requires_grad_(False)
+        found = _gradients(gate_up, weight)
+        assert found[frozen] is None and torch.equal(found[1 - frozen], both[1 - frozen])  # type: ignore[arg-type]
+        (gate_up, weight)[frozen].requires_grad_(True)
+
+
+@needs_kernels
+def test_gated_linear_under_autocast() -> None:
+    gate_up, weight = torch.randn(2, 3, 64).requires_grad_(), torch.randn(7, 32).requires_grad_()
+    plain = _gradients(gate_up, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = _gradients(gate_up, weight)
+    for a, b in zip(plain, mixed, strict=True):
+        assert a is not None and b is not None and (a - b).abs().max() < 0.05 * a.abs().max()
+
+
+@needs_kernels
+def test_a_second_derivative_is_refused() -> None:
+    gate_up, weight = torch.randn(2, 3, 64).requires_grad_(), torch.randn(7, 32).requires_grad_()
+    loss = ops.gated_linear(gate_up, weight, "silu").square().sum()
+    (slope,) = torch.autograd.grad(loss, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.square().sum().backward()
 
 
 @needs_kernels
@@ -200,8 +241,12 @@ def test_attention_on_lesser_processors(monkeypatch: pytest.MonkeyPatch, tmp_pat
         for causal in (False, True):
             _attention(monkeypatch, torch.bfloat16, steps, heads, packed=True, causal=causal)
     for activation in ops.KERNEL_OF:
-        gate = functools.partial(ops.gated, activation=activation)
-        _agree(monkeypatch, torch.bfloat16, gate, 8 * torch.randn(2, 3, 42).bfloat16())
+        for dtype in TOLERANCE:
+            gate = functools.partial(ops.gated, activation=activation)
+            _agree(monkeypatch, dtype, gate, 8 * torch.randn(2, 3, 42).to(dtype))
+            _agree(monkeypatch, dtype, functools.partial(ops.gated_linear, activation=activation),
+                   torch.randn(2, 3, 42).to(dtype), torch.randn(5, 21))
+            assert ops.gated(torch.full((1, 1, 42), torch.nan, dtype=dtype), activation).isnan().all()
 
 
 @needs_kernels

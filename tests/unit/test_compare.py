@@ -122,10 +122,15 @@ def test_what_is_wrong_is_named(settings: list[str], word: str) -> None:
         load("language", settings)
 
 
-def test_an_answer_fits_the_context_of_whoever_writes_it() -> None:
-    with pytest.raises(SettingsError, match=r"task.max_tokens = 48 does not fit systems.lstm's context of 40 tokens"):
-        load("transformation", ["systems.lstm.architecture.context_length=40"])
-    assert load("transformation", ["systems.lstm.architecture.context_length=50"]).task.kind == "transformation"
+@pytest.mark.parametrize(("system", "more"), [("lstm", 1), ("encoder-decoder", 1), ("decoder", 3)])
+def test_an_answer_fits_the_context_of_whoever_writes_it(system: str, more: int) -> None:
+    setting = f"systems.{system}.architecture.context_length="
+    with pytest.raises(SettingsError, match=f"a context of {47 + more} holds answers of 47 tokens at most"):
+        load("transformation", [setting + str(47 + more)])
+    assert load("transformation", [setting + str(48 + more)]).task.kind == "transformation"
+
+
+def test_a_length_is_for_language() -> None:
     with pytest.raises(SettingsError, match=r"length = 30 means nothing for retrieval; it is for language"):
         load("retrieval", ["systems.lstm.length=30"])
 

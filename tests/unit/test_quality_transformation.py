@@ -58,12 +58,26 @@ def made_up(root: Path) -> Path:
 
 def test_a_value_stands_behind_its_name(tasks: ModuleType) -> None:
     given = tasks.with_values("Is var1 above var0, not var14 ?", {"var0": "3", "var1": "two words"})
-    assert given == "Is var1 (two words) above var0 (3), not var14 ?"
+    assert given == "Is var1 ⟨two words⟩ above var0 ⟨3⟩, not var14 ?"
+    assert tasks.without_values(given) == "Is var1 above var0, not var14 ?"
+    nested = tasks.with_values("Who scored var0 ?", {"var0": "10.11 (71)"})
+    assert nested == "Who scored var0 ⟨10.11 (71)⟩ ?" and tasks.without_values(nested) == "Who scored var0 ?"
+
+
+def test_a_question_with_other_values_is_not_learned(tasks: ModuleType, tmp_path: Path) -> None:
+    def row(text: str, value: str) -> dict[str, object]:
+        return {"text": text, "variables": {"var0": value}, "sql": "SELECT TABLEalias0.A_FIELD ;"}
+
+    folder = tmp_path / "wikisql"
+    write(folder / "train.jsonl.gz", [row("Who has var0 ?", "1"), row("What is var0 ?", "1")])
+    write(folder / "dev.jsonl.gz", [row("Who has var0 ?", "2 or 3")])
+    parts = tasks.read(tmp_path, tasks.TASKS["wikisql"])
+    assert parts.left_out == 1 and [source for source, _ in parts.learn] == ["What is var0 ⟨1⟩ ?"]
 
 
 def test_a_query_is_worded_as_its_question(tasks: ModuleType) -> None:
     given = tasks.plain_query('SELECT AVG TABLEalias0.CROWD_FIELD FROM TABLE AS TABLEalias0 WHERE '
-                              'TABLEalias0.AWAY_TEAM_SCORE_FIELD = "var0" AND TABLEalias0.NO._FIELD < var1 ;')
+                              'TABLEalias0.AWAY_TEAM_SCORE_FIELD = "var0" AND NO._FIELD < var1 ;')
     assert given == 'SELECT AVG crowd WHERE away team score = "var0" AND no. < var1'
 
 

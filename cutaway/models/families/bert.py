@@ -19,7 +19,8 @@ _ENDS: dict[HeadKind, str] = {"tokens": "ForMaskedLM", "classes": "ForSequenceCl
 REPEATS = ("cls.predictions.decoder.weight", "lm_head.decoder.weight")
 # tables; a pooler where none is asked for; the head of a task that was for pre-training alone
 UNREAD = ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias", "cls.seq_relationship.weight",
-          "cls.seq_relationship.bias", "cls.predictions.decoder.bias", "lm_head.decoder.bias")
+          "cls.seq_relationship.bias", "cls.predictions.decoder.bias", "lm_head.decoder.bias", "cls.predictions.bias",
+          "lm_head.bias")
 _LAYER = {"attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
           "attention.out": ("attention.output.dense",), "attention_norm": ("attention.output.LayerNorm",),
           "feedforward.up": ("intermediate.dense",), "feedforward.down": ("output.dense",),
@@ -35,7 +36,8 @@ _TOKENS = {"bert": {"head.transform.dense.weight": "cls.predictions.transform.de
                        "head.transform.norm.bias": "lm_head.layer_norm.bias", "head.bias": "lm_head.bias"}}
 _CLASSES = {"bert": {"head.transform.dense": "bert.pooler.dense", "head": "classifier"},
             "roberta": {"head.transform.dense": "classifier.dense", "head": "classifier.out_proj"}}
-_DECODERS = {"bert": "cls.predictions.decoder.weight", "roberta": "lm_head.decoder.weight"}
+_DECODERS = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder"}  # apart from the embedding
+_PARTS = ("weight", "bias")
 _FIXED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": (False,),
     "add_cross_attention": (False,)}
@@ -55,20 +57,19 @@ def names(config: TransformerConfig, head: Head) -> Iterator[tuple[str, tuple[st
     yield "backbone.embedding.weight", (f"{base}embeddings.word_embeddings.weight",)
     yield "backbone.positions.weight", (f"{base}embeddings.position_embeddings.weight",)
     yield "backbone.token_types.weight", (f"{base}embeddings.token_type_embeddings.weight",)
-    for part in ("weight", "bias"):
+    for part in _PARTS:
         yield f"backbone.embedding_norm.{part}", (f"{base}embeddings.LayerNorm.{part}",)
     for i in range(config.num_layers):
         for ours, public in _LAYER.items():
-            for part in ("weight", "bias"):
+            for part in _PARTS:
                 yield (f"backbone.blocks.{i}.{ours}.{part}",
                        tuple(f"{base}encoder.layer.{i}.{p}.{part}" for p in public))
     if kind == "tokens":
-        yield from ((ours, (public,)) for ours, public in _TOKENS[family].items())
-        if not config.tie_embeddings:
-            yield "head.weight", (_DECODERS[family],)
+        apart = {} if config.tie_embeddings else {f"head.{part}": f"{_DECODERS[family]}.{part}" for part in _PARTS}
+        yield from ((ours, (public,)) for ours, public in (_TOKENS[family] | apart).items())
     elif kind == "classes":
         for ours, theirs in _CLASSES[family].items():
-            for part in ("weight", "bias"):
+            for part in _PARTS:
                 yield f"{ours}.{part}", (f"{theirs}.{part}",)
 
 

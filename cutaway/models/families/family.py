@@ -27,8 +27,8 @@ class Form:
 
 
 class Family(Protocol):
-    """One file of ``models/families``. ``REPEATS`` are tensors that may say the embedding once more; ``UNREAD`` ends the
-    names of tensors that are tables or belong to what our function leaves out."""
+    """One file of ``models/families``. ``REPEATS`` are tensors that may say the embedding once more; ``UNREAD`` are the
+    ends of names: of tables, and of what our function leaves out."""
 
     REPEATS: tuple[str, ...]
     UNREAD: tuple[str, ...]
@@ -99,3 +99,10 @@ def decoded(tree: dict[str, Any], missing: Sequence[str], where: object) -> Tran
         return decode(TransformerConfig, tree, where="")
     except SettingsError as error:
         raise ModelError(f"does not describe a transformer: {error.what}", where=where, way_out=AGAIN) from None
+
+
+def head_dim(public: Mapping[str, Any]) -> int | None:
+    """The width of a head where it does not follow from the others."""
+    width, heads, given = (public.get(k) for k in ("hidden_size", "num_attention_heads", "head_dim"))
+    follows = isinstance(width, int) and isinstance(heads, int) and heads > 0 and given == width / heads
+    return None if follows else given

@@ -55,7 +55,7 @@ def public_config(config: TransformerConfig, head: Head, *, dtype: str, control:
     scale = made.score_scale or config.head_size**-0.5
     return llama.decoder_config(config, head, ARCHITECTURES, dtype=dtype, control=control) | {
         "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "layer_types": kinds,
-        "sliding_window": made.window or config.context_length, "query_pre_attn_scalar": scale**-2,
+        "sliding_window": made.window or config.context_length, "query_pre_attn_scalar": round(scale**-2),
         "rope_parameters": rope, "final_logit_softcapping": None, "attn_logit_softcapping": None}
 
 
@@ -71,7 +71,7 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     kinds = public.get("layer_types") or ["full_attention" if (i + 1) % every == 0 else "sliding_attention"
                                           for i in layers]
     local = [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]
-    scalar = float(public.get("query_pre_attn_scalar") or 256)
+    scalar = round(public.get("query_pre_attn_scalar") or 256)
     variant = PLAIN["decoder"].model_dump() | {
         "family": "gemma3_text", "order": "around", "activation": "gelu_tanh", "head_norm": True,
         "head_dim": public.get("head_dim", 256), "embedding_scale": float(public.get("hidden_size") or 1) ** 0.5,

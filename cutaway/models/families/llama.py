@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cutaway.models.families.family import Form, check_fixed, decoded, head_of, labels
+from cutaway.models.families.family import Form, check_fixed, decoded, head_dim, head_of, labels
 from cutaway.models.families.rope import rope_of, rope_parameters
 from cutaway.models.heads import Head, HeadKind, kind_of
 from cutaway.models.transformer import PLAIN, TransformerConfig
@@ -85,11 +85,10 @@ def public_config(config: TransformerConfig, head: Head, *, dtype: str, control:
     made = config.made
     local = len(made.local_layers)
     kinds = ["sliding_attention" if i in made.local_layers else "full_attention" for i in range(config.num_layers)]
-    own: dict[str, Any] = {
-        "llama": {"mlp_bias": False}, "mistral": {"sliding_window": made.window if local else None},
-        "qwen2": {}, "qwen3": {}}[made.family]
+    window = {"sliding_window": made.window if local else None}
+    own: dict[str, Any] = {"mlp_bias": False} if made.family == "llama" else window
     if made.family.startswith("qwen"):
-        own = {"use_sliding_window": bool(local), "sliding_window": made.window if local else None, "layer_types": kinds}
+        own = {**window, "use_sliding_window": bool(local), "layer_types": kinds}
     return decoder_config(config, head, architectures(STEMS[made.family]), dtype=dtype, control=control) | own | {
         "hidden_act": "silu", "attention_bias": made.attention_biases != "none",
         # older readers know the first of these, newer ones the second
@@ -124,14 +123,6 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
         "local_layers": local, "stretch": None if stretch is None else stretch.model_dump(),
         "head_dim": head_dim(public)}
     return decoder_of(public, variant, theta, where=where), head
-
-
-def head_dim(public: Mapping[str, Any]) -> int | None:
-    """The width of a head where it does not follow from the others."""
-    width, heads = public.get("hidden_size"), public.get("num_attention_heads")
-    given = public.get("head_dim")
-    return None if not isinstance(width, int) or not isinstance(heads, int) or not heads or given == width / heads \
-        else given
 
 
 def decoder_of(public: Mapping[str, Any], variant: dict[str, Any], theta: float, *, where: object) -> TransformerConfig:

@@ -23,8 +23,9 @@ def rope_of(public: Mapping[str, Any], layers: str | None = None, *, theta: floa
         tree = tree[layers]
     kind = tree.get("rope_type", tree.get("type", "default"))
     if kind not in KINDS or tree.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ModelError(f"rotary positions of the kind {kind!r}" + (" that turn a part of a head" if kind in KINDS else "")
-                         + " are unknown", where=where, way_out=f"supported are {', '.join(KINDS)}")
+        part = " that turn a part of a head" if kind in KINDS else ""
+        raise ModelError(f"rotary positions of the kind {kind!r}{part} are unknown", where=where,
+                         way_out=f"supported are {', '.join(KINDS)}")
     found = float(tree.get("rope_theta") or public.get("rope_theta") or theta)
     try:
         return found, _stretch(kind, tree, public)

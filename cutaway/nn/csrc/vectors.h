@@ -98,7 +98,7 @@ INLINE vec vec_min(vec x, vec y) { return picked(x < y, x, y); }
 INLINE vec if_below(vec x, float limit, vec then, vec other) { return picked(x < limit, then, other); }
 INLINE vec vec_scale2(vec x, vec n) { return (vec)((ivec)x + (__builtin_convertvector(n, ivec) << 23)); }
 #endif
-// exp to 2 ulp (Cephes' polynomial); NaN passes through, below -87.3 it is 0
+// exp to 2 ulp (Cephes' polynomial); NaN passes through, below -87.3 it is 0, above 88.3 exp(88.3)
 INLINE vec vec_exp(vec x) {
   vec c = vec_min((vec){} + 88.3f, vec_max((vec){} - 87.3f, x));
   vec n = c * 1.44269504f + 12582912.0f - 12582912.0f;  // to the nearest whole number
