@@ -160,7 +160,8 @@ def of_network(table: Table, system: str, seed: int, task: Task, parts: Parts, t
     spent = {"parameters": sum(p.numel() for p in made.model.parameters()), "seconds": watch.seconds,
              "tokens": size.tokens, "steps": last.step, "best_step": made.best.step,
              "valid_nll": made.best.figures["nll"], "looks": [look.figures["nll"] for look in made.history],
-             "learned_cut": len(made.cut), "valid_cut": len(made.valid_cut), "dtype": str(made.model.compute_dtype).removeprefix("torch."),
+             "learned_cut": len(made.cut), "valid_cut": len(made.valid_cut),
+             "dtype": str(made.model.compute_dtype).removeprefix("torch."),
              "held_cut": sum(len(tokenizer.encode(s)) >= task.context for s in parts.sources), "held_out": parts.where}
     print(f"  {system}: {last.step:,} steps, best at {made.best.step:,}; valid nats a token "
           f"{' '.join(f'{x:.2f}' for x in spent['looks'][-8:])}; {spent['dtype']}; cut "
