@@ -45,8 +45,8 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
     "gpt2": ("GPT2", {}),
 }
-GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 160, "vocab_size": VOCABULARY, "bos_token_id": 1,
-        "eos_token_id": 2}
+GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 160, "vocab_size": VOCABULARY,
+                        "bos_token_id": 1, "eos_token_id": 2}
 
 
 def rough(model: Any, *, noise: float = 0.2) -> Any:

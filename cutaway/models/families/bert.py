@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cutaway.errors import ModelError
-from cutaway.models.families.family import AGAIN, Form, check_fixed, decoded, head_of, labels
+from cutaway.models.families.family import AGAIN, Form, check_fixed, decoded, head_of, labels, variant
 from cutaway.models.heads import Head, HeadKind, kind_of
-from cutaway.models.transformer import PLAIN, TransformerConfig
+from cutaway.models.transformer import TransformerConfig
 
 _STEMS = {"bert": "Bert", "roberta": "Roberta"}
 _ENDS: dict[HeadKind, str] = {"tokens": "ForMaskedLM", "classes": "ForSequenceClassification", "vector": "Model"}
@@ -112,14 +112,13 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     if family == "roberta" and pad != 1:
         raise ModelError(f"pad_token_id is {pad}, from which RoBERTa counts its positions", where=where,
                          way_out="only 1 is supported")
-    variant = PLAIN["encoder"].model_dump() | {
-        "family": family, "norm_bias": True, "order": "post", "first_norm": True, "gated": False, "activation": "gelu",
-        "inner_bias": True, "attention_biases": "all", "positions": "learned",
-        "token_types": public.get("type_vocab_size", 2), "transform_bias": True, "head_bias": True, "pooler": True,
-        "pooling": "first"}
+    made = variant(
+        "encoder", family=family, norm_bias=True, order="post", first_norm=True, gated=False, inner_bias=True,
+        attention_biases="all", positions="learned", token_types=public.get("type_vocab_size", 2), transform_bias=True,
+        head_bias=True, pooler=True, pooling="first")
     tree = {ours: public.get(theirs) for ours, theirs in _SIZES.items()} | {
         "shape": "encoder", "context_length": places - (2 if family == "roberta" else 0),
-        "tie_embeddings": public.get("tie_word_embeddings", True), "variant": variant}
+        "tie_embeddings": public.get("tie_word_embeddings", True), "variant": made}
     return decoded(tree, [theirs for theirs in _SIZES.values() if theirs not in public], where), head
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from cutaway.errors import ModelError, SettingsError
 from cutaway.models.heads import Classes, Head, HeadKind
 from cutaway.models.model import Architecture
-from cutaway.models.transformer import TransformerConfig
+from cutaway.models.transformer import PLAIN, TransformerConfig
 from cutaway.settings import decode
 
 AGAIN = "get the folder again"
@@ -99,6 +99,12 @@ def decoded(tree: dict[str, Any], missing: Sequence[str], where: object) -> Tran
         return decode(TransformerConfig, tree, where="")
     except SettingsError as error:
         raise ModelError(f"does not describe a transformer: {error.what}", where=where, way_out=AGAIN) from None
+
+
+def variant(shape: str, **changes: Any) -> dict[str, Any] | None:
+    """The shape's plain variant with ``changes``; None where that is the plain one."""
+    plain = PLAIN[shape].model_dump(mode="json")
+    return None if plain | changes == plain else plain | changes
 
 
 def head_dim(public: Mapping[str, Any]) -> int | None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cutaway.models.families.family import Form, check_fixed, decoded, head_of, labels
+from cutaway.models.families.family import Form, check_fixed, decoded, head_of, labels, variant
 from cutaway.models.heads import Head, HeadKind, kind_of
-from cutaway.models.transformer import PLAIN, TransformerConfig
+from cutaway.models.transformer import TransformerConfig
 
 ARCHITECTURES: dict[HeadKind, str] = {
     "tokens": "GPT2LMHeadModel", "scalar": "GPT2ForSequenceClassification", "classes": "GPT2ForSequenceClassification",
@@ -68,10 +68,9 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     """The configuration and head of a public config.json. Raises ModelError for what our decoder does not compute."""
     check_fixed(public, _FIXED, where)
     head = head_of(public, ARCHITECTURES, where)
-    variant = PLAIN["decoder"].model_dump() | {
-        "family": "gpt2", "norm": "layer", "norm_bias": True, "gated": False, "activation": "gelu_tanh",
-        "inner_bias": True, "attention_biases": "all", "positions": "learned"}
+    made = variant("decoder", family="gpt2", norm="layer", norm_bias=True, gated=False, activation="gelu_tanh",
+                   inner_bias=True, attention_biases="all", positions="learned")
     tree = {ours: public.get(theirs) for ours, theirs in _SIZES.items()} | {
         "intermediate_size": public.get("n_inner") or 4 * int(public.get("n_embd") or 0),
-        "tie_embeddings": public.get("tie_word_embeddings", True), "variant": variant}
+        "tie_embeddings": public.get("tie_word_embeddings", True), "variant": made}
     return decoded(tree, [theirs for theirs in _SIZES.values() if theirs not in public], where), head

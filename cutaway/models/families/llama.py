@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cutaway.models.families.family import Form, check_fixed, decoded, head_dim, head_of, labels
+from cutaway.models.families.family import Form, check_fixed, decoded, head_dim, head_of, labels, variant
 from cutaway.models.families.rope import rope_of, rope_parameters
 from cutaway.models.heads import Head, HeadKind, kind_of
-from cutaway.models.transformer import PLAIN, TransformerConfig
+from cutaway.models.transformer import TransformerConfig
 
 STEMS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 _ENDS: dict[HeadKind, str] = {"tokens": "ForCausalLM", "scalar": "ForSequenceClassification",
@@ -118,19 +118,18 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     theta, stretch = rope_of(public, where=where)
     biases = {"qwen2": "qkv", "mistral": "none"}.get(family, "all" if public.get("attention_bias") else "none")
     window, local = _windows(public, family)
-    variant = PLAIN["decoder"].model_dump() | {
-        "family": family, "attention_biases": biases, "head_norm": family == "qwen3", "window": window,
-        "local_layers": local, "stretch": None if stretch is None else stretch.model_dump(),
-        "head_dim": head_dim(public)}
-    return decoder_of(public, variant, theta, where=where), head
+    made = variant("decoder", family=family, attention_biases=biases, head_norm=family == "qwen3", window=window,
+                   local_layers=local, stretch=None if stretch is None else stretch.model_dump(),
+                   head_dim=head_dim(public))
+    return decoder_of(public, made, theta, where=where), head
 
 
-def decoder_of(public: Mapping[str, Any], variant: dict[str, Any], theta: float, *, where: object) -> TransformerConfig:
-    """The sizes that every decoder's config.json says, with the variant; the plain one is not written down."""
+def decoder_of(public: Mapping[str, Any], made: dict[str, Any] | None, theta: float, *,
+               where: object) -> TransformerConfig:
+    """The sizes that every decoder's config.json says, with the variant."""
     tree = {ours: public.get(theirs) for ours, theirs in SIZES.items()} | {
         "num_kv_heads": public.get("num_key_value_heads") or public.get("num_attention_heads"), "rope_theta": theta,
-        "tie_embeddings": public.get("tie_word_embeddings", False),
-        "variant": None if variant == PLAIN["decoder"].model_dump() else variant}
+        "tie_embeddings": public.get("tie_word_embeddings", False), "variant": made}
     return decoded(tree, [theirs for theirs in SIZES.values() if theirs not in public], where)
 
 

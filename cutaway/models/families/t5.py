@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cutaway.errors import ModelError
-from cutaway.models.families.family import Form, check_fixed, decoded, head_dim, head_of
+from cutaway.models.families.family import Form, check_fixed, decoded, head_dim, head_of, variant
 from cutaway.models.heads import Head, HeadKind, kind_of
-from cutaway.models.transformer import PLAIN, TransformerConfig
+from cutaway.models.transformer import TransformerConfig
 from cutaway.nn.position import BUCKETS, FARTHEST
 
 ARCHITECTURES: dict[HeadKind, str] = {"tokens": "T5ForConditionalGeneration"}
@@ -94,12 +94,12 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     check_fixed(public, {**_FIXED, "num_decoder_layers": (public.get("num_layers"), None)}, where)
     size = head_dim({"hidden_size": public.get("d_model"), "num_attention_heads": public.get("num_heads"),
                      "head_dim": public.get("d_kv")})
-    feed = _FEEDS[public.get("feed_forward_proj", "relu")]
+    feed = _FEEDS[str(public.get("feed_forward_proj", "relu"))]
     tied = bool(public.get("tie_word_embeddings", True))
     scaled = bool(public.get("scale_decoder_outputs", tied))
     scale = None if scaled == tied else float(public.get("d_model") or 1) ** -0.5 if scaled else 1.0
-    variant = PLAIN["encoder-decoder"].model_dump() | feed | {"head_dim": size, "head_scale": scale}
+    made = variant("encoder-decoder", **feed, head_dim=size, head_scale=scale)
     tree = {ours: public.get(theirs) for ours, theirs in _SIZES.items()} | {
         "shape": "encoder-decoder", "context_length": public.get("n_positions", 512),
-        "tie_embeddings": tied, "variant": None if variant == PLAIN["encoder-decoder"].model_dump() else variant}
+        "tie_embeddings": tied, "variant": made}
     return decoded(tree, [theirs for theirs in _SIZES.values() if theirs not in public], where), head
