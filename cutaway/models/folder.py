@@ -6,7 +6,8 @@ the public format has no place for: the digests that tell a damaged file from a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from cutaway.models.whole import (
     SIDE,
     TOKENIZER,
     WEIGHTS,
+    check_digest,
     damaged,
-    read_bytes,
     read_json,
     whole_folder,
     write_json,
@@ -35,7 +36,8 @@ from cutaway.records import atomic_write, digest
 from cutaway.text import tokenizer as tokenizers
 from cutaway.text.tokenizer import Tokenizer
 
-INDEX = "model.safetensors.index.json"
+INDEX, GGUF_FILE = "model.safetensors.index.json", ".gguf"
+Tensors = dict[str, Callable[[], Tensor]]
 _FAMILIES: dict[str, Any] = {
     **dict.fromkeys(llama.STEMS, llama), "gemma3_text": gemma, "gpt2": gpt2, "bert": bert, "roberta": bert,
     "modernbert": modernbert, "t5": t5, "own": own}
@@ -106,6 +108,8 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     for a model that was made with another one.
     """
     folder = Path(folder)
+    if folder.suffix == GGUF_FILE:
+        return _load_gguf(folder, dtype)
     public = read_json(folder / CONFIG)
     side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
     family = family_of(public, where=folder / CONFIG)
@@ -115,14 +119,29 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
         raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is "
                          f"{tokenizer.digest[:12]})", where=folder,
                          way_out="use the tokenizer in the model's own folder")
-    tensors = _tensors(folder, side)
+    return _filled(config, head, _tensors(folder, side), family, dtype, folder / WEIGHTS)
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> Model:
+    """The model of a GGUF file."""
+    from cutaway.models import gguf
+    from cutaway.models.gguf_file import read_gguf
+
+    file = read_gguf(path)
+    public = gguf.public_config(file)
+    family = family_of(public, where=path)
+    config, head = family.our_config(public, where=path)
+    return _filled(config, head, gguf.public_tensors(file, public), family, dtype, path)
+
+
+def _filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path) -> Model:
     config = _as_written(config, head, tensors, family)
     model = blank(config, head=head, compute_dtype=dtype)
-    _assign(model, tensors, family, folder)
+    _assign(model, tensors, family, where)
     return model
 
 
-def _as_written(config: Any, head: Head, tensors: Mapping[str, Tensor], family: Family) -> Any:
+def _as_written(config: Any, head: Head, tensors: Tensors, family: Family) -> Any:
     """Untied where the file holds a head of other numbers than the embedding: transformers reads it so too."""
     if head != "tokens" or not config.tie_embeddings or not isinstance(config, TransformerConfig):
         return config
@@ -130,7 +149,7 @@ def _as_written(config: Any, head: Head, tensors: Mapping[str, Tensor], family: 
     known = {ours.rpartition("embedding")[1] or ours: public[0] for ours, public in family.names(apart, head)
              if ours == "head.weight" or ours.endswith(".embedding.weight")}
     written, embedding = tensors.get(known["head.weight"]), tensors.get(known["embedding"])
-    if written is None or embedding is None or torch.equal(written, embedding):
+    if written is None or embedding is None or torch.equal(written(), embedding()):
         return config
     if apart.traits.head_scale == config.traits.head_scale:
         return apart
@@ -156,6 +175,11 @@ def _with_side(config: Architecture, head: Head, side: Mapping[str, Any]) -> Any
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The folder's tokenizer. Raises TokenizerError if it is damaged or not the one the model was saved with."""
     folder = Path(folder)
+    if folder.suffix == GGUF_FILE:
+        from cutaway.models import gguf
+        from cutaway.models.gguf_file import read_gguf
+
+        return gguf.tokenizer(read_gguf(folder))
     found = tokenizers.load(folder)
     side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
     if side.get("tokenizer_sha256") not in (None, found.digest):
@@ -164,8 +188,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return found
 
 
-def _tensors(folder: Path, side: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors of a folder, in one file or, as large public models are, in several."""
+def _tensors(folder: Path, side: Mapping[str, Any]) -> Tensors:
+    """All tensors of a folder, in one file or, as large public models are, in several; each is read when called for."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
         return _tensor_file(folder / WEIGHTS, side.get("weights_sha256"))
     files = set(read_json(folder / INDEX).get("weight_map", {}).values())
@@ -174,39 +198,42 @@ def _tensors(folder: Path, side: Mapping[str, Any]) -> dict[str, Tensor]:
     return {k: v for name in sorted(files) for k, v in _tensor_file(folder / name, None).items()}
 
 
-def _tensor_file(path: Path, expected: str | None) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+def _tensor_file(path: Path, expected: str | None) -> Tensors:
+    from safetensors import SafetensorError, safe_open
 
-    data = read_bytes(path, expected)
+    if expected is not None:
+        check_digest(path, expected)
     try:
-        return load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        file: Any = safe_open(path, "pt")
+        return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except FileNotFoundError:
+        raise ModelError("no such file", where=path, way_out="name a folder that holds a model") from None
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise damaged(path, error) from None
 
 
-def _assign(model: Model, tensors: dict[str, Tensor], family: Family, folder: Path) -> None:
+def _assign(model: Model, tensors: Tensors, family: Family, where: Path) -> None:
     mine = dict(model.named_parameters(remove_duplicate=False))
     for ours, public in family.names(model.config, model.head_spec):
         missing = [name for name in public if name not in tensors]
         if missing:
-            raise ModelError(f"lacks the tensor {missing[0]}", where=folder / WEIGHTS, way_out=AGAIN)
+            raise ModelError(f"lacks the tensor {missing[0]}", where=where, way_out=AGAIN)
         rows = family.rows(ours, model.config) or (mine[ours].shape[0],)
         forms = family.forms(ours, model.config) or (Form(),) * len(rows)
         for name, part, form in zip(public, mine[ours].detach().split(rows), forms, strict=True):
-            found = tensors.pop(name)
+            found = tensors.pop(name)()
             wanted = tuple(part.T.shape if form.turned else (len(part) + form.skip, *part.shape[1:]))
             if tuple(found.shape) != wanted or not found.is_floating_point():
                 raise ModelError(f"{name} is {found.dtype} {tuple(found.shape)}, and config.json says {wanted}",
-                                 where=folder / WEIGHTS, way_out=AGAIN)
+                                 where=where, way_out=AGAIN)
             part.copy_(found.T if form.turned else found[form.skip :]).add_(form.shift).div_(form.scale)
-    _refuse_left(model, tensors, family, folder)
+    _refuse_left(model, tensors, family, where)
 
 
-def _refuse_left(model: Model, left: dict[str, Tensor], family: Family, folder: Path) -> None:
+def _refuse_left(model: Model, left: Tensors, family: Family, where: Path) -> None:
     """Nothing is ignored but what says nothing new: a tied head written out, and what the family says is not read."""
     for name, tensor in left.items():
-        same = name in family.REPEATS and torch.equal(tensor.float(), model.backbone.embedding.weight.detach())
+        same = name in family.REPEATS and torch.equal(tensor().float(), model.backbone.embedding.weight.detach())
         if not same and not name.endswith(family.UNREAD or ("\0",)):
             raise ModelError(f"holds the tensor {name}, which the configuration has no place for",
-                             where=folder / WEIGHTS, way_out="check config.json")
+                             where=where, way_out="check config.json")
