@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ModelError, TokenizerError
+from cutaway.models import sentence
 from cutaway.models.families import bert, gemma, gpt2, llama, modernbert, own, t5
 from cutaway.models.families.family import Family, Form
-from cutaway.models.heads import Head, kind_of
+from cutaway.models.heads import Head, Vector, kind_of
 from cutaway.models.model import Architecture, Model, blank
 from cutaway.models.transformer import TransformerConfig
 from cutaway.models.whole import (
@@ -43,7 +44,7 @@ _FAMILIES: dict[str, Any] = {
     "modernbert": modernbert, "t5": t5, "own": own}
 # what a public format has no place for and the side file therefore says
 _SIDE_SETTINGS = ("tie_embeddings", "dropout")
-_OURS = {CONFIG, WEIGHTS, SIDE, "generation_config.json", *TOKENIZER}
+_OURS = {CONFIG, WEIGHTS, SIDE, "generation_config.json", *TOKENIZER, *sentence.FILES}
 
 
 def save_model(folder: str | Path, model: Model, tokenizer: Tokenizer | None = None, *,
@@ -77,6 +78,9 @@ def _fill(folder: Path, model: Model, tokenizer: Tokenizer | None, dtype: torch.
     if model.config.traits.generates:
         ids = {k: v for k, v in public.items() if k.endswith("token_id")} if control else {}
         write_json(folder / "generation_config.json", {"do_sample": head == "tokens", **ids})
+    if isinstance(head, Vector) and model.config.traits.family != "own":
+        sentence.write_modules(folder, head, model.pooling, width=model.config.hidden_size,
+                               context=model.context_length)
     write_json(folder / SIDE, {"format": 1, "family": model.config.traits.family, "head": kind_of(head),
                            "config": model.config.model_dump(), "weights_sha256": digest(data),
                            "tokenizer_sha256": None if tokenizer is None else tokenizer.digest})
@@ -114,6 +118,7 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
     family = family_of(public, where=folder / CONFIG)
     config, head = family.our_config(public, where=folder / CONFIG)
+    head = sentence.vector_of(folder) or head
     config = _with_side(config, head, side)
     if tokenizer is not None and side.get("tokenizer_sha256") not in (None, tokenizer.digest):
         raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is "

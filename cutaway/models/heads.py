@@ -55,7 +55,11 @@ class Classes:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A head of one vector a row: the mean of its hidden states, of length 1."""
+    """A head of one vector a row: its hidden states pooled (None: their mean, or their maximum where the architecture
+    reads its labels off that), and with ``unit`` of length 1."""
+
+    pooling: Pooling | None = None
+    unit: bool = True
 
 
 HeadKind = Literal["tokens", "scalar", "classes", "vector"]
@@ -158,10 +162,14 @@ class ClassHead(nn.Module):
 
 
 class VectorHead(nn.Module):
-    """Pooled hidden ``(B, D)`` -> a float32 vector of length 1 ``(B, D)``."""
+    """Pooled hidden ``(B, D)`` -> a float32 vector ``(B, D)``, of length 1 where ``vector`` says so."""
+
+    def __init__(self, vector: Vector) -> None:
+        super().__init__()
+        self.vector = vector
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return F.normalize(pooled.float(), dim=-1)
+        return F.normalize(pooled.float(), dim=-1) if self.vector.unit else pooled.float()
 
 
 AnyHead = TokenHead | ScalarHead | ClassHead | VectorHead
