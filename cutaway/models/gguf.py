@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.errors import ModelError
+from cutaway.models.families.rope import KINDS
 from cutaway.models.gguf_file import GGUF
 from cutaway.text import public
 from cutaway.text.tokenizer import Tokenizer
@@ -74,6 +75,9 @@ def _rope(file: GGUF, name: str, theta: float) -> dict[str, Any]:
                          way_out="get the model's safetensors, whose config.json says how the table was made")
     if kind == "none":
         return {}
+    if kind not in KINDS:
+        raise ModelError(f"stretches its rotary positions by {kind!r}", where=file.path,
+                         way_out=f"supported are {', '.join(KINDS[1:])}")
     tree = {"rope_type": kind, "rope_theta": theta, "factor": _said(file, f"{name}.rope.scaling.factor")}
     original = file.metadata.get(f"{name}.rope.scaling.original_context_length")
     return {"rope_parameters": tree | ({} if original is None else {"original_max_position_embeddings": original})}

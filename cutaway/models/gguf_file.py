@@ -148,7 +148,9 @@ class _Header:
 
     def _number(self, kind: int) -> Any:
         how = _NUMBERS[kind]
-        return struct.unpack(how, self._bytes(struct.calcsize(how)))[0]
+        found = struct.unpack(how, self._bytes(struct.calcsize(how)))[0]
+        # the shortest decimal of that float32: somebody meant 1e-5 and not 9.999999747378752e-06
+        return float(str(np.float32(found))) if how == "<f" else found
 
     def _string(self) -> str:
         raw = self._bytes(self._count(self._number(10), 1))
