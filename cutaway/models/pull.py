@@ -131,7 +131,6 @@ def _copied(file: IO[bytes], target: Path) -> None:
 
 def _from_hub(name: str, revision: str | None, draft: Path, say: Say) -> None:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     say(f"fetching {name}{f' at {revision}' if revision else ''} from the Hugging Face hub")
     try:
@@ -143,7 +142,9 @@ def _from_hub(name: str, revision: str | None, draft: Path, say: Say) -> None:
             raise ModelError(f"{name} holds no safetensors{only}",
                              way_out="ask its owner for safetensors, or convert it where code may run")
         snapshot_download(name, revision=told.sha, local_dir=draft, allow_patterns=list(WANTED))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # those of the library's transport are not in its own list
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{name} could not be fetched ({line})", where="Hugging Face hub",
                          way_out="check the name and the connection; HF_ENDPOINT names a mirror, HF_TOKEN opens what "
