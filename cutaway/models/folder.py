@@ -37,7 +37,7 @@ from cutaway.records import atomic_write, digest
 from cutaway.text import tokenizer as tokenizers
 from cutaway.text.tokenizer import Tokenizer
 
-INDEX, GGUF_FILE = "model.safetensors.index.json", ".gguf"
+INDEX, GGUF_FILE, LLAMA2C_FILE = "model.safetensors.index.json", ".gguf", ".bin"
 Tensors = dict[str, Callable[[], Tensor]]
 _FAMILIES: dict[str, Any] = {
     **dict.fromkeys(llama.STEMS, llama), "gemma3_text": gemma, "gpt2": gpt2, "bert": bert, "roberta": bert,
@@ -112,8 +112,8 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     for a model that was made with another one.
     """
     folder = Path(folder)
-    if folder.suffix == GGUF_FILE:
-        return _load_gguf(folder, dtype)
+    if folder.suffix in (GGUF_FILE, LLAMA2C_FILE):
+        return _load_file(folder, dtype)
     public = read_json(folder / CONFIG)
     side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
     family = family_of(public, where=folder / CONFIG)
@@ -127,16 +127,22 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     return _filled(config, head, _tensors(folder, side), family, dtype, folder / WEIGHTS)
 
 
-def _load_gguf(path: Path, dtype: torch.dtype) -> Model:
-    """The model of a GGUF file."""
-    from cutaway.models import gguf
-    from cutaway.models.gguf_file import read_gguf
+def _load_file(path: Path, dtype: torch.dtype) -> Model:
+    """The model of a GGUF file, or of a checkpoint of llama2.c."""
+    if path.suffix == LLAMA2C_FILE:
+        from cutaway.models.llama2c import read
 
-    file = read_gguf(path)
-    public = gguf.public_config(file)
+        public, tensors = read(path)
+    else:
+        from cutaway.models import gguf
+        from cutaway.models.gguf_file import read_gguf
+
+        file = read_gguf(path)
+        public = gguf.public_config(file)
+        tensors = gguf.public_tensors(file, public)
     family = family_of(public, where=path)
     config, head = family.our_config(public, where=path)
-    return _filled(config, head, gguf.public_tensors(file, public), family, dtype, path)
+    return _filled(config, head, tensors, family, dtype, path)
 
 
 def _filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path) -> Model:
@@ -185,6 +191,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         from cutaway.models.gguf_file import read_gguf
 
         return gguf.tokenizer(read_gguf(folder))
+    if folder.suffix == LLAMA2C_FILE:
+        from cutaway.models import llama2c
+
+        return llama2c.tokenizer(folder)
     found = tokenizers.load(folder)
     side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
     if side.get("tokenizer_sha256") not in (None, found.digest):

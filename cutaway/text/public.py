@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import TokenizerError
+from cutaway.text.spelling import SPACE
 from cutaway.text.tokenizer import Roles, Tokenizer
 
 NAMES = ("pad_token", "bos_token", "eos_token", "mask_token", "cls_token", "sep_token", "unk_token")
@@ -141,6 +142,35 @@ def byte_level(vocab: Mapping[str, int], merges: Sequence[str], *, pattern: str 
             "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                       "ignore_merges": False, "vocab": dict(vocab), "merges": pairs}}
+
+
+def sentence_pieces(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], *, bos: str) -> dict[str, Any]:
+    """A tokenizer.json of SentencePiece's BPE as Llama 2 has it: a space before every text, ``bos`` before that, and
+    what no piece spells in bytes."""
+    added = [{"id": vocab[name], "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": True} for name in ("<unk>", "<s>", "</s>")]
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    start = {"SpecialToken": {"id": bos, "type_id": 0}}
+    return {"version": "1.0", "added_tokens": added, "pre_tokenizer": None,
+            "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": SPACE},
+                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]},
+            "post_processor": {"type": "TemplateProcessing", "single": [start, text], "pair": [start, text, text],
+                               "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}}},
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
+                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+                      "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
+                      "vocab": dict(vocab), "merges": [list(pair) for pair in merges]}}
+
+
+def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The merges of pieces with scores: every way to put a piece together from two others, the best piece first and of
+    one piece the pair whose parts are best, as SentencePiece would have joined them."""
+    found = [(scores[piece], scores[piece[:cut]] + scores[piece[cut:]], piece[:cut], piece[cut:])
+             for piece in scores for cut in range(1, len(piece)) if piece[:cut] in scores and piece[cut:] in scores]
+    return [(first, second) for *_, first, second in sorted(found, key=lambda f: (-f[0], -f[1]))]
 
 
 def word_pieces(tokens: Sequence[str], *, lower: bool) -> dict[str, Any]:
