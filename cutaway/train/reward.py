@@ -21,6 +21,8 @@ from cutaway.objectives.preference import rewards
 from cutaway.text.chat import Message, render
 from cutaway.text.tokenizer import Tokenizer
 
+ROUNDING = 1e-6  # scores closer than that are one score: a product of few rows and of many may round otherwise
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -78,7 +80,7 @@ class ModelReward:
     def calibrated(self, requests: Sequence[str], answers: Sequence[Answer]) -> ModelReward:
         """The same model with mean and std of these answers: what the fine-tuned model says before alignment."""
         scores = np.array(self.scores(requests, answers))
-        if len(scores) < 2 or not float(scores.std()) > 0:
+        if len(scores) < 2 or not float(scores.std()) > ROUNDING * max(1.0, abs(float(scores.mean()))):
             raise TrainingError(f"a reward model that scores {len(scores)} answers all alike cannot rank any",
                                 way_out="train the reward model longer or on more pairs")
         return replace(self, mean=float(scores.mean()), std=float(scores.std()))

@@ -12,8 +12,7 @@ NETWORK = """
 [systems.{name}]
 kind = "neural"
 rows = 8
-length = 32
-optimizer = {{ kind = "adamw", learning_rate = 3e-3 }}
+{more}optimizer = {{ kind = "adamw", learning_rate = 3e-3 }}
 architecture = {{ {architecture} }}
 """
 SMALL = {
@@ -42,10 +41,10 @@ def recipe(folder: Path, name: str, data: str, systems: str, *, steps: int = 6, 
     return path
 
 
-def networks(shape: str = "", *, only: tuple[str, ...] = ("cnn", "gru", "transformer")) -> str:
-    """Small networks of each kind, of a shape."""
+def networks(shape: str = "", *, only: tuple[str, ...] = ("cnn", "gru", "transformer"), more: str = "") -> str:
+    """Small networks of each kind, of a shape, with a line more."""
     of = f', shape = "{shape}"' if shape else ""
-    return "".join(NETWORK.format(name=n, architecture=SMALL[n].format(shape=of)) for n in only)
+    return "".join(NETWORK.format(name=n, architecture=SMALL[n].format(shape=of), more=more) for n in only)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,8 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("language")
     write_corpus(here / "corpus")
     file = recipe(here, "language", f'kind = "path"\npath = "{here / "corpus"}"\nvalid_share = 0.1\ntest_share = 0.1',
-                  '[systems."3-gram"]\nkind = "ngram"\norder = 3\n' + networks(), task="bytes = 4000\nwritten = 4")
+                  '[systems."3-gram"]\nkind = "ngram"\norder = 3\n' + networks(more="length = 32\n"),
+                  task="bytes = 4000\nwritten = 4")
     done = cutaway("compare", str(file), "--json", cwd=here)
     assert done.returncode == 0, done.stderr
     (here / "out.json").write_text(done.stdout)
@@ -123,7 +123,7 @@ def rows(path: Path, count: int = 120) -> Path:
 def test_classification_and_its_classifiers_on_the_command_line(tmp_path: Path) -> None:
     data = f'kind = "labelled"\npath = "{rows(tmp_path / "rows.jsonl")}"\nvalid_share = 0.2\ntest_share = 0.2'
     bag = '\n[systems.guess]\nkind = "constant"\n\n[systems.words]\nkind = "bag"\n'
-    file = recipe(tmp_path, "classification", data, bag + NETWORK.format(name="kim", architecture=KIM) +
+    file = recipe(tmp_path, "classification", data, bag + NETWORK.format(name="kim", architecture=KIM, more="") +
                   networks("encoder", only=("gru", "transformer")), more=", masks = 1")
     done = cutaway("compare", str(file), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
