@@ -6,16 +6,21 @@ around a text. Nothing of it is executed; its chat template runs in the sandbox 
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cutaway.errors import TokenizerError
+from cutaway.text import sentencepiece_file
 from cutaway.text.spelling import SPACE
 from cutaway.text.tokenizer import Roles, Tokenizer
+from cutaway.text.vocabulary import letters_of, word_pattern
 
 NAMES = ("pad_token", "bos_token", "eos_token", "mask_token", "cls_token", "sep_token", "unk_token")
+CUSTOM = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 AGAIN = "get the folder again"
 LARGEST = 64 << 20  # bytes of a tokenizer's file
 
@@ -24,6 +29,9 @@ def read(folder: Path) -> Tokenizer:
     """The tokenizer of a public folder. Raises TokenizerError for files that are missing, damaged or contradictory."""
     config = _config(folder)
     tree = _tree(folder, config)
+    if not (folder / "tokenizer.json").exists():  # older files name their control tokens by custom
+        there = {token["content"] for token in tree["added_tokens"]}
+        config = {kind: name for kind, name in CUSTOM.items() if name in there} | config
     generation = _json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     model = _json(folder / "config.json") if (folder / "config.json").exists() else {}
     start = generation.get("decoder_start_token_id", model.get("decoder_start_token_id"))
@@ -119,8 +127,53 @@ def _tree(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         return byte_level(vocab, [m for m in merges if m and not m.startswith("#version")], where=folder)
     if (folder / "vocab.txt").exists():
         return word_pieces(_text(folder / "vocab.txt").splitlines(), lower=config.get("do_lower_case", True))
-    raise TokenizerError("holds no tokenizer.json, vocab.json with merges.txt or vocab.txt", where=folder,
-                         way_out="name a folder that holds a tokenizer")
+    for path in sorted(folder.glob("*.tiktoken")):
+        return with_added(ranked(_text(path), where=path), config)
+    for path in sorted(folder.glob("*.model")):
+        return sentencepiece_file.tree(sentencepiece_file.read(path, _read(path)))
+    raise TokenizerError("holds no tokenizer.json, vocab.json with merges.txt, vocab.txt, *.tiktoken or *.model",
+                         where=folder, way_out="name a folder that holds a tokenizer")
+
+
+def ranked(text: str, *, where: object) -> dict[str, Any]:
+    """A tokenizer.json of tiktoken's ranks: a line a token, its bytes in base64 and its number."""
+    ranks: dict[bytes, int] = {}
+    for line in filter(None, text.split("\n")):
+        try:
+            token, number = line.split(" ")
+            ranks[base64.b64decode(token, validate=True)] = int(number)
+        except ValueError:
+            raise TokenizerError(f"a line of it is {line[:40]!r}", where=where, way_out=AGAIN) from None
+    if len(set(ranks.values())) != len(ranks) or any(bytes([b]) not in ranks for b in range(256)):
+        raise TokenizerError("lacks a byte, or gives a number twice", where=where, way_out=AGAIN)
+    merges = [pair for token in sorted(ranks, key=lambda t: ranks[t]) if len(token) > 1
+              for pair in [_joined(token, ranks)] if pair is not None]
+    vocab = {letters_of(token): number for token, number in ranks.items()}
+    return byte_level(vocab, [f"{letters_of(a)} {letters_of(b)}" for a, b in merges], pattern=word_pattern("gpt4"),
+                      where=where)
+
+
+def _joined(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
+    """The two that a token was made of: what is left when only tokens of lower rank are joined. None for one that no
+    merge makes."""
+    parts, limit = [token[i : i + 1] for i in range(len(token))], ranks[token]
+    while len(parts) > 2:
+        found = min(((ranks.get(a + b, limit), i) for i, (a, b) in enumerate(itertools.pairwise(parts))))
+        if found[0] >= limit:
+            return None
+        parts[found[1] : found[1] + 2] = [parts[found[1]] + parts[found[1] + 1]]
+    return (parts[0], parts[1]) if len(parts) == 2 else None
+
+
+def with_added(tree: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """With the tokens that a tokenizer_config.json adds by their numbers."""
+    added = config.get("added_tokens_decoder")
+    for number, token in (added if isinstance(added, Mapping) else {}).items():
+        if isinstance(token, Mapping) and str(number).isdecimal() and isinstance(token.get("content"), str):
+            tree["added_tokens"].append({"id": int(number), "content": token["content"], "single_word": False,
+                                         "lstrip": False, "rstrip": False, "normalized": False,
+                                         "special": bool(token.get("special", True))})
+    return tree
 
 
 def byte_level(vocab: Mapping[str, int], merges: Sequence[str], *, pattern: str | None = None, digits: bool = False,
@@ -194,12 +247,19 @@ def word_pieces(tokens: Sequence[str], *, lower: bool) -> dict[str, Any]:
                       "max_input_chars_per_word": 100, "vocab": vocab}}
 
 
-def _text(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > LARGEST:
             raise TokenizerError(f"of {path.stat().st_size:,} bytes is no tokenizer's file", where=path, way_out=AGAIN)
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"cannot be read ({error.strerror or error})", where=path, way_out=AGAIN) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return _read(path).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise TokenizerError(f"damaged or unreadable ({error})", where=path, way_out=AGAIN) from None
 
 

@@ -444,7 +444,8 @@ def _is_ours(folder: Path) -> bool:
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt"))
+        other = ("tokenizer.json", "vocab.json", "vocab.txt", "*.tiktoken", "*.model")
+        return not any(path.is_file() for name in other for path in folder.glob(name))
     return isinstance(config, dict) and "cutaway" in config
 
 

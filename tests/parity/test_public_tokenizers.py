@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 from cutaway.errors import RequestError, TokenizerError
 from cutaway.text.chat import Message, render
 from cutaway.text.tokenizer import Tokenizer, load
+from cutaway.text.vocabulary import word_pattern
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -206,3 +208,60 @@ def test_gpt2_and_bert_from_the_files_they_were_published_in(tmp_path: Path) -> 
     theirs = transformers.BertTokenizerFast(vocab=str(tmp_path / "bert" / "vocab.txt"))
     for text in control_free([*lines, *TORTURE], bert):
         assert [*bert.begin_ids, *bert.encode(text), *bert.finish_ids] == theirs(text)["input_ids"], text
+
+
+@needs_data
+def test_tiktoken_ranks_give_the_original_ids(tmp_path: Path) -> None:
+    data = Path(os.environ["CUTAWAY_DATA"]) / "tokenizers"
+    (tmp_path / "ranks.tiktoken").write_bytes(gzip.decompress((data / "cl100k_base.tiktoken.gz").read_bytes()))
+    end = {"100257": {"content": "<|endoftext|>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>",
+                                                                "added_tokens_decoder": end}))
+    ours = load(tmp_path)
+    wanted = (data / "reference_small_tokens_cl100k_base.txt").read_text().split("\n")
+    lines = (data / "reference_small_input.txt").read_text().split("\n")
+    for line, ids in zip(lines, wanted, strict=False):
+        if line and "<|endoftext|>" not in line:
+            text = line.replace("\\n", "\n").replace("\\s", " ")
+            assert ours.encode(text) == [int(i) for i in ids.replace(",", " ").split()]
+    theirs = pytest.importorskip("tiktoken").Encoding(
+        "own", pat_str=word_pattern("gpt4"), special_tokens={}, mergeable_ranks={
+            base64.b64decode(token): int(rank) for token, rank in
+            (line.split() for line in (tmp_path / "ranks.tiktoken").read_text().splitlines())})
+    for text in TORTURE:
+        assert ours.encode(text) == theirs.encode(text, disallowed_special=())
+
+
+@needs_data
+def test_a_sentencepiece_model_gives_the_library_s_ids(tmp_path: Path) -> None:
+    library = pytest.importorskip("sentencepiece")
+    data = Path(os.environ["CUTAWAY_DATA"]) / "tokenizers"
+    (tmp_path / "tokenizer.model").write_bytes((data / "sentencepiece_test_unigram.model").read_bytes())
+    ours, theirs = load(tmp_path), library.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert ours.vocab_size == theirs.get_piece_size()
+    lines = gzip.decompress((data / "botchan.txt.gz").read_bytes()).decode().split("\n")
+    # the library of tokenizers normalises a letter with three marks as one, and SentencePiece does not
+    torture = [text for text in TORTURE if "\u0300\u0301\u0302" not in text]
+    for text in [*lines, *torture]:
+        assert ours.encode(text) == theirs.encode(text), text
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_sentencepiece_models_of_both_kinds(kind: str, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentencepiece")
+    (tmp_path / "corpus.txt").write_text("\n".join(line for text in CORPUS for line in text.split("\n")))
+    library.SentencePieceTrainer.train(input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "tokenizer"),
+                                       vocab_size=300, model_type=kind, byte_fallback=True, minloglevel=2)
+    ours = load(tmp_path)
+    theirs = library.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    torture = [text for text in TORTURE if "\u0300\u0301\u0302" not in text]
+    for text in control_free([*CORPUS[:3], *torture], ours):
+        assert ours.encode(text) == theirs.encode(text), text
+
+
+def test_a_damaged_sentencepiece_model_is_refused(tmp_path: Path) -> None:
+    for data in (b"", b"\x0a", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\x0a\x7fabc", b"\xff" * 40,
+                 b"PK\x03\x04"):
+        (tmp_path / "tokenizer.model").write_bytes(data)
+        with pytest.raises(TokenizerError, match=r"tokenizer\.model: is no SentencePiece model"):
+            load(tmp_path)

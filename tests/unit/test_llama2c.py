@@ -58,9 +58,10 @@ def test_its_numbers_are_read(tied: bool, tmp_path: Path) -> None:
     assert found.config == model.config
 
 
-@pytest.mark.parametrize("change", [lambda b: b[:20], lambda b: b[:-4], lambda b: b + b"\0",
-                                    lambda b: b"PK\x03\x04" + b, lambda b: struct.pack("<i", -5) + b[4:], lambda b: struct.pack("<i", 2**30) + b[4:],
-                                    lambda b: b[:12] + struct.pack("<i", 3) + b[16:]])
+@pytest.mark.parametrize("change", [
+    lambda b: b[:20], lambda b: b[:-4], lambda b: b + b"\0", lambda b: b"PK\x03\x04" + b,
+    lambda b: struct.pack("<i", -5) + b[4:], lambda b: struct.pack("<i", 2**30) + b[4:],
+    lambda b: b[:12] + struct.pack("<i", 3) + b[16:]])
 def test_another_file_is_refused(change: object, tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(change(written(build(config(tied=True), seed=2))))  # type: ignore[operator]
     with pytest.raises(ModelError, match=r"m\.bin: (is no checkpoint of llama2.c|has [\d,]+ bytes)"):

@@ -112,10 +112,10 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     if family == "roberta" and pad != 1:
         raise ModelError(f"pad_token_id is {pad}, from which RoBERTa counts its positions", where=where,
                          way_out="only 1 is supported")
-    made = variant(
-        "encoder", family=family, norm_bias=True, order="post", first_norm=True, gated=False, inner_bias=True,
-        attention_biases="all", positions="learned", token_types=public.get("type_vocab_size", 2), transform_bias=True,
-        head_bias=True, pooler=True, pooling="first")
+    made = variant("encoder", {
+        "family": family, "norm_bias": True, "order": "post", "first_norm": True, "gated": False, "inner_bias": True,
+        "attention_biases": "all", "positions": "learned", "token_types": public.get("type_vocab_size", 2),
+        "transform_bias": True, "head_bias": True, "pooler": True, "pooling": "first"})
     tree = {ours: public.get(theirs) for ours, theirs in _SIZES.items()} | {
         "shape": "encoder", "context_length": places - (2 if family == "roberta" else 0),
         "tie_embeddings": public.get("tie_word_embeddings", True), "variant": made}

@@ -101,10 +101,10 @@ def decoded(tree: dict[str, Any], missing: Sequence[str], where: object) -> Tran
         raise ModelError(f"does not describe a transformer: {error.what}", where=where, way_out=AGAIN) from None
 
 
-def variant(shape: str, **changes: Any) -> dict[str, Any] | None:
+def variant(shape: str, changes: Mapping[str, object]) -> dict[str, Any] | None:
     """The shape's plain variant with ``changes``; None where that is the plain one."""
     plain = PLAIN[shape].model_dump(mode="json")
-    return None if plain | changes == plain else plain | changes
+    return None if plain | dict(changes) == plain else plain | dict(changes)
 
 
 def head_dim(public: Mapping[str, Any]) -> int | None:

@@ -72,10 +72,10 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
                                           for i in layers]
     local = [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]
     scalar = round(public.get("query_pre_attn_scalar") or 256)
-    made = variant(
-        "decoder", family="gemma3_text", order="around", activation="gelu_tanh", head_norm=True,
-        head_dim=public.get("head_dim", 256), embedding_scale=float(public.get("hidden_size") or 1) ** 0.5,
-        window=public.get("sliding_window") if local else None, local_layers=local,
-        local_theta=float(near) if local else None, score_scale=scalar**-0.5,
-        stretch=None if stretch is None else stretch.model_dump())
+    made = variant("decoder", {
+        "family": "gemma3_text", "order": "around", "activation": "gelu_tanh", "head_norm": True,
+        "head_dim": public.get("head_dim", 256), "embedding_scale": float(public.get("hidden_size") or 1) ** 0.5,
+        "window": public.get("sliding_window") if local else None, "local_layers": local,
+        "local_theta": float(near) if local else None, "score_scale": scalar**-0.5,
+        "stretch": None if stretch is None else stretch.model_dump()})
     return llama.decoder_of({"tie_word_embeddings": True, **public}, made, theta, where=where), head

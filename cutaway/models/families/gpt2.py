@@ -68,8 +68,9 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     """The configuration and head of a public config.json. Raises ModelError for what our decoder does not compute."""
     check_fixed(public, _FIXED, where)
     head = head_of(public, ARCHITECTURES, where)
-    made = variant("decoder", family="gpt2", norm="layer", norm_bias=True, gated=False, activation="gelu_tanh",
-                   inner_bias=True, attention_biases="all", positions="learned")
+    made = variant("decoder", {
+        "family": "gpt2", "norm": "layer", "norm_bias": True, "gated": False, "activation": "gelu_tanh",
+        "inner_bias": True, "attention_biases": "all", "positions": "learned"})
     tree = {ours: public.get(theirs) for ours, theirs in _SIZES.items()} | {
         "intermediate_size": public.get("n_inner") or 4 * int(public.get("n_embd") or 0),
         "tie_embeddings": public.get("tie_word_embeddings", True), "variant": made}

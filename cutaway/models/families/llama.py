@@ -118,9 +118,10 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     theta, stretch = rope_of(public, where=where)
     biases = {"qwen2": "qkv", "mistral": "none"}.get(family, "all" if public.get("attention_bias") else "none")
     window, local = _windows(public, family)
-    made = variant("decoder", family=family, attention_biases=biases, head_norm=family == "qwen3", window=window,
-                   local_layers=local, stretch=None if stretch is None else stretch.model_dump(),
-                   head_dim=head_dim(public))
+    made = variant("decoder", {
+        "family": family, "attention_biases": biases, "head_norm": family == "qwen3", "window": window,
+        "local_layers": local, "stretch": None if stretch is None else stretch.model_dump(),
+        "head_dim": head_dim(public)})
     return decoder_of(public, made, theta, where=where), head
 
 

@@ -98,11 +98,11 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     both = isinstance((public.get("rope_parameters") or {}).get("sliding_attention"), Mapping)
     near = rope_of(public, "sliding_attention", where=where)[0] if both else public.get("local_rope_theta") or 1e4
     pooling = _POOLED[public.get("classifier_pooling", "cls")] if kind_of(head) == "classes" else "mean"
-    made = variant(
-        "encoder", window=int(public.get("local_attention", 128)) // 2 if local else None, local_layers=local,
-        local_theta=float(near) if local else None, pooling=pooling,
-        head_bias=head == "tokens" and bool(public.get("decoder_bias", True)),
-        stretch=None if stretch is None else stretch.model_dump())
+    made = variant("encoder", {
+        "window": int(public.get("local_attention", 128)) // 2 if local else None, "local_layers": local,
+        "local_theta": float(near) if local else None, "pooling": pooling,
+        "head_bias": head == "tokens" and bool(public.get("decoder_bias", True)),
+        "stretch": None if stretch is None else stretch.model_dump()})
     tree = {ours: public.get(theirs) for ours, theirs in _SIZES.items()} | {
         "shape": "encoder", "rope_theta": theta, "tie_embeddings": public.get("tie_word_embeddings", True),
         "variant": made}

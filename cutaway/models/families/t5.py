@@ -98,7 +98,7 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     tied = bool(public.get("tie_word_embeddings", True))
     scaled = bool(public.get("scale_decoder_outputs", tied))
     scale = None if scaled == tied else float(public.get("d_model") or 1) ** -0.5 if scaled else 1.0
-    made = variant("encoder-decoder", **feed, head_dim=size, head_scale=scale)
+    made = variant("encoder-decoder", {**feed, "head_dim": size, "head_scale": scale})
     tree = {ours: public.get(theirs) for ours, theirs in _SIZES.items()} | {
         "shape": "encoder-decoder", "context_length": public.get("n_positions", 512),
         "tie_embeddings": tied, "variant": made}
