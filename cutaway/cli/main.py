@@ -38,6 +38,7 @@ VERBS = {
     "similar": "How alike texts are, by their vectors.",
     "pull": "Fetch a model: two small real ones, or any of the Hugging Face hub.",
     "models": "List the models that were fetched.",
+    "export": "Write a model for other programs: GGUF or safetensors.",
     "tokens": "Show a text as tokens, ids and bytes.",
     "doctor": "Measure this machine and keep the result.",
 }

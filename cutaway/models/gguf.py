@@ -26,13 +26,13 @@ _SIZES = {"hidden_size": "embedding_length", "num_hidden_layers": "block_count",
           "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
           "max_position_embeddings": "context_length",
           "rms_norm_eps": "attention.layer_norm_rms_epsilon"}
-_LAYER = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+LAYER = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
           "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
           "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
           "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-_AROUND = {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+AROUND = {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
            "post_ffw_norm": "post_feedforward_layernorm"}
-_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _PATTERNS = {"default": ("gpt2", False), "gpt-2": ("gpt2", False), "smollm": ("gpt2", True),
              "llama-bpe": ("gpt4", False), "qwen2": ("qwen2", False)}
 _CONTROL = 3  # a token's type
@@ -98,14 +98,14 @@ def _own(file: GGUF, name: str, theta: float) -> dict[str, Any]:
 def public_tensors(file: GGUF, config: Mapping[str, Any]) -> Tensors:
     """The tensors under the names and in the order of rows of the family's public format."""
     name = file.metadata["general.architecture"]
-    layer = _LAYER | (_AROUND if name == "gemma3" else {})
+    layer = LAYER | (AROUND if name == "gemma3" else {})
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     out: Tensors = {}
     for theirs, read in file.tensors().items():
         stem, _, end = theirs.rpartition(".")
         block = stem.split(".")
-        if stem in _WHOLE:
-            public_name = f"{_WHOLE[stem]}.{end}"
+        if stem in WHOLE:
+            public_name = f"{WHOLE[stem]}.{end}"
         elif len(block) == 3 and block[0] == "blk" and block[2] in layer:
             public_name = f"model.layers.{block[1]}.{layer[block[2]]}.{end}"
         else:
@@ -152,7 +152,9 @@ def tokenizer(file: GGUF) -> Tokenizer:
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
             "special_tokens": {names["bos_token"]: {"id": names["bos_token"], "tokens": [names["bos_token"]],
                                                     "ids": [tokens.index(names["bos_token"])]}}}
-    return public.made(tree, names, template=str(said.get("tokenizer.chat_template", "")), where=file.path)
+    ends = [said.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom")]
+    return public.made(tree, names, template=str(said.get("tokenizer.chat_template", "")), where=file.path,
+                       stops=[number for number in ends if isinstance(number, int) and number < len(tokens)])
 
 
 def _roles(file: GGUF, count: int) -> Iterator[tuple[str, int]]:
