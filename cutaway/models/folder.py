@@ -6,8 +6,7 @@ the public format has no place for: the digests that tell a damaged file from a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,16 @@ from torch import Tensor
 from cutaway.errors import ModelError, TokenizerError
 from cutaway.models import sentence
 from cutaway.models.families import bert, gemma, gpt2, llama, modernbert, own, t5
-from cutaway.models.families.family import Family, Form
+from cutaway.models.families.family import Family, Form, described
 from cutaway.models.heads import Head, Vector, kind_of
-from cutaway.models.model import Architecture, Model, blank
-from cutaway.models.transformer import TransformerConfig
-from cutaway.models.whole import (
-    AGAIN,
-    CONFIG,
-    SIDE,
-    TOKENIZER,
-    WEIGHTS,
-    check_digest,
-    damaged,
-    read_json,
-    whole_folder,
-    write_json,
-)
+from cutaway.models.model import Architecture, Model
+from cutaway.models.stored import filled, of_folder
+from cutaway.models.whole import CONFIG, SIDE, TOKENIZER, WEIGHTS, read_json, whole_folder, write_json
 from cutaway.records import atomic_write, digest
 from cutaway.text import tokenizer as tokenizers
 from cutaway.text.tokenizer import Tokenizer
 
-INDEX, GGUF_FILE, LLAMA2C_FILE = "model.safetensors.index.json", ".gguf", ".bin"
-Tensors = dict[str, Callable[[], Tensor]]
+GGUF_FILE, LLAMA2C_FILE = ".gguf", ".bin"
 _FAMILIES: dict[str, Any] = {
     **dict.fromkeys(llama.STEMS, llama), "gemma3_text": gemma, "gpt2": gpt2, "bert": bert, "roberta": bert,
     "modernbert": modernbert, "t5": t5, "own": own}
@@ -117,14 +104,14 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     public = read_json(folder / CONFIG)
     side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
     family = family_of(public, where=folder / CONFIG)
-    config, head = family.our_config(public, where=folder / CONFIG)
+    config, head = described(family, public, folder / CONFIG)
     head = sentence.vector_of(folder) or head
     config = _with_side(config, head, side)
     if tokenizer is not None and side.get("tokenizer_sha256") not in (None, tokenizer.digest):
         raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is "
                          f"{tokenizer.digest[:12]})", where=folder,
                          way_out="use the tokenizer in the model's own folder")
-    return _filled(config, head, _tensors(folder, side), family, dtype, folder / WEIGHTS)
+    return filled(config, head, of_folder(folder, side.get("weights_sha256")), family, dtype, folder / WEIGHTS)
 
 
 def _load_file(path: Path, dtype: torch.dtype) -> Model:
@@ -141,30 +128,8 @@ def _load_file(path: Path, dtype: torch.dtype) -> Model:
         public = gguf.public_config(file)
         tensors = gguf.public_tensors(file, public)
     family = family_of(public, where=path)
-    config, head = family.our_config(public, where=path)
-    return _filled(config, head, tensors, family, dtype, path)
-
-
-def _filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path) -> Model:
-    config = _as_written(config, head, tensors, family)
-    model = blank(config, head=head, compute_dtype=dtype)
-    _assign(model, tensors, family, where)
-    return model
-
-
-def _as_written(config: Any, head: Head, tensors: Tensors, family: Family) -> Any:
-    """Untied where the file holds a head of other numbers than the embedding: transformers reads it so too."""
-    if head != "tokens" or not config.tie_embeddings or not isinstance(config, TransformerConfig):
-        return config
-    apart = config.model_copy(update={"tie_embeddings": False})
-    known = {ours.rpartition("embedding")[1] or ours: public[0] for ours, public in family.names(apart, head)
-             if ours == "head.weight" or ours.endswith(".embedding.weight")}
-    written, embedding = tensors.get(known["head.weight"]), tensors.get(known["embedding"])
-    if written is None or embedding is None or torch.equal(written(), embedding()):
-        return config
-    if apart.traits.head_scale == config.traits.head_scale:
-        return apart
-    return apart.model_copy(update={"variant": apart.made.model_copy(update={"head_scale": config.traits.head_scale})})
+    config, head = described(family, public, path)
+    return filled(config, head, tensors, family, dtype, path)
 
 
 def family_of(public: Mapping[str, Any], *, where: object) -> Family:
@@ -201,54 +166,3 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise TokenizerError("not the tokenizer this model was made with", where=folder / "tokenizer.json",
                              way_out="restore the folder from a copy")
     return found
-
-
-def _tensors(folder: Path, side: Mapping[str, Any]) -> Tensors:
-    """All tensors of a folder, in one file or, as large public models are, in several; each is read when called for."""
-    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
-        return _tensor_file(folder / WEIGHTS, side.get("weights_sha256"))
-    files = set(read_json(folder / INDEX).get("weight_map", {}).values())
-    if any(Path(str(name)).name != name for name in files):
-        raise ModelError("names a file outside the folder", where=folder / INDEX, way_out=AGAIN)
-    return {k: v for name in sorted(files) for k, v in _tensor_file(folder / name, None).items()}
-
-
-def _tensor_file(path: Path, expected: str | None) -> Tensors:
-    from safetensors import SafetensorError, safe_open
-
-    if expected is not None:
-        check_digest(path, expected)
-    try:
-        file: Any = safe_open(path, "pt")
-        return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except FileNotFoundError:
-        raise ModelError("no such file", where=path, way_out="name a folder that holds a model") from None
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise damaged(path, error) from None
-
-
-def _assign(model: Model, tensors: Tensors, family: Family, where: Path) -> None:
-    mine = dict(model.named_parameters(remove_duplicate=False))
-    for ours, public in family.names(model.config, model.head_spec):
-        missing = [name for name in public if name not in tensors]
-        if missing:
-            raise ModelError(f"lacks the tensor {missing[0]}", where=where, way_out=AGAIN)
-        rows = family.rows(ours, model.config) or (mine[ours].shape[0],)
-        forms = family.forms(ours, model.config) or (Form(),) * len(rows)
-        for name, part, form in zip(public, mine[ours].detach().split(rows), forms, strict=True):
-            found = tensors.pop(name)()
-            wanted = tuple(part.T.shape if form.turned else (len(part) + form.skip, *part.shape[1:]))
-            if tuple(found.shape) != wanted or not found.is_floating_point():
-                raise ModelError(f"{name} is {found.dtype} {tuple(found.shape)}, and config.json says {wanted}",
-                                 where=where, way_out=AGAIN)
-            part.copy_(found.T if form.turned else found[form.skip :]).add_(form.shift).div_(form.scale)
-    _refuse_left(model, tensors, family, where)
-
-
-def _refuse_left(model: Model, left: Tensors, family: Family, where: Path) -> None:
-    """Nothing is ignored but what says nothing new: a tied head written out, and what the family says is not read."""
-    for name, tensor in left.items():
-        same = name in family.REPEATS and torch.equal(tensor().float(), model.backbone.embedding.weight.detach())
-        if not same and not name.endswith(family.UNREAD or ("\0",)):
-            raise ModelError(f"holds the tensor {name}, which the configuration has no place for",
-                             where=where, way_out="check config.json")

@@ -4,6 +4,7 @@ as any folder is (``folder``)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -11,12 +12,12 @@ from torch import Tensor
 from cutaway.errors import ModelError
 from cutaway.models.families.rope import KINDS
 from cutaway.models.gguf_file import GGUF
+from cutaway.models.stored import Tensors
 from cutaway.text import public
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.text.vocabulary import word_pattern
 
 AGAIN = "get the file again"
-Tensors = dict[str, Callable[[], Tensor]]
 # architectures that are supported: the model_type of each and whether its queries and keys are stored interleaved
 _FAMILIES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False),
              "gemma3": ("gemma3_text", False)}
@@ -101,7 +102,7 @@ def public_tensors(file: GGUF, config: Mapping[str, Any]) -> Tensors:
     layer = LAYER | (AROUND if name == "gemma3" else {})
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     out: Tensors = {}
-    for theirs, read in file.tensors().items():
+    for theirs, stored in file.tensors().items():
         stem, _, end = theirs.rpartition(".")
         block = stem.split(".")
         if stem in WHOLE:
@@ -112,7 +113,12 @@ def public_tensors(file: GGUF, config: Mapping[str, Any]) -> Tensors:
             public_name = theirs  # is refused by its name
         turned = _FAMILIES[name][1] and block[-1] in heads
         shifted = name == "gemma3" and "norm" in stem
-        out[public_name] = _halves(read, heads[block[-1]]) if turned else _less_one(read) if shifted else read
+        read = stored.read
+        if turned:
+            read = _halves(read, heads[block[-1]])
+        elif shifted:
+            read = _less_one(read)
+        out[public_name] = replace(stored, read=read)
     return out
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ModelError
+from cutaway.models.stored import Stored, Tensors
 
 AGAIN = "get the file again"
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
@@ -44,11 +45,11 @@ class GGUF:
     metadata: dict[str, Any]
     placed: dict[str, Placed]
 
-    def tensors(self) -> dict[str, Callable[[], Tensor]]:
+    def tensors(self) -> Tensors:
         """Every tensor by its name; nothing is read before it is called for."""
         with self.path.open("rb") as file:
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        return {name: _later(data, place) for name, place in self.placed.items()}
+        return {name: Stored(place.shape, True, _later(data, place)) for name, place in self.placed.items()}
 
 
 def _later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable[[], Tensor]:

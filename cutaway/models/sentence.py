@@ -21,18 +21,19 @@ def vector_of(folder: Path) -> Vector | None:
     our model does not compute."""
     if not (folder / MODULES).exists():
         return None
-    kinds = [str(m.get("type", "")).rpartition(".")[2] for m in read_list(folder / MODULES) if isinstance(m, dict)]
+    modules = [m if isinstance(m, dict) else {} for m in read_list(folder / MODULES)]
+    kinds = [str(m.get("type", "")).rpartition(".")[2] for m in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
         raise ModelError(f"its vectors are made by {', '.join(kinds) or 'nothing'}", where=folder / MODULES,
                          way_out="supported are Transformer, Pooling and, behind them, Normalize")
-    paths = [str(m.get("path", "")) for m in read_list(folder / MODULES)]
+    paths = [str(m.get("path", "")) for m in modules]
     if Path(paths[1]).name != paths[1]:
         raise ModelError("names a file outside the folder", where=folder / MODULES, way_out="get the folder again")
     return Vector(_pooling(read_json(folder / paths[1] / "config.json"), folder), unit=len(kinds) == 3)
 
 
 def _pooling(tree: dict[str, Any], folder: Path) -> Pooling:
-    named = tree.get("pooling_mode")
+    named = str(tree.get("pooling_mode"))
     chosen = [_NAMES[named]] if named in _NAMES else [how for key, how in _MODES.items() if tree.get(key)]
     other = [key for key, value in tree.items() if key.startswith("pooling_mode_") and value and key not in _MODES]
     if len(chosen) != 1 or other:

@@ -90,7 +90,7 @@ class TransformerConfig(Settings):
     num_heads: int = Field(ge=1)
     num_kv_heads: int = Field(ge=1)
     intermediate_size: int = Field(ge=1)
-    context_length: int = Field(ge=2)
+    context_length: int = Field(ge=2, le=1 << 21)  # a table of rotary angles is made for all of it
     rope_theta: float = Field(default=10_000.0, gt=1)
     norm_eps: float = Field(default=1e-5, gt=0)
     tie_embeddings: bool = True

@@ -1,7 +1,8 @@
 """Chat: messages to ids and loss weights, directly and by the same Jinja template that the model folder carries.
 
 The direct way encodes each content by itself, so nothing that a person writes can open or close a turn. The template
-runs in jinja2's immutable sandbox; a model folder of somebody else's is data, not code (after nanochat's renderer).
+runs in jinja2's immutable sandbox, in a process of little time and memory; a model folder of somebody else's is data,
+not code (after nanochat's renderer).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 from cutaway.errors import RequestError
 from cutaway.text.template import CHAT_TEMPLATE
+from cutaway.text.template_worker import rendered
 from cutaway.text.tokenizer import ROLES, Tokenizer
 
 __all__ = ["CHAT_TEMPLATE", "Message", "Rendered", "apply_template", "render"]
@@ -104,13 +106,10 @@ def apply_template(
 ) -> str:
     """The conversation as text by a Jinja template, which may also name ``words``. Raises RequestError for a template
     that fails or reaches out."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
     rows = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        compiled = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-        return compiled.render(messages=rows, add_generation_prompt=add_generation_prompt, **(words or {}))
-    except (TemplateError, TypeError, ValueError, OverflowError, MemoryError, RecursionError) as error:
-        raise RequestError(f"the chat template cannot be used ({type(error).__name__}: {error})",
-                           way_out="use a template that only reads its messages") from None
+    given = {"messages": rows, "add_generation_prompt": add_generation_prompt, **(words or {})}
+    text, wrong = rendered(template, given)
+    if text is None:
+        raise RequestError(f"the chat template cannot be used ({wrong})",
+                           way_out="use a template that only reads its messages")
+    return text

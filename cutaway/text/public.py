@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cutaway.errors import TokenizerError
+from cutaway.errors import CutawayError, TokenizerError
 from cutaway.text import sentencepiece_file
 from cutaway.text.spelling import SPACE
 from cutaway.text.tokenizer import Roles, Tokenizer
@@ -45,6 +45,17 @@ def made(tree: dict[str, Any], names: Mapping[str, Any], *, template: str = "", 
          stops: Sequence[int] = (), where: object) -> Tokenizer:
     """A tokenizer.json and the names of its control tokens as our value. ``start`` begins what is written beside a
     source; ``stops`` end a text beside eos."""
+    try:
+        return _made(tree, names, template, start, stops, where)
+    except CutawayError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise TokenizerError(f"does not describe a tokenizer ({type(error).__name__}: {str(error)[:80]})", where=where,
+                             way_out=AGAIN) from None
+
+
+def _made(tree: dict[str, Any], names: Mapping[str, Any], template: str, start: int | None, stops: Sequence[int],
+          where: object) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     tree = {**tree, "padding": None, "truncation": None}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cutaway.errors import ModelError, SettingsError
+from cutaway.errors import CutawayError, ModelError, SettingsError
 from cutaway.models.heads import Classes, Head, HeadKind
 from cutaway.models.model import Architecture
 from cutaway.models.transformer import PLAIN, TransformerConfig
@@ -99,6 +99,17 @@ def decoded(tree: dict[str, Any], missing: Sequence[str], where: object) -> Tran
         return decode(TransformerConfig, tree, where="")
     except SettingsError as error:
         raise ModelError(f"does not describe a transformer: {error.what}", where=where, way_out=AGAIN) from None
+
+
+def described(family: Family, public: Mapping[str, Any], where: object) -> tuple[Any, Head]:
+    """``our_config``; what a damaged or hostile file holds in place of a number or a list is one ModelError too."""
+    try:
+        return family.our_config(public, where=where)
+    except CutawayError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        raise ModelError(f"does not describe a model ({type(error).__name__}: {str(error)[:80]})", where=where,
+                         way_out=AGAIN) from None
 
 
 def variant(shape: str, changes: Mapping[str, object]) -> dict[str, Any] | None:
