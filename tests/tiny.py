@@ -17,7 +17,8 @@ from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import Classes, Head, TokenHead, VectorHead
 from cutaway.models.model import Model, build
 from cutaway.models.recurrent import RecurrentConfig
-from cutaway.models.transformer import Shape, TransformerConfig
+from cutaway.models.transformer import PLAIN, Shape, TransformerConfig
+from cutaway.nn.position import LinearStretch
 from cutaway.nn.recurrence import Cell
 from cutaway.objectives.classify import Classify
 from cutaway.objectives.likelihood import Likelihood, token_logprobs
@@ -64,7 +65,22 @@ CONFIGS |= {"encoder-decoder": _shaped("encoder-decoder", 2, tied=True),
             "encoder-decoder-untied": _shaped("encoder-decoder", 1, tied=False),
             "convolution-encoder-decoder": _beside(_convolution(gated=True, tied=True, kernels=(3,))),
             "lstm-encoder-decoder": _beside(_recurrent("lstm", 2))}
-ENCODERS = {"encoder": _shaped("encoder", 2, tied=True), "encoder-untied": _shaped("encoder", 1, tied=False)}
+# what public families do otherwise, gathered in few models
+_AROUND = PLAIN["decoder"].model_copy(update={
+    "family": "gemma3_text", "order": "around", "activation": "gelu_tanh", "head_norm": True, "head_dim": 12,
+    "window": 5, "local_layers": (0,), "local_theta": 90.0, "score_scale": 0.25, "embedding_scale": 32**0.5,
+    "stretch": LinearStretch(factor=2.0)})
+_LEARNED = PLAIN["decoder"].model_copy(update={
+    "family": "gpt2", "norm": "layer", "norm_bias": True, "gated": False, "activation": "gelu_tanh",
+    "inner_bias": True, "attention_biases": "all", "positions": "learned"})
+_POST = PLAIN["encoder"].model_copy(update={
+    "family": "bert", "norm_bias": True, "order": "post", "first_norm": True, "gated": False, "inner_bias": True,
+    "attention_biases": "all", "positions": "learned", "token_types": 2, "transform_bias": True, "head_bias": True,
+    "pooler": True, "pooling": "first"})
+CONFIGS |= {"around": _config(2, 4, 2, tied=True).model_copy(update={"variant": _AROUND}),
+            "learned": _config(2, 4, 4, tied=True).model_copy(update={"variant": _LEARNED})}
+ENCODERS = {"encoder": _shaped("encoder", 2, tied=True), "encoder-untied": _shaped("encoder", 1, tied=False),
+            "encoder-post": _shaped("encoder", 2, tied=True).model_copy(update={"variant": _POST})}
 EVERY = CONFIGS | ENCODERS
 
 

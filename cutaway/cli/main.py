@@ -34,6 +34,11 @@ VERBS = {
     "generate": "Write text from a prompt, or beside a source.",
     "chat": "Talk with a model in the terminal.",
     "classify": "Give texts their labels by a saved classifier.",
+    "embed": "Give texts their vectors.",
+    "similar": "How alike texts are, by their vectors.",
+    "pull": "Fetch a model: two small real ones, or any of the Hugging Face hub.",
+    "models": "List the models that were fetched.",
+    "export": "Write a model for other programs: GGUF or safetensors.",
     "tokens": "Show a text as tokens, ids and bytes.",
     "doctor": "Measure this machine and keep the result.",
 }

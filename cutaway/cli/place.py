@@ -1,25 +1,39 @@
-"""Which model a person means: a model folder, or a run, whose furthest stage is taken."""
+"""Which model a person means: a model folder or file, one that was fetched under a name, or a run, whose furthest
+stage is taken."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cutaway.errors import RunError
+from cutaway.errors import ModelError, RunError
+from cutaway.models.pull import PACKAGED
+from cutaway.models.store import located, model_file
 
 STAGES = ("aligned", "finetuned", "base")
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder itself if it holds a model or a tokenizer, else the furthest model of the run of that name or path.
+    """The folder or GGUF file itself if it is one, else what was fetched under that name, else the furthest model of
+    the run of that name or path.
 
-    Raises RunError if there is no such folder or run, or if the run has no model yet.
+    Raises ModelError for a name that can be fetched and was not, RunError if there is no such folder or run, or if the
+    run has no model yet.
     """
-    path = Path(name)
+    path = model_file(Path(name))
+    if path.suffix == ".gguf" and path.is_file():
+        return path
     if any((path / file).is_file() for file in ("config.json", "tokenizer.json")):
         return path
+    if (found := located(name)) is not None:
+        return found
     from cutaway.run.folder import open_run
 
-    run = open_run(name)
+    try:
+        run = open_run(name)
+    except RunError as error:
+        if str(name) in PACKAGED:
+            raise ModelError("is not on this machine", where=name, way_out=f"cutaway pull {name}") from error
+        raise
     for stage in STAGES:
         if run.model(stage).is_dir():
             return run.model(stage)

@@ -50,6 +50,14 @@ def command(
     _show(rows, min(top, len(classifier.labels)), why=why, json=json)
 
 
+def texts_or_lines(texts: Sequence[str] | None, what: str) -> list[str]:
+    """The texts that were given, or else the lines of standard input; at least one, to ``what``."""
+    given = list(texts) if texts else _lines()[1]
+    if not given:
+        raise RequestError(f"there is no text to {what}", way_out="give texts, or lines on standard input")
+    return given
+
+
 def _lines() -> tuple[list[int], list[str]]:
     """The lines of standard input that hold a text, with their numbers; how many are blank is said."""
     lines = [line.rstrip("\n") for line in io.StringIO(stdin_text(), newline=None)]

@@ -77,7 +77,7 @@ def written(ids: Sequence[int], tokenizer: Tokenizer, *, source: Sequence[int] |
 
 def framed(text: str, tokenizer: Tokenizer) -> NDArray[np.int64]:
     """The ids of a text that is judged whole, between beginning and end."""
-    return np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], np.int64)
+    return np.array([*tokenizer.begin_ids, *tokenizer.encode(text), *tokenizer.finish_ids], np.int64)
 
 
 def classify(text: str, label: str | Sequence[str], tokenizer: Tokenizer, labels: Sequence[str]) -> Labelled:

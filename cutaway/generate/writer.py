@@ -71,10 +71,10 @@ class Writer:
         self.engine, self.tokenizer = engine, tokenizer
 
     def text_ids(self, prompt: str) -> tuple[int, ...]:
-        """A text to be continued: bos, then its ids. Raises RequestError for an empty one."""
+        """A text to be continued: what begins a text, then its ids. Raises RequestError for an empty one."""
         if not prompt:
             raise RequestError("the prompt is empty", way_out="give at least one character")
-        return (self.tokenizer.bos_id, *self.tokenizer.encode(prompt))
+        return (*self.tokenizer.begin_ids, *self.tokenizer.encode(prompt))
 
     def chat_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """A conversation whose next turn is the assistant's."""
@@ -140,7 +140,7 @@ class Writer:
         if sources is not None and len(sources) != len(prompts):
             raise RequestError(f"{len(sources)} sources do not fit {len(prompts)} prompts",
                                way_out="give each prompt its own")
-        ends = (self.tokenizer.eos_id, self.tokenizer.end_id)
+        ends = self.tokenizer.stop_ids
         return [Request(p, options.max_tokens, options.sampling, (options.seed + i) % SEEDS, ends, options.logprobs,
                         None if sources is None else sources[i]) for i, p in enumerate(prompts)]
 

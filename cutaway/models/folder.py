@@ -14,31 +14,24 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ModelError, TokenizerError
-from cutaway.models.families import llama, modernbert, own, t5
-from cutaway.models.families.family import Family
-from cutaway.models.heads import Head, kind_of
-from cutaway.models.model import Architecture, Model, blank
-from cutaway.models.whole import (
-    AGAIN,
-    CONFIG,
-    SIDE,
-    TOKENIZER,
-    WEIGHTS,
-    damaged,
-    read_bytes,
-    read_json,
-    whole_folder,
-    write_json,
-)
+from cutaway.models import sentence
+from cutaway.models.families import bert, gemma, gpt2, llama, modernbert, own, t5
+from cutaway.models.families.family import Family, Form, described
+from cutaway.models.heads import Head, Vector, kind_of
+from cutaway.models.model import Architecture, Model
+from cutaway.models.stored import filled, of_folder
+from cutaway.models.whole import CONFIG, SIDE, TOKENIZER, WEIGHTS, read_json, whole_folder, write_json
 from cutaway.records import atomic_write, digest
 from cutaway.text import tokenizer as tokenizers
 from cutaway.text.tokenizer import Tokenizer
 
-INDEX = "model.safetensors.index.json"
-_FAMILIES: dict[str, Any] = {"llama": llama, "modernbert": modernbert, "t5": t5, "own": own}
+GGUF_FILE, LLAMA2C_FILE = ".gguf", ".bin"
+_FAMILIES: dict[str, Any] = {
+    **dict.fromkeys(llama.STEMS, llama), "gemma3_text": gemma, "gpt2": gpt2, "bert": bert, "roberta": bert,
+    "modernbert": modernbert, "t5": t5, "own": own}
 # what a public format has no place for and the side file therefore says
 _SIDE_SETTINGS = ("tie_embeddings", "dropout")
-_OURS = {CONFIG, WEIGHTS, SIDE, "generation_config.json", *TOKENIZER}
+_OURS = {CONFIG, WEIGHTS, SIDE, "generation_config.json", *TOKENIZER, *sentence.FILES}
 
 
 def save_model(folder: str | Path, model: Model, tokenizer: Tokenizer | None = None, *,
@@ -72,6 +65,9 @@ def _fill(folder: Path, model: Model, tokenizer: Tokenizer | None, dtype: torch.
     if model.config.traits.generates:
         ids = {k: v for k, v in public.items() if k.endswith("token_id")} if control else {}
         write_json(folder / "generation_config.json", {"do_sample": head == "tokens", **ids})
+    if isinstance(head, Vector) and model.config.traits.family != "own":
+        sentence.write_modules(folder, head, model.pooling, width=model.config.hidden_size,
+                               context=model.context_length)
     write_json(folder / SIDE, {"format": 1, "family": model.config.traits.family, "head": kind_of(head),
                            "config": model.config.model_dump(), "weights_sha256": digest(data),
                            "tokenizer_sha256": None if tokenizer is None else tokenizer.digest})
@@ -84,10 +80,16 @@ def public_tensors(model: Model) -> dict[str, Tensor]:
     for ours, public in family.names(model.config, model.head_spec):
         rows = family.rows(ours, model.config)
         parts = (mine[ours],) if rows is None else mine[ours].split(rows)
-        times = family.scales(ours, model.config) or (1.0,) * len(parts)
-        out.update((name, (part if scale == 1 else part * scale).contiguous())
-                   for name, part, scale in zip(public, parts, times, strict=True))
+        forms = family.forms(ours, model.config) or (Form(),) * len(parts)
+        out.update((name, _public(part, form)) for name, part, form in zip(public, parts, forms, strict=True))
     return out
+
+
+def _public(part: Tensor, form: Form) -> Tensor:
+    part = part.T if form.turned else part
+    part = part if form.scale == 1 else part * form.scale
+    part = part if form.shift == 0 else part - form.shift
+    return (torch.cat((part.new_zeros(form.skip, *part.shape[1:]), part)) if form.skip else part).contiguous()
 
 
 def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> Model:
@@ -97,18 +99,37 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     for a model that was made with another one.
     """
     folder = Path(folder)
+    if folder.suffix in (GGUF_FILE, LLAMA2C_FILE):
+        return _load_file(folder, dtype)
     public = read_json(folder / CONFIG)
     side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
     family = family_of(public, where=folder / CONFIG)
-    config, head = family.our_config(public, where=folder / CONFIG)
+    config, head = described(family, public, folder / CONFIG)
+    head = sentence.vector_of(folder) or head
     config = _with_side(config, head, side)
     if tokenizer is not None and side.get("tokenizer_sha256") not in (None, tokenizer.digest):
         raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is "
                          f"{tokenizer.digest[:12]})", where=folder,
                          way_out="use the tokenizer in the model's own folder")
-    model = blank(config, head=head, compute_dtype=dtype)
-    _assign(model, _tensors(folder, side), family, folder)
-    return model
+    return filled(config, head, of_folder(folder, side.get("weights_sha256")), family, dtype, folder / WEIGHTS)
+
+
+def _load_file(path: Path, dtype: torch.dtype) -> Model:
+    """The model of a GGUF file, or of a checkpoint of llama2.c."""
+    if path.suffix == LLAMA2C_FILE:
+        from cutaway.models.llama2c import read
+
+        public, tensors = read(path)
+    else:
+        from cutaway.models import gguf
+        from cutaway.models.gguf_file import read_gguf
+
+        file = read_gguf(path)
+        public = gguf.public_config(file)
+        tensors = gguf.public_tensors(file, public)
+    family = family_of(public, where=path)
+    config, head = described(family, public, path)
+    return filled(config, head, tensors, family, dtype, path)
 
 
 def family_of(public: Mapping[str, Any], *, where: object) -> Family:
@@ -130,56 +151,18 @@ def _with_side(config: Architecture, head: Head, side: Mapping[str, Any]) -> Any
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The folder's tokenizer. Raises TokenizerError if it is damaged or not the one the model was saved with."""
     folder = Path(folder)
+    if folder.suffix == GGUF_FILE:
+        from cutaway.models import gguf
+        from cutaway.models.gguf_file import read_gguf
+
+        return gguf.tokenizer(read_gguf(folder))
+    if folder.suffix == LLAMA2C_FILE:
+        from cutaway.models import llama2c
+
+        return llama2c.tokenizer(folder)
     found = tokenizers.load(folder)
     side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
     if side.get("tokenizer_sha256") not in (None, found.digest):
         raise TokenizerError("not the tokenizer this model was made with", where=folder / "tokenizer.json",
                              way_out="restore the folder from a copy")
     return found
-
-
-def _tensors(folder: Path, side: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors of a folder, in one file or, as large public models are, in several."""
-    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
-        return _tensor_file(folder / WEIGHTS, side.get("weights_sha256"))
-    files = set(read_json(folder / INDEX).get("weight_map", {}).values())
-    if any(Path(str(name)).name != name for name in files):
-        raise ModelError("names a file outside the folder", where=folder / INDEX, way_out=AGAIN)
-    return {k: v for name in sorted(files) for k, v in _tensor_file(folder / name, None).items()}
-
-
-def _tensor_file(path: Path, expected: str | None) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    data = read_bytes(path, expected)
-    try:
-        return load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise damaged(path, error) from None
-
-
-def _assign(model: Model, tensors: dict[str, Tensor], family: Family, folder: Path) -> None:
-    mine = dict(model.named_parameters(remove_duplicate=False))
-    for ours, public in family.names(model.config, model.head_spec):
-        missing = [name for name in public if name not in tensors]
-        if missing:
-            raise ModelError(f"lacks the tensor {missing[0]}", where=folder / WEIGHTS, way_out=AGAIN)
-        rows = family.rows(ours, model.config) or (mine[ours].shape[0],)
-        times = family.scales(ours, model.config) or (1.0,) * len(rows)
-        for name, part, scale in zip(public, mine[ours].detach().split(rows), times, strict=True):
-            found = tensors.pop(name)
-            if found.shape != part.shape or not found.is_floating_point():
-                raise ModelError(f"{name} is {found.dtype} {tuple(found.shape)}, and config.json says "
-                                 f"{tuple(part.shape)}", where=folder / WEIGHTS, way_out=AGAIN)
-            part.copy_(found).div_(scale)
-    _refuse_left(model, tensors, family, folder)
-
-
-def _refuse_left(model: Model, left: dict[str, Tensor], family: Family, folder: Path) -> None:
-    """Nothing is ignored but what says nothing new: a tied head written out, and tables that can be computed."""
-    for name, tensor in left.items():
-        same = name in family.REPEATS and torch.equal(tensor.float(), model.backbone.embedding.weight.detach())
-        if not same and not name.endswith("rotary_emb.inv_freq"):
-            raise ModelError(f"holds the tensor {name}, which the configuration has no place for",
-                             where=folder / WEIGHTS, way_out="check config.json")

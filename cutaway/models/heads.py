@@ -14,7 +14,7 @@ from cutaway.errors import ModelError
 from cutaway.nn.linear import Linear
 from cutaway.nn.norm import Norm
 
-Pooling = Literal["last", "mean", "max"]
+Pooling = Literal["last", "mean", "max", "first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,9 @@ class Traits:
 
     ``family``: the format they are saved in; ``pooling``: where a label is read off a row; ``generates``: they continue
     a text; ``reads_source``: they write beside a source; ``head_scale``: what hidden states are multiplied with before
-    a head of tokens; ``head_transform``: a dense layer and a norm stand before the head; ``class_bias``: a head of
-    classes has a bias.
+    a head of tokens; ``head_transform``: a dense layer and a norm stand before the head, with ``transform_bias`` in
+    both; ``pooler``: before one of classes it is a dense layer and tanh instead; ``head_bias`` and ``class_bias``: a
+    head of tokens, of classes has a bias.
     """
 
     family: str = "own"
@@ -33,6 +34,9 @@ class Traits:
     reads_source: bool = False
     head_scale: float = 1.0
     head_transform: bool = False
+    transform_bias: bool = False
+    pooler: bool = False
+    head_bias: bool = False
     class_bias: bool = True
 
 
@@ -51,7 +55,11 @@ class Classes:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A head of one vector a row: the mean of its hidden states, of length 1."""
+    """A head of one vector a row: its hidden states pooled (None: their mean, or their maximum where the architecture
+    reads its labels off that), and with ``unit`` of length 1."""
+
+    pooling: Pooling | None = None
+    unit: bool = True
 
 
 HeadKind = Literal["tokens", "scalar", "classes", "vector"]
@@ -66,26 +74,39 @@ def kind_of(head: Head) -> HeadKind:
 
 
 class Transform(nn.Module):
-    """Dense, GELU, norm: what ModernBERT has before its head."""
+    """Dense, GELU, norm: what ModernBERT and BERT have before a head."""
 
-    def __init__(self, width: int, *, eps: float) -> None:
+    def __init__(self, width: int, *, eps: float, bias: bool = False) -> None:
         super().__init__()
-        self.dense = Linear(width, width)
-        self.norm = Norm("layer", width, eps=eps)
+        self.dense = Linear(width, width, bias=bias)
+        self.norm = Norm("layer", width, eps=eps, bias=bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.norm(F.gelu(self.dense(hidden)).float(), dtype=hidden.dtype)[1]
         return out
 
 
+class Pooler(nn.Module):
+    """Dense and tanh: what BERT has between the first token and its classes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = Linear(width, width, bias=True)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return torch.tanh(self.dense(pooled))
+
+
 class TokenHead(nn.Module):
     """Hidden ``(…, D)`` -> logits ``(…, V)`` in float32; the weight may be the embedding's own. With a ``scale`` below
     1 the same logits take a weight larger by as much: it is drawn so, and learned at such a rate (train.optimizer)."""
 
-    def __init__(self, weight: Tensor, *, transform: Transform | None = None, scale: float = 1.0) -> None:
+    def __init__(self, weight: Tensor, *, transform: Transform | None = None, scale: float = 1.0,
+                 bias: bool = False) -> None:
         super().__init__()
         assert isinstance(weight, nn.Parameter)
         self.weight, self.transform, self.scale = weight, transform, scale
+        self.bias = nn.Parameter(torch.empty(len(weight))) if bias else None
 
     def features(self, hidden: Tensor) -> Tensor:
         """What the weight is multiplied with, ``(…, D)``."""
@@ -93,8 +114,16 @@ class TokenHead(nn.Module):
             hidden = self.transform(hidden)
         return hidden if self.scale == 1.0 else hidden * self.scale
 
+    def factors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and a weight whose product is the logits: a bias is one more column that meets ones."""
+        features = self.features(hidden)
+        if self.bias is None:
+            return features, self.weight
+        return F.pad(features, (0, 1), value=1.0), torch.cat((self.weight, self.bias[:, None]), 1)
+
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.features(hidden), self.weight.to(hidden.dtype)).float()
+        logits = F.linear(self.features(hidden), self.weight.to(hidden.dtype)).float()
+        return logits if self.bias is None else logits + self.bias
 
     def adjust_initial(self) -> None:
         """Scaled logits begin as far from the uniform line as others."""
@@ -117,7 +146,7 @@ class ScalarHead(nn.Module):
 class ClassHead(nn.Module):
     """Pooled hidden ``(B, D)`` -> a float32 logit a class ``(B, C)``."""
 
-    def __init__(self, width: int, classes: Classes, *, transform: Transform | None = None, bias: bool = True,
+    def __init__(self, width: int, classes: Classes, *, transform: Transform | Pooler | None = None, bias: bool = True,
                  dropout: float = 0.0) -> None:
         super().__init__()
         self.classes, self.transform, self.dropout = classes, transform, dropout
@@ -133,10 +162,14 @@ class ClassHead(nn.Module):
 
 
 class VectorHead(nn.Module):
-    """Pooled hidden ``(B, D)`` -> a float32 vector of length 1 ``(B, D)``."""
+    """Pooled hidden ``(B, D)`` -> a float32 vector ``(B, D)``, of length 1 where ``vector`` says so."""
+
+    def __init__(self, vector: Vector) -> None:
+        super().__init__()
+        self.vector = vector
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return F.normalize(pooled.float(), dim=-1)
+        return F.normalize(pooled.float(), dim=-1) if self.vector.unit else pooled.float()
 
 
 AnyHead = TokenHead | ScalarHead | ClassHead | VectorHead
@@ -153,6 +186,8 @@ def pooled(hidden: Tensor, documents: Tensor | None, how: Pooling) -> Tensor:
     if how == "last":
         last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
         return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    if how == "first":
+        return hidden[:, 0]
     if how == "max":
         return hidden.masked_fill(~real[..., None], -torch.inf).amax(1)
     mean = (hidden.float() * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
@@ -165,8 +200,9 @@ def _of_each(hidden: Tensor, documents: Tensor, how: Pooling) -> Tensor:
     rows = torch.arange(len(documents), device=documents.device)[:, None] * documents.shape[1]
     lengths = torch.unique_consecutive((rows + documents)[real], return_counts=True)[1]
     tokens = hidden[real]
-    if how == "last":
-        return tokens[lengths.cumsum(0) - 1]
+    if how in ("last", "first"):
+        ends = lengths.cumsum(0)
+        return tokens[ends - 1 if how == "last" else ends - lengths]
     # a mean in float32: bfloat16 would lose words of a long text in its sum
     summed = tokens.float() if how == "mean" else tokens
     return torch.segment_reduce(summed, how, lengths=lengths, axis=0).to(hidden.dtype)

@@ -20,6 +20,7 @@ from cutaway.models.heads import (
     ClassHead,
     Head,
     HeadKind,
+    Pooler,
     Pooling,
     ScalarHead,
     TokenHead,
@@ -120,7 +121,7 @@ class Model(nn.Module):
         if isinstance(self.head, ClassHead):
             return self.head.classes
         if isinstance(self.head, VectorHead):
-            return Vector()
+            return self.head.vector
         return "tokens" if isinstance(self.head, TokenHead) else "scalar"
 
     @property
@@ -150,16 +151,23 @@ class Model(nn.Module):
         return out
 
     def pooled(self, batch: Batch) -> Tensor:
-        """One vector a row ``(B, D)``, as the architecture reads a label off; a vector head's is the mean, but behind a
-        maximum over time. A backbone that has ``pooled`` gives it without its hidden states."""
-        how: Pooling = self.config.traits.pooling
+        """One vector a row ``(B, D)``, as ``pooling`` says. A backbone that has ``pooled`` gives it without its hidden
+        states."""
+        how = self.pooling
         if hasattr(self.backbone, "pooled"):
             self._fits(batch)
             out: Tensor = self.backbone.pooled(batch, dtype=self.compute_dtype)
             return out
-        if isinstance(self.head, VectorHead) and how != "max":
-            how = "mean"
         return pooled(self.hidden(batch), batch.documents, how)
+
+    @property
+    def pooling(self) -> Pooling:
+        """Where a row's vector is read off its hidden states: as the architecture reads a label, or as a head of
+        vectors says; one that says nothing takes the mean, but behind a maximum over time that."""
+        how: Pooling = self.config.traits.pooling
+        if not isinstance(self.head, VectorHead):
+            return how
+        return self.head.vector.pooling or ("max" if how == "max" else "mean")
 
     def _fits(self, batch: Batch) -> None:
         if batch.tokens.shape[1] > self.context_length:
@@ -216,15 +224,17 @@ def blank(config: Architecture, *, head: Head = "tokens", compute_dtype: torch.d
 
 def _head(config: Architecture, backbone: Any, head: Head) -> AnyHead:
     width = config.hidden_size
-    transform = Transform(width, eps=config.norm_eps) if config.traits.head_transform else None
+    traits = config.traits
+    transform = Transform(width, eps=config.norm_eps, bias=traits.transform_bias) if traits.head_transform else None
     if head == "tokens":
         tied = config.tie_embeddings
         weight = backbone.embedding.weight if tied else nn.Parameter(torch.empty(config.vocab_size, width))
         assert isinstance(weight, nn.Parameter)
-        return TokenHead(weight, transform=transform, scale=config.traits.head_scale)
+        return TokenHead(weight, transform=transform, scale=traits.head_scale, bias=traits.head_bias)
     if isinstance(head, Classes):
-        return ClassHead(width, head, transform=transform, bias=config.traits.class_bias, dropout=config.dropout)
-    return VectorHead() if isinstance(head, Vector) else ScalarHead(width)
+        return ClassHead(width, head, transform=Pooler(width) if traits.pooler else transform, bias=traits.class_bias,
+                         dropout=config.dropout)
+    return VectorHead(head) if isinstance(head, Vector) else ScalarHead(width)
 
 
 def with_head(model: Model, head: Head, *, seed: int = 0) -> Model:

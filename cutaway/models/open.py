@@ -10,13 +10,14 @@ import torch
 from cutaway.errors import ModelError
 from cutaway.models.bag_folder import load_bag
 from cutaway.models.classifier import Classifier
-from cutaway.models.folder import load_model, load_tokenizer
+from cutaway.models.folder import GGUF_FILE, load_model, load_tokenizer
 from cutaway.models.heads import ClassHead
 from cutaway.models.model import Model
 from cutaway.models.ngram import NGram
 from cutaway.models.ngram_folder import MODEL_TYPE as NGRAM
 from cutaway.models.ngram_folder import load_ngram
-from cutaway.models.text_classifier import TextClassifier
+from cutaway.models.reading import TooLong
+from cutaway.models.text_classifier import TextClassifier, TextEmbedder
 from cutaway.models.whole import CONFIG, read_json
 
 BAG = "bag"  # the kind in a bag of words' config.json
@@ -65,6 +66,20 @@ def read_in_windows(classifier: Classifier, texts: Sequence[str]) -> int:
     return len(classifier.too_long_of(texts))
 
 
+def open_embedder(folder: str | Path, *, too_long: TooLong = "refuse") -> TextEmbedder:
+    """A model that gives vectors. Raises ModelError for any other."""
+    folder = Path(folder)
+    if _kind(folder) in (BAG, NGRAM):
+        raise ModelError("gives no vectors", where=folder, way_out="name an encoder, such as all-minilm-l6-v2")
+    model = load_model(folder)
+    if model.head_kind != "vector":
+        raise ModelError(f"gives {model.head_kind}, not vectors", where=folder,
+                         way_out="name a model that was made for them, such as all-minilm-l6-v2")
+    return TextEmbedder(model.eval(), load_tokenizer(folder), too_long)
+
+
 def _kind(folder: Path) -> str:
+    if folder.suffix == GGUF_FILE:
+        return "gguf"
     public = read_json(folder / CONFIG)
     return str(public.get("model_type", public.get("kind")))

@@ -30,7 +30,7 @@ def framed_rows(texts: Sequence[str], tokenizer: Tokenizer) -> list[Ids]:
         encoded: list[Ids] = [np.array(tokenizer.encode(text), np.int64) for text in texts]
     else:
         encoded = [ids.astype(np.int64) for ids in tokenizer.encode_documents(texts)]
-    return [np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]]).astype(np.int64) for ids in encoded]
+    return [np.concatenate([tokenizer.begin_ids, ids, tokenizer.finish_ids]).astype(np.int64) for ids in encoded]
 
 
 def longer(rows: Sequence[Ids], context: int) -> list[int]:

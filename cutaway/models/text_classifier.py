@@ -62,7 +62,7 @@ class TextClassifier:
 
 @dataclass(frozen=True, eq=False)
 class TextEmbedder:
-    """Gives each text a vector of length 1 by a model with a head of vectors; long texts as in ``TextClassifier``."""
+    """Gives each text a vector by a model with a head of vectors; long texts as in ``TextClassifier``."""
 
     model: Model
     tokenizer: Tokenizer
@@ -79,11 +79,20 @@ class TextEmbedder:
         return int(self.model.config.hidden_size)
 
     def vectors(self, texts: Sequence[str]) -> Floats:
-        """``(N, D)``, each of length 1."""
+        """``(N, D)``, each of length 1 where the model's are."""
         if not len(texts):
             return np.zeros((0, self.width))
         given = averaged(self.model, texts, self.tokenizer, too_long=self.too_long)
+        assert isinstance(self.model.head, VectorHead)
+        if not self.model.head.vector.unit:
+            return given
         return np.asarray(given / np.linalg.norm(given, axis=1, keepdims=True), np.float64)
+
+    def cosines(self, texts: Sequence[str]) -> Floats:
+        """How alike the texts are, each with each: ``(N, N)``."""
+        vectors = self.vectors(texts)
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+        return np.asarray(unit @ unit.T, np.float64)
 
     def too_long_of(self, texts: Sequence[str]) -> list[int]:
         """The numbers of the texts that the context does not hold whole."""

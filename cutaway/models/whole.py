@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +69,34 @@ def _put(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """One object, indented, atomically."""
+def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """One object or list, indented, atomically."""
     atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """One object. Raises ModelError where the file is missing, damaged or holds something else."""
+    value = _json(path)
+    if not isinstance(value, dict):
+        raise ModelError("holds no object", where=path, way_out=AGAIN)
+    return value
+
+
+def read_list(path: Path) -> list[Any]:
+    """One list. Raises ModelError where the file is missing, damaged or holds something else."""
+    value = _json(path)
+    if not isinstance(value, list):
+        raise ModelError("holds no list", where=path, way_out=AGAIN)
+    return value
+
+
+def _json(path: Path) -> Any:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ModelError("no such file", where=path, way_out="name a folder that holds a model") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"damaged or unreadable ({error})", where=path, way_out=AGAIN) from None
-    if not isinstance(value, dict):
-        raise ModelError("holds no object", where=path, way_out=AGAIN)
-    return value
 
 
 def read_bytes(path: Path, expected: str | None) -> bytes:

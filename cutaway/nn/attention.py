@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ctypes import CDLL
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from cutaway.nn import fused, ops
 from cutaway.nn.cache import KVCache, Memory
 from cutaway.nn.linear import Linear
 from cutaway.nn.mask import Interval
+from cutaway.nn.norm import Norm
 from cutaway.nn.position import rotate
+
+Biases = Literal["none", "qkv", "all"]  # which products of attention add one
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +40,20 @@ class Where:
 
 class Attention(nn.Module):
     """``x (B, T, width) -> (B, T, width)``; queries, keys and values come from one product. Scores are
-    multiplied with ``scale``, 1/sqrt(D) where it is None."""
+    multiplied with ``scale``, 1/sqrt(D) where it is None; with ``head_norm`` queries and keys are normalised before."""
 
-    def __init__(self, width: int, heads: ops.Heads, *, scale: float | None = None) -> None:
+    def __init__(self, width: int, heads: ops.Heads, *, scale: float | None = None, biases: Biases = "none",
+                 head_norm: float | None = None) -> None:
         super().__init__()
         self.heads, self.scale = heads, scale
         num_heads, num_kv_heads, head_size = heads
-        self.qkv = Linear(width, (num_heads + 2 * num_kv_heads) * head_size)
-        self.out = Linear(num_heads * head_size, width)
+        self.qkv = Linear(width, (num_heads + 2 * num_kv_heads) * head_size, bias=biases != "none")
+        self.out = Linear(num_heads * head_size, width, bias=biases == "all")
+        self.query_norm = None if head_norm is None else Norm("rms", head_size, eps=head_norm)
+        self.key_norm = None if head_norm is None else Norm("rms", head_size, eps=head_norm)
 
     def forward(self, x: Tensor, where: Where, cache: tuple[int, KVCache] | None = None) -> Tensor:
-        qkv = self.qkv(x)
+        qkv = self._normed(self.qkv(x))
         if cache is None:
             mixed = ops.self_attention(qkv, where.rotary, self.heads, seen=where.keys, bias=where.table,
                                        scale=self.scale)
@@ -56,12 +62,22 @@ class Attention(nn.Module):
         out: Tensor = self.out(mixed)
         return out
 
+    def _normed(self, qkv: Tensor) -> Tensor:
+        """Queries and keys of length one a dimension, head by head (Qwen 3, Gemma 3)."""
+        if self.query_norm is None or self.key_norm is None:
+            return qkv
+        num_heads, num_kv_heads, size = self.heads
+        q, k, v = qkv.unflatten(-1, (-1, size)).split([num_heads, num_kv_heads, num_kv_heads], -2)
+        q, k = (norm(part.float(), dtype=qkv.dtype)[1] for norm, part in ((self.query_norm, q), (self.key_norm, k)))
+        return torch.cat((q, k, v), -2).flatten(-2)
+
     def _cached(self, qkv: Tensor, where: Where, layer: int, state: KVCache) -> Tensor:
         num_heads, num_kv_heads, size = self.heads
         if where.step is not None:
             assert where.rotary is not None
             keys, values = state.room(layer)
-            return fused.attention_step(where.step, qkv, keys, values, state.lengths, where.rotary, self.heads)
+            return fused.attention_step(where.step, qkv, keys, values, state.lengths, where.rotary, self.heads,
+                                        scale=self.scale)
         rows, steps, _ = qkv.shape
         q, k, v = qkv.view(rows, steps, -1, size).split([num_heads, num_kv_heads, num_kv_heads], 2)  # (B, T, H, D)
         if where.rotary is not None:

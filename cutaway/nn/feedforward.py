@@ -1,8 +1,11 @@
-"""Gated feed-forward: SwiGLU and GEGLU (Shazeer 2020, arXiv 2002.05202)."""
+"""Feed-forward: gated, SwiGLU and GEGLU (Shazeer 2020, arXiv 2002.05202), and plain (Vaswani 2017)."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.nn import ops
@@ -24,4 +27,23 @@ class Gated(nn.Module):
         if isinstance(self.down, Linear) and torch.is_grad_enabled():
             return ops.gated_linear(gate_up, self.down.weight, self.activation)
         out: Tensor = self.down(ops.gated(gate_up, self.activation))
+        return out
+
+
+class Plain(nn.Module):
+    """``down(activation(up(x)))``."""
+
+    def __init__(self, width: int, inner: int, *, activation: Literal[ops.Activation, "relu"], bias: bool) -> None:
+        super().__init__()
+        self.activation = activation
+        self.up = Linear(width, inner, bias=bias)
+        self.down = Linear(inner, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up(x)
+        if self.activation in ("relu", "silu"):
+            up = F.relu(up) if self.activation == "relu" else F.silu(up)
+        else:
+            up = F.gelu(up, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        out: Tensor = self.down(up)
         return out

@@ -209,11 +209,12 @@ def cross_entropy_(lib: ctypes.CDLL, logits: Tensor, targets: Tensor, weights: T
 
 
 def attention_step(lib: ctypes.CDLL, qkv: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, table: Tensor,
-                   heads: tuple[int, int, int]) -> Tensor:
+                   heads: tuple[int, int, int], *, scale: float | None = None) -> Tensor:
     """One new token a row: ``qkv (B, 1, (H + 2 Hkv) D)`` is appended to the caches ``(B, Hkv, capacity, D)`` at
     ``lengths (B,)`` and attends over its row; ``table (2, context, D / 2)``. Not differentiable; ``(B, 1, H D)``."""
     out = torch.empty((len(qkv), 1, heads[0] * heads[2]), dtype=qkv.dtype)
-    shape = Shape(len(qkv), keys.shape[2], keys.shape[2], *heads, int(qkv.dtype == BF16), 1, heads[2] ** -0.5, 0, 0,
+    shape = Shape(len(qkv), keys.shape[2], keys.shape[2], *heads, int(qkv.dtype == BF16), 1,
+                  heads[2] ** -0.5 if scale is None else scale, 0, 0,
                   pointer(table[0]), pointer(table[1]), 0, None, None, None, 0)
     lib.attention_step(ctypes.byref(shape), pointer(qkv.contiguous()), pointer(keys), pointer(values),
                        pointer(lengths), pointer(out))

@@ -44,25 +44,31 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    """``x @ weight.T`` without bias; ``weight (outputs, inputs)`` is cast to the dtype of ``x`` at each use.
-    ``called`` is False where the owner always multiplies with the weight itself, so that it must not be packed."""
+    """``x @ weight.T``, with ``bias`` plus ``bias (outputs,)``; ``weight (outputs, inputs)`` is cast to the dtype of
+    ``x`` at each use. ``called`` is False where the owner always multiplies with the weight itself, so that it must
+    not be packed."""
 
-    def __init__(self, inputs: int, outputs: int, *, called: bool = True) -> None:
+    def __init__(self, inputs: int, outputs: int, *, called: bool = True, bias: bool = False) -> None:
         super().__init__()
         self.called = called
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
+        return _biased(linear(x, self.weight), self.bias)
+
+
+def _biased(out: Tensor, bias: Tensor | None) -> Tensor:
+    return out if bias is None else out + bias.to(out.dtype)
 
 
 class PackedLinear(nn.Module):
     """The same map for reading, its bfloat16 weight laid out once for the kernel of ``csrc/linear.c``. A row's output
     does not depend on the rows beside it, which a library does not promise."""
 
-    def __init__(self, lib: CDLL, weight: Tensor) -> None:
+    def __init__(self, lib: CDLL, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.lib, self.shape = lib, (weight.shape[0], weight.shape[1])
+        self.lib, self.bias, self.shape = lib, bias, (weight.shape[0], weight.shape[1])
         outputs, inputs = self.shape
         weight = weight.detach().to(torch.bfloat16).contiguous()
         self.panels = torch.empty(-(-outputs // 32) * 32 * (inputs // 2), dtype=torch.int32)
@@ -73,7 +79,7 @@ class PackedLinear(nn.Module):
         out = torch.empty((*x.shape[:-1], outputs), dtype=torch.bfloat16)
         self.lib.linear(pointer(x), c_int64(x.numel() // inputs), c_int64(inputs), pointer(self.panels),
                         c_int64(outputs), pointer(out))
-        return out
+        return _biased(out, self.bias)
 
 
 def packed(linear: Linear) -> Linear | PackedLinear:
@@ -81,5 +87,5 @@ def packed(linear: Linear) -> Linear | PackedLinear:
     otherwise as it is."""
     lib = library_for(linear.weight)
     if lib is not None and linear.called and linear.weight.shape[1] % 2 == 0 and lib.linear_packs():
-        return PackedLinear(lib, linear.weight)
+        return PackedLinear(lib, linear.weight, linear.bias)
     return linear

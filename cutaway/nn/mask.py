@@ -51,6 +51,20 @@ def within(documents: Tensor | None, *, causal: bool) -> Interval:
     return Interval(first, last)
 
 
+def near(seen: Interval, window: int, tokens: Tensor) -> Interval:
+    """Of what ``seen`` allows for ``tokens (B, T)`` what lies near: causal, the last ``window`` tokens, the own one
+    counted; both ways, ``window`` tokens to each side."""
+    rows, steps = tokens.shape
+    at = torch.arange(steps, dtype=torch.int32, device=tokens.device).expand(rows, steps)
+    begin = (at - (window - 1 if seen.causal else window)).clamp(min=0)
+    first = begin if seen.first is None else torch.maximum(begin, seen.first)
+    if seen.causal:
+        return Interval(first.contiguous(), causal=True)
+    end = (at + window).clamp(max=steps - 1)
+    last = end if seen.last is None else torch.minimum(end, seen.last)
+    return Interval(first.contiguous(), last.contiguous())
+
+
 def across(batch: Batch) -> Interval:
     """From target to source: each token sees the source of its own document, whose tokens stand together.
 

@@ -14,20 +14,26 @@ NormKind = Literal["rms", "layer", "none"]
 
 
 class Norm(nn.Module):
-    """``x / rms(x) * weight`` over the last axis, or the same after the mean is taken away; ``none`` leaves ``x``.
+    """``x / rms(x) * weight`` over the last axis, or the same after the mean is taken away, plus a ``bias`` if there is
+    one; ``none`` leaves ``x``.
 
     The residual stream stays in float32 and the result is given in the arithmetic of the matrix products,
     so bfloat16 rounds what enters a product and never the running sum.
     """
 
-    def __init__(self, kind: NormKind, width: int, *, eps: float) -> None:
+    def __init__(self, kind: NormKind, width: int, *, eps: float, bias: bool = False) -> None:
         super().__init__()
         self.kind, self.eps = kind, eps
         self.weight = None if kind == "none" else nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias and kind != "none" else None
 
     def forward(self, x: Tensor, delta: Tensor | None = None, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``(x + delta, normalised in dtype)`` for ``x (B, T, D)`` float32 and ``delta (B, T, D)`` or None."""
         if self.weight is None:
             total = x if delta is None else x + delta.float()
             return total, total.to(dtype)
-        return ops.add_norm(x, delta, self.weight, eps=self.eps, dtype=dtype, center=self.kind == "layer")
+        center = self.kind == "layer"
+        if self.bias is None:
+            return ops.add_norm(x, delta, self.weight, eps=self.eps, dtype=dtype, center=center)
+        total, normed = ops.add_norm(x, delta, self.weight, eps=self.eps, dtype=torch.float32, center=center)
+        return total, (normed + self.bias).to(dtype)

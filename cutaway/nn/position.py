@@ -1,21 +1,82 @@
-"""Positions: rotary (Su et al. 2021, arXiv 2104.09864) in Llama's half-split layout, and T5's relative bias."""
+"""Positions: rotary (Su et al. 2021, arXiv 2104.09864) in Llama's half-split layout, stretched for long contexts as
+public models have it, and T5's relative bias."""
 
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+
+from cutaway.settings import Settings
 
 BUCKETS, FARTHEST = 32, 128  # T5's own; Raffel et al. 2020, arXiv 1910.10683
 
 
-def rotary_table(head_size: int, length: int, *, theta: float, device: torch.device | None = None) -> Tensor:
+class LinearStretch(Settings):
+    """Every angle divided by ``factor`` (Chen 2023, arXiv 2306.15595)."""
+
+    kind: Literal["linear"] = "linear"
+    factor: float = Field(gt=0)
+
+
+class Llama3Stretch(Settings):
+    """Slow angles divided by ``factor``, fast ones kept, those between blended: fast and slow by how often they turn in
+    the ``original`` context (Llama 3.1, Dubey 2024, arXiv 2407.21783)."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: float = Field(gt=0)
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+    original: int = Field(ge=1)
+
+
+class YarnStretch(Settings):
+    """The same with a ramp over the dimensions, between those that turn ``fast`` and ``slow`` times in the ``original``
+    context, and scores made ``attention`` squared times sharper (Peng 2023, arXiv 2309.00071)."""
+
+    kind: Literal["yarn"] = "yarn"
+    factor: float = Field(gt=0)
+    original: int = Field(ge=1)
+    fast: float = 32.0
+    slow: float = 1.0
+    attention: float = 1.0
+    whole: bool = True  # the ramp's ends are whole dimensions
+
+
+AnyStretch = LinearStretch | Llama3Stretch | YarnStretch
+Stretch = Annotated[AnyStretch, Field(discriminator="kind")]
+
+
+def frequencies(head_size: int, theta: float, stretch: AnyStretch | None) -> Tensor:
+    """``(head_size / 2,)`` float64: radians a token."""
+    # float64, so that far positions lose nothing
+    plain = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+    if stretch is None:
+        return plain
+    if isinstance(stretch, LinearStretch):
+        return plain / stretch.factor
+    if isinstance(stretch, Llama3Stretch):
+        turns = stretch.original * plain / (2 * math.pi)
+        kept = ((turns - stretch.low) / (stretch.high - stretch.low)).clamp(0, 1)
+        return (1 - kept) * plain / stretch.factor + kept * plain
+    ends = [head_size * math.log(stretch.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+            for turns in (stretch.fast, stretch.slow)]
+    low, high = (math.floor(ends[0]), math.ceil(ends[1])) if stretch.whole else ends
+    low, high = max(low, 0), min(high, head_size - 1)
+    ramp = (torch.arange(head_size // 2, dtype=torch.float64) - low) / max(high - low, 0.001)
+    divided = ramp.clamp(0, 1)
+    return divided * plain / stretch.factor + (1 - divided) * plain
+
+
+def rotary_table(head_size: int, length: int, *, theta: float, stretch: AnyStretch | None = None,
+                 device: torch.device | None = None) -> Tensor:
     """``(2, length, head_size / 2)`` float32: cosines and sines of position x frequency."""
-    # float64 inside, so that far positions lose nothing
-    frequency = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
-    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
-    return torch.stack((angle.cos(), angle.sin())).float().to(device)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequencies(head_size, theta, stretch))
+    sharper = stretch.attention if isinstance(stretch, YarnStretch) else 1.0
+    return (torch.stack((angle.cos(), angle.sin())) * sharper).float().to(device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

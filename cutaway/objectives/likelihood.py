@@ -57,7 +57,7 @@ class Likelihood:
         targets, weights = _learned(batch)
         head = _token_head(model)
         hidden, targets, weights = ops.learned(model.hidden(batch), targets, weights)
-        total = ops.linear_cross_entropy(head.features(hidden), head.weight, targets, weights, chunk=self.chunk,
+        total = ops.linear_cross_entropy(*head.factors(hidden), targets, weights, chunk=self.chunk,
                                          smoothing=self.label_smoothing)
         return Loss(total, batch.total_weight())
 
@@ -66,5 +66,5 @@ def token_logprobs(model: Model, batch: Batch, *, temperature: float = 1.0, chun
     """``log p(target)`` at every position, ``(B, T)`` float32, differentiable; 0 where the weight is 0."""
     targets, weights = _learned(batch)
     head = _token_head(model)
-    return ops.linear_logprobs(head.features(model.hidden(batch)), head.weight, targets, weights != 0,
-                               temperature=temperature, chunk=chunk)
+    return ops.linear_logprobs(*head.factors(model.hidden(batch)), targets, weights != 0, temperature=temperature,
+                               chunk=chunk)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 
 from cutaway.errors import TokenizerError
 from cutaway.records import atomic_write, digest
+from cutaway.text.spelling import Spelling, spelling_of
 from cutaway.text.template import CHAT_TEMPLATE
 from cutaway.text.vocabulary import (
-    CONTINUATION,
     CONTROL_TOKENS,
     MASK_TOKEN,
     AnyTokenizerSettings,
@@ -29,7 +30,6 @@ from cutaway.text.vocabulary import (
     CharSettings,
     SubwordSettings,
     TokenizerSettings,
-    bytes_of_letters,
     control_tokens,
     learn,
     span_token,
@@ -50,6 +50,26 @@ _SAMPLE_BYTES = 100_000
 _SAMPLE = "  two\n\n\tthree \r\n 1234567 I'LL they're <|bos|> naïve cafe\u0301 Ωmega 漢字 🙂\u200d \u2028 \0 ... ()=>{}"
 
 
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Which control tokens do what, by name. ``begin`` and ``finish`` stand around a text that is read; ``bos`` begins
+    what is written behind nothing; ``end`` ends a turn; ``user`` and its like are there in our own template alone."""
+
+    pad: str
+    bos: str
+    eos: str
+    end: str
+    begin: tuple[str, ...]
+    finish: tuple[str, ...]
+    mask: str | None = None
+    stops: tuple[str, ...] = ()  # end a text beside eos and end
+    template: str = CHAT_TEMPLATE
+    public: bool = True  # somebody else's
+
+
+OURS = Roles("<|pad|>", "<|bos|>", "<|eos|>", "<|end|>", ("<|bos|>",), ("<|eos|>",), MASK_TOKEN, public=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A vocabulary with its rules. ``json`` is the public tokenizer.json; ``learned_from`` says what text it saw."""
@@ -57,6 +77,7 @@ class Tokenizer:
     kind: str
     json: str = field(repr=False)
     learned_from: dict[str, Any] = field(default_factory=dict)
+    roles: Roles = OURS
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.digest == other.digest
@@ -74,53 +95,84 @@ class Tokenizer:
         """The encoder without its control tokens: what is not there cannot be matched in anybody's text."""
         from tokenizers import Tokenizer as Backend
 
-        return Backend.from_str(json.dumps({**json.loads(self.json), "added_tokens": []}))
+        return Backend.from_str(json.dumps(without_control(self._tree, self._hidden)))
+
+    @cached_property
+    def _hidden(self) -> dict[str, str]:
+        """The control tokens, each by a name that nobody can write: some models find their vocabulary's own entries in
+        any text. What stands for the unknown keeps its own."""
+        secret, unknown = secrets.token_hex(16), (self._tree.get("model") or {}).get("unk_token")
+        return {name: f"\ufdd0{secret}{i}" for name, i in self._control.items() if name != unknown}
+
+    @cached_property
+    def _tree(self) -> dict[str, Any]:
+        tree: dict[str, Any] = json.loads(self.json)
+        return tree
 
     @cached_property
     def _control(self) -> dict[str, int]:
-        return {token["content"]: token["id"] for token in json.loads(self.json)["added_tokens"]}
+        return {token["content"]: token["id"] for token in self._tree["added_tokens"] if token.get("special")}
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """How tokens spell bytes."""
+        return spelling_of(self._tree)
 
     @cached_property
     def _table(self) -> list[bytes]:
         """The bytes of every id; a control token has none."""
-        table = [b""] * self.vocab_size
-        for token, i in self._model.get_vocab().items():
-            data = bytes_of_letters(token.removeprefix(CONTINUATION))
-            if data is None:
-                raise TokenizerError(f"token {i} ({token!r}) has no bytes of its own",
-                                     way_out="only vocabularies over the byte alphabet can be used")
-            table[i] = data
+        table, plain = [b""] * self.vocab_size, {t["content"] for t in self._tree["added_tokens"]}
+        hidden = {*self._control, *self._hidden.values()}
+        for token, i in self._model.get_vocab(with_added_tokens=True).items():
+            if token not in hidden:
+                table[i] = token.encode() if token in plain else self.spelling.bytes_of(token, i)
         return table
 
     @cached_property
     def vocab_size(self) -> int:
         """Ids run from 0 to this, control tokens included."""
-        return self._model.get_vocab_size() + len(self._control)
+        return 1 + max(*self._model.get_vocab(with_added_tokens=True).values(), *self._control.values(), -1)
 
     @property
     def pad_id(self) -> int:
         """Fills a row; never learned."""
-        return self._control["<|pad|>"]
+        return self._control[self.roles.pad]
 
     @property
     def bos_id(self) -> int:
-        """Begins a document or a conversation."""
-        return self._control["<|bos|>"]
+        """Begins a document or a conversation, and what is written beside a source."""
+        return self._control[self.roles.bos]
 
     @property
     def eos_id(self) -> int:
         """Ends a document."""
-        return self._control["<|eos|>"]
+        return self._control[self.roles.eos]
 
     @property
     def end_id(self) -> int:
         """Ends a turn."""
-        return self._control["<|end|>"]
+        return self._control[self.roles.end]
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every id that ends what is written."""
+        names = (self.roles.eos, self.roles.end, *self.roles.stops)
+        return tuple(dict.fromkeys(self._control[name] for name in names))
+
+    @cached_property
+    def begin_ids(self) -> tuple[int, ...]:
+        """Stand before a text that is read or continued."""
+        return tuple(self._control[name] for name in self.roles.begin)
+
+    @cached_property
+    def finish_ids(self) -> tuple[int, ...]:
+        """Stand behind a text that is read whole."""
+        return tuple(self._control[name] for name in self.roles.finish)
 
     @property
     def mask_id(self) -> int:
         """Stands for a token that is to be found. Raises TokenizerError where the vocabulary has none."""
-        return self._gap(MASK_TOKEN)
+        return self._gap(self.roles.mask or MASK_TOKEN)
 
     @property
     def span_ids(self) -> tuple[int, ...]:
@@ -152,6 +204,17 @@ class Tokenizer:
         except (UnicodeEncodeError, TypeError):
             raise _no_utf8(text) from None
 
+    @cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
+        """The encoder with its control tokens, for what a template writes."""
+        from tokenizers import Tokenizer as Backend
+
+        return Backend.from_str(json.dumps(self._tree | {"post_processor": None, "padding": None, "truncation": None}))
+
+    def encode_marked(self, text: str) -> list[int]:
+        """The ids of a template's own text, whose control tokens are tokens. Never for what a person wrote."""
+        return list(self._marked.encode(text, add_special_tokens=False).ids)
+
     def encode_documents(self, texts: Iterable[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text, equal to ``encode``, at a corpus's speed."""
         ids, lengths = self.encode_flat(list(texts))
@@ -172,6 +235,8 @@ class Tokenizer:
     @cached_property
     def _fast(self) -> Any | None:
         """gigatoken's encoder if it takes this vocabulary, else None."""
+        if self.spelling.name != "bytes":
+            return None
         try:
             import gigatoken
 
@@ -202,8 +267,14 @@ class Tokenizer:
                                  way_out="use the tokenizer the model was trained with") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the bytes; what is not UTF-8 shows as U+FFFD (``bytes_of`` keeps it exact)."""
-        return self.bytes_of(ids).decode(errors="replace")
+        """The text of the bytes; what is not UTF-8 shows as U+FFFD (``bytes_of`` keeps it exact). Where a vocabulary
+        puts a space before every text, a first one is not shown."""
+        if self.spelling.name == "words":  # the library knows what to join
+            control = {*self.control_ids}
+            words: str = self._model.decode([i for i in _natural(ids) if i not in control])
+            return words
+        text = self.bytes_of(ids).decode(errors="replace")
+        return text.removeprefix(" ") if self.spelling.spaced else text
 
     def name_of(self, token_id: int) -> str:
         """How to show one token: a control token's name, or its text with unfinished bytes written \\xHH."""
@@ -217,6 +288,8 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads with equal ids."""
         folder = Path(folder)
+        if self.roles.public:
+            return self._save_public(folder)
         extra = [t for t in self._control if t not in CONTROL_TOKENS[:3]]
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|pad|>", "bos_token": "<|bos|>",
@@ -226,6 +299,17 @@ class Tokenizer:
         }
         atomic_write(folder / "tokenizer.json", self.json)
         atomic_write(folder / "tokenizer_config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+    def _save_public(self, folder: Path) -> None:
+        r = self.roles
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": r.pad, "bos_token": r.bos,
+                  "eos_token": r.eos, "mask_token": r.mask, "chat_template": r.template or None,
+                  "clean_up_tokenization_spaces": False, "padding_side": "right",
+                  "cutaway": {"kind": self.kind, "digest": self.digest, "learned_from": self.learned_from,
+                              "roles": asdict(r)}}
+        atomic_write(folder / "tokenizer.json", self.json)
+        atomic_write(folder / "tokenizer_config.json", json.dumps({k: v for k, v in config.items() if v is not None},
+                                                                  indent=1, ensure_ascii=False) + "\n")
 
 
 class Decoder:
@@ -244,6 +328,22 @@ class Decoder:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
+
+
+def without_control(tree: Mapping[str, Any], hidden: Mapping[str, str]) -> dict[str, Any]:
+    """A tokenizer.json whose control tokens cannot be met: none of them is added, those of the model's own vocabulary
+    have the name in ``hidden``, and no merge makes one."""
+    model = dict(tree["model"])
+    vocab = model.get("vocab")
+    if isinstance(vocab, dict):
+        model["vocab"] = {hidden.get(token, token): i for token, i in vocab.items()}
+    elif isinstance(vocab, list):
+        model["vocab"] = [[hidden.get(token, token), score] for token, score in vocab]
+    if model.get("merges"):
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        model["merges"] = [pair for pair in pairs if "".join(pair) not in hidden]
+    return {**tree, "model": model, "post_processor": None, "padding": None, "truncation": None,
+            "added_tokens": [t for t in tree["added_tokens"] if not t.get("special")]}
 
 
 def _no_utf8(text: object) -> TokenizerError:
@@ -303,8 +403,13 @@ def _texts(documents: Iterable[Any], limit: int | None, seen: dict[str, Any]) ->
 
 
 def load(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises TokenizerError naming the file that is missing or damaged."""
+    """The tokenizer of a model folder, ours or a public one. Raises TokenizerError naming the file that is missing or
+    damaged."""
     folder = Path(folder)
+    if not _is_ours(folder):
+        from cutaway.text.public import read
+
+        return read(folder)
     parts = []
     for name in ("tokenizer.json", "tokenizer_config.json"):
         try:
@@ -319,13 +424,35 @@ def load(folder: str | Path) -> Tokenizer:
     text, config = parts[0], json.loads(parts[1])
     ours = config.get("cutaway") if isinstance(config, dict) else None
     if not isinstance(ours, dict) or "kind" not in ours:
-        raise TokenizerError("not a tokenizer of this package: its control tokens are unknown",
-                             where=folder / "tokenizer_config.json", way_out="learn one with `cutaway run`")
+        raise TokenizerError("damaged: it does not say of what kind it is", where=folder / "tokenizer_config.json",
+                             way_out="copy it again or learn it anew")
     if digest(text.encode()) != ours.get("digest"):
         raise TokenizerError("damaged: its sha256 is not the one it was saved with", where=folder / "tokenizer.json",
                              way_out="copy it again or learn it anew")
+    roles = ours.get("roles")
+    if roles is not None:
+        return Tokenizer(ours["kind"], text, ours.get("learned_from", {}), _roles(roles, folder))
     made = Tokenizer(ours["kind"], text, ours.get("learned_from", {}))
     missing = [t for t in CONTROL_TOKENS if t not in made._control]
     if missing:
         raise TokenizerError(f"lacks {', '.join(missing)}", where=folder / "tokenizer.json")
     return made
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the folder's tokenizer was saved here, or nothing of one is there that could be read."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        other = ("tokenizer.json", "vocab.json", "vocab.txt", "*.tiktoken", "*.model")
+        return not any(path.is_file() for name in other for path in folder.glob(name))
+    return isinstance(config, dict) and "cutaway" in config
+
+
+def _roles(tree: dict[str, Any], folder: Path) -> Roles:
+    try:
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+        return Roles(**given)
+    except TypeError as error:
+        raise TokenizerError(f"damaged: its roles are {error}", where=folder / "tokenizer_config.json",
+                             way_out="copy it again") from None

@@ -102,9 +102,8 @@ def test_a_public_folder_is_read(tmp_path: Path, tied: bool) -> None:
 
 
 @pytest.mark.parametrize(("change", "word"), [
-    ({"hidden_act": "gelu"}, "hidden_act"), ({"attention_bias": True}, "attention_bias"),
-    ({"head_dim": 16}, "head_dim"),
-    ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type")])
+    ({"hidden_act": "gelu"}, "hidden_act"), ({"mlp_bias": True}, "mlp_bias"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "'dynamic' are unknown")])
 def test_what_we_do_not_compute_is_refused(tmp_path: Path, change: dict[str, object], word: str) -> None:
     config = transformers.LlamaConfig(**{
         "vocab_size": 77, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,

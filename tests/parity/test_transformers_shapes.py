@@ -105,7 +105,7 @@ def test_an_encoder_with_a_vector_is_the_bare_model(tmp_path: Path, tokenizer: T
         hidden = theirs(tokens, attention_mask=real[..., 0].long()).last_hidden_state
     mean = torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1), dim=-1)
     assert (ours - mean).abs().max() <= 1e-5
-    assert load_model(tmp_path / "m").head_spec == Vector()
+    assert load_model(tmp_path / "m").head_spec == Vector("mean")
 
 
 @pytest.mark.parametrize("config", PAIRS, ids=range(len(PAIRS)))
@@ -131,8 +131,9 @@ def test_what_has_no_place_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> N
     with pytest.raises(ModelError, match="no place for a head of kind 'scalar'"):
         save_model(tmp_path / "m", rough(ENCODERS[0], "scalar"), tokenizer)
     assert not (tmp_path / "m").exists()
-    config = transformers.ModernBertConfig(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-                                           num_attention_heads=4, pad_token_id=0, decoder_bias=False)
-    transformers.ModernBertForMaskedLM(config).save_pretrained(tmp_path / "local")
-    with pytest.raises(ModelError, match="2 layers of local attention of 3"):
-        load_model(tmp_path / "local")
+    config = transformers.ModernBertConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, pad_token_id=0,
+        eos_token_id=1, bos_token_id=2, cls_token_id=2, sep_token_id=1, norm_bias=True)
+    transformers.ModernBertForMaskedLM(config).save_pretrained(tmp_path / "biased")
+    with pytest.raises(ModelError, match="norm_bias is True"):
+        load_model(tmp_path / "biased")

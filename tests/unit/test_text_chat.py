@@ -60,3 +60,18 @@ def test_unknown_roles_and_empty_talk_are_refused(byte: Tokenizer) -> None:
         Message("tool", "x")
     with pytest.raises(RequestError, match="at least one message"):
         render([], byte)
+
+
+@pytest.mark.parametrize("template", [
+    "{{ 'x' * 10**11 }}",
+    "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
+    "{% endfor %}{% endfor %}{% endfor %}",
+    "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{% for a in range(9999) %}{{ 'x' * 99999 }}{% endfor %}",
+    "{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__.os.system('true') }}", "{% include '/etc/passwd' %}",
+    "{{ messages.append(1) }}", "{{ raise_exception('no system message') }}"])
+def test_a_template_that_reaches_out_or_never_ends_is_refused_and_the_next_one_works(template: str) -> None:
+    with pytest.raises(RequestError, match="the chat template cannot be used") as caught:
+        apply_template([Message("user", "Hi")], template)
+    assert "\n" not in str(caught.value)
+    assert apply_template([Message("user", "Hi")], "{{ messages[0]['content'] }}") == "Hi"

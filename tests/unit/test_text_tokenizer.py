@@ -166,8 +166,7 @@ def test_saved_is_loaded_and_damage_is_named(bpe: Tokenizer, tmp_path: Path) -> 
     tree = json.loads(config.read_text())
     del tree["cutaway"]
     config.write_text(json.dumps(tree))
-    with pytest.raises(TokenizerError, match="not a tokenizer of this package"):
-        load(tmp_path)
+    assert load(tmp_path).roles.public  # nothing says that it is ours: it is read as anybody's
 
 
 def test_settings_are_a_union_told_apart_by_kind() -> None:

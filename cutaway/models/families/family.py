@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cutaway.errors import ModelError, SettingsError
+from cutaway.errors import CutawayError, ModelError, SettingsError
 from cutaway.models.heads import Classes, Head, HeadKind
 from cutaway.models.model import Architecture
-from cutaway.models.transformer import TransformerConfig
+from cutaway.models.transformer import PLAIN, TransformerConfig
 from cutaway.settings import decode
 
 AGAIN = "get the folder again"
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a public tensor says what ours does: ours turned, times ``scale``, less ``shift``, behind ``skip`` rows that
+    nothing reads. Scales are powers of two, so that nothing is lost."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+    turned: bool = False
+    skip: int = 0
+
+
 class Family(Protocol):
-    """One file of ``models/families``. ``REPEATS`` are tensors that may say the embedding once more."""
+    """One file of ``models/families``. ``REPEATS`` are tensors that may say the embedding once more; ``UNREAD`` are the
+    ends of names: of tables, and of what our function leaves out."""
 
     REPEATS: tuple[str, ...]
+    UNREAD: tuple[str, ...]
 
     def names(self, config: Any, head: Head) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Each parameter of ours and the public tensors that its rows are, in order; a tied head has none."""
@@ -25,8 +39,8 @@ class Family(Protocol):
     def rows(self, ours: str, config: Any) -> tuple[int, ...] | None:
         """How many rows of a joined matrix belong to each public tensor; None where there is only one."""
 
-    def scales(self, ours: str, config: Any) -> tuple[float, ...] | None:
-        """What each public tensor is ours times, powers of two so that nothing is lost; None where they are equal."""
+    def forms(self, ours: str, config: Any) -> tuple[Form, ...] | None:
+        """How each public tensor says it; None where the numbers are ours."""
 
     def public_config(self, config: Any, head: Head, *, dtype: str, control: Mapping[str, int]) -> dict[str, Any]:
         """config.json; ``control`` holds the tokenizer's ``bos``, ``eos``, ``end`` and ``pad``, where there is one."""
@@ -85,3 +99,27 @@ def decoded(tree: dict[str, Any], missing: Sequence[str], where: object) -> Tran
         return decode(TransformerConfig, tree, where="")
     except SettingsError as error:
         raise ModelError(f"does not describe a transformer: {error.what}", where=where, way_out=AGAIN) from None
+
+
+def described(family: Family, public: Mapping[str, Any], where: object) -> tuple[Any, Head]:
+    """``our_config``; what a damaged or hostile file holds in place of a number or a list is one ModelError too."""
+    try:
+        return family.our_config(public, where=where)
+    except CutawayError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        raise ModelError(f"does not describe a model ({type(error).__name__}: {str(error)[:80]})", where=where,
+                         way_out=AGAIN) from None
+
+
+def variant(shape: str, changes: Mapping[str, object]) -> dict[str, Any] | None:
+    """The shape's plain variant with ``changes``; None where that is the plain one."""
+    plain = PLAIN[shape].model_dump(mode="json")
+    return None if plain | dict(changes) == plain else plain | dict(changes)
+
+
+def head_dim(public: Mapping[str, Any]) -> int | None:
+    """The width of a head where it does not follow from the others."""
+    width, heads, given = (public.get(k) for k in ("hidden_size", "num_attention_heads", "head_dim"))
+    follows = isinstance(width, int) and isinstance(heads, int) and heads > 0 and given == width / heads
+    return None if follows else given

@@ -1,5 +1,5 @@
 """ModernBERT's public format (Warner et al. 2024, arXiv 2412.13663; transformers' ModernBertForMaskedLM), with global
-attention in every layer."""
+attention in every layer, or local in some."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cutaway.errors import ModelError
-from cutaway.models.families.family import check_fixed, decoded, head_of, labels
+from cutaway.models.families.family import Form, check_fixed, decoded, head_of, labels, variant
+from cutaway.models.families.rope import rope_of, rope_parameters
 from cutaway.models.heads import Head, HeadKind, kind_of
 from cutaway.models.transformer import TransformerConfig
 
 ARCHITECTURES: dict[HeadKind, str] = {
     "tokens": "ModernBertForMaskedLM", "classes": "ModernBertForSequenceClassification", "vector": "ModernBertModel"}
-REPEATS = ("decoder.weight",)
+REPEATS, UNREAD = ("decoder.weight",), ("rotary_emb.inv_freq",)
+_POOLED = {"mean": "mean", "cls": "first"}
 _LAYER = {"attention_norm.weight": "attn_norm.weight", "attention.qkv.weight": "attn.Wqkv.weight",
           "attention.out.weight": "attn.Wo.weight", "feedforward_norm.weight": "mlp_norm.weight",
           "feedforward.gate_up.weight": "mlp.Wi.weight", "feedforward.down.weight": "mlp.Wo.weight"}
@@ -41,8 +43,11 @@ def names(config: TransformerConfig, head: Head) -> Iterator[tuple[str, tuple[st
     if kind_of(head) == "classes":
         yield "head.weight", ("classifier.weight",)
         yield "head.bias", ("classifier.bias",)
-    elif head == "tokens" and not config.tie_embeddings:
-        yield "head.weight", ("decoder.weight",)
+    elif head == "tokens":
+        if not config.tie_embeddings:
+            yield "head.weight", ("decoder.weight",)
+        if config.made.head_bias:
+            yield "head.bias", ("decoder.bias",)
 
 
 def rows(ours: str, config: TransformerConfig) -> tuple[int, ...] | None:
@@ -50,46 +55,63 @@ def rows(ours: str, config: TransformerConfig) -> tuple[int, ...] | None:
     return None
 
 
-def scales(ours: str, config: TransformerConfig) -> None:
+def forms(ours: str, config: TransformerConfig) -> tuple[Form, ...] | None:
     """The numbers are ours."""
+    return None
 
 
 def public_config(config: TransformerConfig, head: Head, *, dtype: str, control: Mapping[str, int]) -> dict[str, Any]:
-    """config.json; every layer sees everything, labels are read off the mean of the tokens."""
+    """config.json."""
     if kind_of(head) not in ARCHITECTURES:
         raise ModelError(f"ModernBERT's format has no place for a head of kind {kind_of(head)!r}",
                          way_out=f"use one of {', '.join(ARCHITECTURES)}")
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    made = config.made
+    near = made.local_theta or config.rope_theta
+    kinds = ["sliding_attention" if i in made.local_layers else "full_attention" for i in range(config.num_layers)]
     return {
         "architectures": [ARCHITECTURES[kind_of(head)]], "model_type": "modernbert", "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
         "max_position_embeddings": config.context_length, "norm_eps": config.norm_eps, "norm_bias": False,
-        "hidden_activation": "gelu", "attention_bias": False, "mlp_bias": False, "decoder_bias": False,
-        "classifier_bias": False, "classifier_activation": "gelu", "classifier_pooling": "mean",
-        "layer_types": ["full_attention"] * config.num_layers, "global_attn_every_n_layers": 1,
-        "rope_parameters": {"full_attention": rope, "sliding_attention": rope},
-        "global_rope_theta": config.rope_theta, "attention_dropout": 0.0, "embedding_dropout": 0.0,
-        "tie_word_embeddings": config.tie_embeddings, "dtype": dtype, "bos_token_id": control.get("bos"),
-        "cls_token_id": control.get("bos"), "eos_token_id": control.get("eos"), "sep_token_id": control.get("eos"),
-        "pad_token_id": control.get("pad"), **labels(head),
+        "hidden_activation": "gelu", "attention_bias": False, "mlp_bias": False, "decoder_bias": made.head_bias,
+        "classifier_bias": False, "classifier_activation": "gelu",
+        "classifier_pooling": "cls" if made.pooling == "first" else "mean", "layer_types": kinds,
+        **({} if made.local_layers else {"global_attn_every_n_layers": 1}),
+        "local_attention": 2 * (made.window or 64),
+        "rope_parameters": {"full_attention": rope_parameters(config.rope_theta, made.stretch),
+                            "sliding_attention": rope_parameters(near, None)},
+        "global_rope_theta": config.rope_theta, "local_rope_theta": near, "attention_dropout": 0.0,
+        "embedding_dropout": 0.0, "tie_word_embeddings": config.tie_embeddings, "dtype": dtype,
+        "bos_token_id": control.get("bos"), "cls_token_id": control.get("bos"), "eos_token_id": control.get("eos"),
+        "sep_token_id": control.get("eos"), "pad_token_id": control.get("pad"), **labels(head),
     }
 
 
 def our_config(public: Mapping[str, Any], *, where: object) -> tuple[TransformerConfig, Head]:
     """The configuration and head of a public config.json. Raises ModelError where ours is another function."""
     head = head_of(public, ARCHITECTURES, where)
-    check_fixed(public, {**_FIXED, **({"decoder_bias": (False,)} if head == "tokens" else {}),
-                         **({"classifier_pooling": ("mean",)} if kind_of(head) == "classes" else {})}, where)
-    layers = public.get("num_hidden_layers")
-    every = public.get("global_attn_every_n_layers")
-    kinds = public.get("layer_types") or (["full_attention"] if every == 1 else ["sliding_attention"])
-    if set(kinds) != {"full_attention"}:
-        raise ModelError(f"has {sum(k != 'full_attention' for k in kinds)} layers of local attention of {layers}",
-                         where=where, way_out="only global attention in every layer is supported")
-    rope = (public.get("rope_parameters") or {}).get("full_attention") or {}
-    check_fixed(rope, {"rope_type": ("default",)}, where)
+    check_fixed(public, _FIXED | {"classifier_pooling": tuple(_POOLED)}, where)
+    kinds = _kinds(public)
+    local = [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]
+    theta, stretch = rope_of(public, "full_attention", theta=float(public.get("global_rope_theta") or 160_000.0),
+                             where=where)
+    both = isinstance((public.get("rope_parameters") or {}).get("sliding_attention"), Mapping)
+    near = rope_of(public, "sliding_attention", where=where)[0] if both else public.get("local_rope_theta") or 1e4
+    pooling = _POOLED[public.get("classifier_pooling", "cls")] if kind_of(head) == "classes" else "mean"
+    made = variant("encoder", {
+        "window": int(public.get("local_attention", 128)) // 2 if local else None, "local_layers": local,
+        "local_theta": float(near) if local else None, "pooling": pooling,
+        "head_bias": head == "tokens" and bool(public.get("decoder_bias", True)),
+        "stretch": None if stretch is None else stretch.model_dump()})
     tree = {ours: public.get(theirs) for ours, theirs in _SIZES.items()} | {
-        "shape": "encoder", "rope_theta": rope.get("rope_theta", public.get("global_rope_theta", 160_000.0)),
-        "tie_embeddings": public.get("tie_word_embeddings", True)}
+        "shape": "encoder", "rope_theta": theta, "tie_embeddings": public.get("tie_word_embeddings", True),
+        "variant": made}
     return decoded(tree, [theirs for theirs in _SIZES.values() if theirs not in public], where), head
+
+
+def _kinds(public: Mapping[str, Any]) -> list[str]:
+    """The kind of every layer: named, or one global among so many."""
+    if public.get("layer_types"):
+        return list(public["layer_types"])
+    every, layers = int(public.get("global_attn_every_n_layers") or 3), int(public.get("num_hidden_layers") or 0)
+    return ["sliding_attention" if i % every else "full_attention" for i in range(layers)]

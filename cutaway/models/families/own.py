@@ -9,13 +9,14 @@ import torch
 
 from cutaway.errors import ModelError, SettingsError
 from cutaway.models.architectures import AnyConfig, decode_config
-from cutaway.models.families.family import AGAIN, head_of, labels
+from cutaway.models.families.family import AGAIN, Form, head_of, labels
 from cutaway.models.heads import Head, HeadKind, kind_of
 from cutaway.models.model import blank
 
 ARCHITECTURES: dict[HeadKind, str] = {"tokens": "CutawayForTokens", "scalar": "CutawayForScalar",
                                       "classes": "CutawayForClasses", "vector": "CutawayForVector"}
 REPEATS: tuple[str, ...] = ()
+UNREAD: tuple[str, ...] = ()
 
 
 def names(config: AnyConfig, head: Head) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -30,8 +31,9 @@ def rows(ours: str, config: AnyConfig) -> tuple[int, ...] | None:
     return None
 
 
-def scales(ours: str, config: AnyConfig) -> None:
+def forms(ours: str, config: AnyConfig) -> tuple[Form, ...] | None:
     """The numbers are ours."""
+    return None
 
 
 def public_config(config: AnyConfig, head: Head, *, dtype: str, control: Mapping[str, int]) -> dict[str, Any]:

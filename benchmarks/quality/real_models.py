@@ -1,0 +1,146 @@
+"""Two real models read here and by their own libraries: SmolLM2-135M-Instruct from GGUF beside transformers, and
+all-MiniLM-L6-v2 beside sentence-transformers.
+
+The same ids go into both language models: logits, 64 greedy tokens on 20 prompts, and perplexity on
+pretrain_default/valid. The same sentences go into both encoders: Spearman's correlation on STS 2012 to 2014 with
+published figures beside it (Reimers, sbert.net's table of pretrained models; 2012 here lacks MSRvid). Needs
+`cutaway pull` of both, CUTAWAY_DATA, and the peers' environment. Costs about ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from cutaway import device, records
+from cutaway.batch import Batch
+from cutaway.generate.engine import Engine
+from cutaway.generate.request import Request, Sampling
+from cutaway.models.folder import load_model, load_tokenizer
+from cutaway.models.open import open_embedder
+from cutaway.models.store import located
+from cutaway.text.chat import Message, render
+
+HERE = Path(__file__).resolve().parents[1]
+QUESTIONS = (
+    "What is the capital of France?", "Write a haiku about the sea.", "What is 17 + 25?", "Name three primary colours.",
+    "Explain gravity to a child.", "Who wrote Hamlet?", "Translate 'good morning' into Spanish.",
+    "What is photosynthesis?", "Give me a recipe for pancakes.", "What is the largest planet?",
+    "Write a function that reverses a list in Python.",
+    "Why is the sky blue?", "List the seasons.", "What does HTTP stand for?", "Tell me a joke.", "What is a noun?",
+    "How many legs has a spider?", "Summarise the story of Cinderella.", "What is the boiling point of water?",
+    "Say hello in five languages.")
+PUBLISHED = {2012: 72.37, 2013: 80.60, 2014: 75.59}
+
+
+def asked(python: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What a peer says, in a process of its own environment."""
+    done = subprocess.run([python, str(HERE / "peers" / "hf_reads.py")], input=json.dumps(request), text=True,
+                          capture_output=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the peer failed: {done.stderr.strip().splitlines()[-1:]}; run `make bench-peers`")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def language(python: str, root: Path, documents: int, context: int) -> dict[str, float]:
+    """The largest difference of logits, prompts whose greedy ids are equal, and both perplexities."""
+    place = located("smollm2-135m-instruct")
+    if place is None:
+        raise SystemExit("cutaway pull smollm2-135m-instruct")
+    model, tokenizer = load_model(place).eval(), load_tokenizer(place)
+    prompts = [render([Message("user", q)], tokenizer, add_generation_prompt=True).ids for q in QUESTIONS]
+    with gzip.open(root / "pretrain_default" / "valid.jsonl.gz", "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line, _ in zip(lines, range(documents), strict=False)]
+    rows = [tokenizer.encode(text)[:context] for text in texts]
+    rows = [row for row in rows if len(row) > 1]
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        theirs = asked(python, {"what": "language", "file": str(place), "prompts": prompts, "rows": rows, "tokens": 64,
+                                "logits": f"{folder}/logits.pt"})
+        wanted = torch.load(f"{folder}/logits.pt", weights_only=True)
+        apart = max(float((model(Batch(torch.tensor([p])))[0] - w).abs().max())
+                    for p, w in zip(prompts, wanted, strict=True))
+        asks = [Request(tuple(p), 64, Sampling(temperature=0)) for p in prompts]
+        same = sum(list(r.tokens) == w for r, w in zip(Engine(model).generate(asks), theirs["greedy"], strict=True))
+        nll = 0.0
+        for row in rows:
+            logs = torch.log_softmax(model(Batch(torch.tensor([row])))[0, :-1].double(), -1)
+            nll -= float(logs.gather(1, torch.tensor(row[1:])[:, None]).sum())
+    count = sum(len(row) - 1 for row in rows)
+    return {"logits_apart": apart, "greedy_equal": same, "prompts": len(prompts), "tokens": count,
+            "perplexity": math.exp(nll / count), "their_perplexity": math.exp(sum(theirs["nll"]) / count)}
+
+
+def vectors(python: str, root: Path) -> dict[str, dict[str, float]]:
+    """Spearman's correlation of both on every year of STS that is there."""
+    place = located("all-minilm-l6-v2")
+    if place is None:
+        raise SystemExit("cutaway pull all-minilm-l6-v2")
+    embedder, out = open_embedder(place, too_long="cut"), {}
+    for path in sorted((root / "sts").glob("sts*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            rows = [row for row in map(json.loads, lines) if row.get("split", "test") == "test"]
+        texts = sorted({row[side] for row in rows for side in ("s1", "s2")})
+        at = {text: i for i, text in enumerate(texts)}
+        with tempfile.TemporaryDirectory() as folder:
+            asked(python, {"what": "vectors", "folder": str(place), "texts": texts, "vectors": f"{folder}/v.pt"})
+            theirs = torch.load(f"{folder}/v.pt", weights_only=True).double().numpy()
+        ours = embedder.vectors(texts)
+        found = {}
+        for name, given in (("ours", ours), ("theirs", theirs)):
+            alike = [float(given[at[r["s1"]]] @ given[at[r["s2"]]]) for r in rows]
+            found[name] = 100 * float(spearmanr(alike, [r["score"] for r in rows]).statistic)
+        out[path.name.removeprefix("sts")[:4]] = found | {"n": len(rows), "apart": float(np.abs(ours - theirs).max())}
+    return out
+
+
+def main() -> None:
+    """Both tables, and one JSON line."""
+    own = HERE.parent / ".venv-peers" / "bin" / "python"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=str(own) if own.exists() else sys.executable)
+    parser.add_argument("--documents", type=int, default=40, help="of valid, for perplexity")
+    parser.add_argument("--context", type=int, default=512, help="tokens of each that are read")
+    parser.add_argument("--only", choices=("language", "vectors"))
+    options = parser.parse_args()
+    root = Path(os.environ.get("CUTAWAY_DATA", ""))
+    if not (root / "sts").is_dir():
+        raise SystemExit("CUTAWAY_DATA does not name the folder with sts/ and pretrain_default/")
+    device.set_threads()
+    figures: dict[str, Any] = {}
+    ok = True
+    if options.only != "vectors":
+        found = figures["language"] = language(options.python, root, options.documents, options.context)
+        near = abs(found["perplexity"] / found["their_perplexity"] - 1)
+        ok &= found["logits_apart"] <= 1e-4 and found["greedy_equal"] == found["prompts"] and near < 1e-5
+        print(f"SmolLM2-135M-Instruct, GGUF: logits at most {found['logits_apart']:.1e} apart; "
+              f"{found['greedy_equal']:.0f} of {found['prompts']:.0f} prompts give the same 64 tokens; "
+              f"perplexity {found['perplexity']:.6f}, "
+              f"transformers {found['their_perplexity']:.6f} ({found['tokens']:,.0f} tokens)", flush=True)
+    if options.only != "language":
+        figures["vectors"] = vectors(options.python, root)
+        print(f"{'all-MiniLM-L6-v2':<18}{'ours':>9}{'theirs':>9}{'published':>11}{'n':>7}{'vectors apart':>15}")
+        for year, row in figures["vectors"].items():
+            ok &= round(row["ours"], 4) == round(row["theirs"], 4)
+            published = PUBLISHED.get(int(year), math.nan)
+            print(f"{'STS ' + year:<18}{row['ours']:>9.4f}{row['theirs']:>9.4f}{published:>11.2f}{row['n']:>7}"
+                  f"{row['apart']:>15.1e}")
+    print(json.dumps({"name": "quality/real_models", "figures": figures, "ok": bool(ok),
+                      "machine": asdict(device.known(device.pick("cpu"))),
+                      "versions": records.environment()["versions"]}))
+
+
+if __name__ == "__main__":
+    main()

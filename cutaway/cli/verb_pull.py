@@ -1,0 +1,23 @@
+"""``cutaway pull``: fetch a model by its name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cutaway.cli.console import Json, note, result
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="smollm2-135m-instruct, all-minilm-l6-v2, or OWNER/NAME of the Hugging "
+                                             "Face hub.")],
+    *,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of the hub.")] = None,
+    json: Json = False,
+) -> None:
+    """Fetch a model, so that other verbs know it by its name. Nothing that is fetched is executed."""
+    from cutaway.models.pull import pull
+
+    folder = pull(name, revision=revision, say=note)
+    result({"name": name, "folder": str(folder)}, str(folder), json=json)

@@ -1,0 +1,176 @@
+"""A GGUF file: metadata and tensors, every count, offset and size checked against the file before it is used.
+
+The header is read here, because the library trusts what it reads; the library turns quantised blocks into numbers.
+Format: github.com/ggml-org/ggml, docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cutaway.errors import ModelError
+from cutaway.models.stored import Stored, Tensors
+
+AGAIN = "get the file again"
+KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+_DEEPEST = 4  # arrays of arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a tensor lies: its kind's number, its shape as torch has it, and its bytes."""
+
+    kind: int
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """What a file holds. ``tensors`` gives each one as float32 when it is called for."""
+
+    path: Path
+    metadata: dict[str, Any]
+    placed: dict[str, Placed]
+
+    def tensors(self) -> Tensors:
+        """Every tensor by its name; nothing is read before it is called for."""
+        with self.path.open("rb") as file:
+            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        return {name: Stored(place.shape, True, _later(data, place)) for name, place in self.placed.items()}
+
+
+def _later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        raw = data[place.start : place.start + place.size]
+        numbers = np.array(dequantize(raw, GGMLQuantizationType(place.kind)), np.float32)
+        return torch.from_numpy(numbers).view(place.shape)
+
+    return read
+
+
+def read_gguf(path: str | Path) -> GGUF:
+    """The header of a file. Raises ModelError for one that is no GGUF, is cut off, or says what cannot be."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, 2) == 0:
+                raise ModelError("is empty", where=path, way_out=AGAIN)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ModelError(f"cannot be read ({error.strerror or error})", where=path,
+                         way_out="name a .gguf file") from None
+    with data:
+        return _Header(data, path).read()
+
+
+class _Header:
+    """A cursor over the header's bytes that never leaves them."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self.data, self.path, self.at = data, path, 0
+
+    def read(self) -> GGUF:
+        if self.data[:4] != b"GGUF":
+            raise self._wrong("is no GGUF file")
+        self.at = 4
+        version = self._number(4)
+        if version not in (2, 3):
+            raise self._wrong(f"is of version {version}, and 2 and 3 are known")
+        tensors, pairs = self._number(10), self._number(10)
+        metadata: dict[str, Any] = {}
+        for _ in range(self._count(pairs, 13)):
+            key = self._string()
+            if key in metadata:
+                raise self._wrong(f"says {key!r} twice")
+            metadata[key] = self._value(self._number(4), 0)
+        return GGUF(self.path, metadata, self._tensors(self._count(tensors, 24), metadata))
+
+    def _tensors(self, count: int, metadata: dict[str, Any]) -> dict[str, Placed]:
+        found: dict[str, tuple[int, tuple[int, ...], int]] = {}
+        for _ in range(count):
+            name, dimensions = self._string(), self._number(4)
+            if name in found or not 1 <= dimensions <= 4:
+                raise self._wrong(f"says {name!r} twice" if name in found else f"{name!r} has {dimensions} dimensions")
+            shape = tuple(self._number(10) for _ in range(dimensions))
+            found[name] = (self._number(4), shape[::-1], self._number(10))
+        every = metadata.get("general.alignment", 32)
+        if not isinstance(every, int) or every < 8 or every > 1 << 20 or every & (every - 1):
+            raise self._wrong(f"is aligned to {every!r}")
+        begin = -(-self.at // every) * every
+        return {name: self._placed(name, *what, begin) for name, what in found.items()}
+
+    def _placed(self, name: str, kind: int, shape: tuple[int, ...], offset: int, begin: int) -> Placed:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        known = {int(k): k for k in GGMLQuantizationType if k.name in KINDS}
+        if kind not in known:
+            names = {int(k): k.name for k in GGMLQuantizationType}
+            raise ModelError(f"{name!r} is of the kind {names.get(kind, kind)}", where=self.path,
+                             way_out=f"supported are {', '.join(KINDS)}")
+        block, each = GGML_QUANT_SIZES[known[kind]]
+        numbers = 1
+        for length in shape:
+            numbers *= length
+        size = numbers // block * each
+        if min(shape) < 1 or shape[-1] % block or begin + offset + size > len(self.data):
+            raise self._wrong(f"{name!r} of {list(shape)} {known[kind].name} does not lie in its "
+                              f"{len(self.data):,} bytes")
+        return Placed(kind, shape, begin + offset, size)
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind in _NUMBERS:
+            return self._number(kind)
+        if kind == _STRING:
+            return self._string()
+        if kind != _ARRAY or depth >= _DEEPEST:
+            raise self._wrong(f"holds a value of the kind {kind}")
+        inside, count = self._number(4), self._number(10)
+        if inside in _NUMBERS:
+            width = struct.calcsize(_NUMBERS[inside])
+            raw = self._bytes(self._count(count, width) * width)
+            return np.frombuffer(raw, np.dtype(_NUMBERS[inside])).tolist()
+        return [self._value(inside, depth + 1) for _ in range(self._count(count, 8))]
+
+    def _number(self, kind: int) -> Any:
+        how = _NUMBERS[kind]
+        found = struct.unpack(how, self._bytes(struct.calcsize(how)))[0]
+        # the shortest decimal of that float32: somebody meant 1e-5 and not 9.999999747378752e-06
+        return float(str(np.float32(found))) if how == "<f" else found
+
+    def _string(self) -> str:
+        raw = self._bytes(self._count(self._number(10), 1))
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise self._wrong(f"holds a string that is not UTF-8 at byte {self.at - len(raw):,}") from None
+
+    def _bytes(self, count: int) -> bytes:
+        if count > len(self.data) - self.at:
+            raise self._wrong("ends in the middle of its header")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def _count(self, count: int, least: int) -> int:
+        """A number of things of at least so many bytes each, which must be there."""
+        if count * least > len(self.data) - self.at:
+            raise self._wrong(f"says it holds {count:,} things where {len(self.data) - self.at:,} bytes are left")
+        return count
+
+    def _wrong(self, what: str) -> ModelError:
+        return ModelError(what, where=self.path, way_out=AGAIN)

@@ -1,0 +1,132 @@
+"""Tensors in files, read one by one into a model: nothing is allocated before every name and shape is what the
+configuration says, and the peak is the model and its largest tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.errors import ModelError
+from cutaway.models.families.family import Family, Form
+from cutaway.models.heads import Head
+from cutaway.models.model import Model, blank
+from cutaway.models.transformer import TransformerConfig
+from cutaway.models.whole import AGAIN, WEIGHTS, check_digest, damaged, read_json
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor that lies in a file: its shape, whether its numbers are floating, and how it is read."""
+
+    shape: tuple[int, ...]
+    floating: bool
+    read: Callable[[], Tensor]
+
+
+Tensors = dict[str, Stored]
+
+
+def of_folder(folder: Path, expected: str | None) -> Tensors:
+    """All tensors of a folder, in one file (whose sha256 is ``expected``, if given) or, as large models are, in
+    several. Raises ModelError for a file that is missing or damaged."""
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+        return _of_file(folder / WEIGHTS, expected)
+    named = read_json(folder / INDEX).get("weight_map")
+    files = set(named.values()) if isinstance(named, dict) else {""}
+    if any(not isinstance(name, str) or Path(name).name != name or not name for name in files):
+        raise ModelError("names a file outside the folder", where=folder / INDEX, way_out=AGAIN)
+    return {k: v for name in sorted(files) for k, v in _of_file(folder / name, None).items()}
+
+
+def _of_file(path: Path, expected: str | None) -> Tensors:
+    from safetensors import SafetensorError, safe_open
+
+    if expected is not None:
+        check_digest(path, expected)
+    try:
+        file: Any = safe_open(path, "pt")
+        return {name: _lying(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except FileNotFoundError:
+        raise ModelError("no such file", where=path, way_out="name a folder that holds a model") from None
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise damaged(path, error) from None
+
+
+def _lying(file: Any, name: str) -> Stored:
+    found = file.get_slice(name)
+    kind = str(found.get_dtype())
+    return Stored(tuple(found.get_shape()), kind.startswith(("F", "BF")), partial(file.get_tensor, name))
+
+
+def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path) -> Model:
+    """The model of a configuration with a file's numbers. Raises ModelError where the two do not belong together."""
+    if config.num_layers > max(1, len(tensors)):
+        raise ModelError(f"holds {len(tensors)} tensors, and config.json says {config.num_layers} layers", where=where,
+                         way_out=AGAIN)
+    config = _as_written(config, head, tensors, family)
+    with torch.device("meta"):
+        _check(blank(config, head=head), tensors, family, where)
+    model = blank(config, head=head, compute_dtype=dtype)
+    _assign(model, tensors, family)
+    _refuse_left(model, tensors, family, where)
+    return model
+
+
+def _as_written(config: Any, head: Head, tensors: Tensors, family: Family) -> Any:
+    """Untied where the file holds a head of other numbers than the embedding: transformers reads it so too."""
+    if head != "tokens" or not config.tie_embeddings or not isinstance(config, TransformerConfig):
+        return config
+    apart = config.model_copy(update={"tie_embeddings": False})
+    known = {ours.rpartition("embedding")[1] or ours: public[0] for ours, public in family.names(apart, head)
+             if ours == "head.weight" or ours.endswith(".embedding.weight")}
+    written, embedding = tensors.get(known["head.weight"]), tensors.get(known["embedding"])
+    if written is None or embedding is None or (written.shape == embedding.shape and torch.equal(written.read(),
+                                                                                               embedding.read())):
+        return config
+    if apart.traits.head_scale == config.traits.head_scale:
+        return apart
+    return apart.model_copy(update={"variant": apart.made.model_copy(update={"head_scale": config.traits.head_scale})})
+
+
+def _parts(model: Model, family: Family) -> list[tuple[str, Tensor, Form]]:
+    """The public tensor that each part of each parameter is, and how it says it."""
+    mine, out = dict(model.named_parameters(remove_duplicate=False)), []
+    for ours, public in family.names(model.config, model.head_spec):
+        rows = family.rows(ours, model.config) or (mine[ours].shape[0],)
+        forms = family.forms(ours, model.config) or (Form(),) * len(rows)
+        out += list(zip(public, mine[ours].detach().split(rows), forms, strict=True))
+    return out
+
+
+def _check(sketch: Model, tensors: Tensors, family: Family, where: Path) -> None:
+    for name, part, form in _parts(sketch, family):
+        if name not in tensors:
+            raise ModelError(f"lacks the tensor {name}", where=where, way_out=AGAIN)
+        wanted = tuple(part.T.shape if form.turned else (len(part) + form.skip, *part.shape[1:]))
+        if tensors[name].shape != wanted or not tensors[name].floating:
+            kind = "" if tensors[name].floating else " of whole numbers"
+            raise ModelError(f"{name} is {tensors[name].shape}{kind}, and config.json says {wanted}", where=where,
+                             way_out=AGAIN)
+
+
+def _assign(model: Model, tensors: Tensors, family: Family) -> None:
+    for name, part, form in _parts(model, family):
+        found = tensors.pop(name).read()
+        part.copy_(found.T if form.turned else found[form.skip :]).add_(form.shift).div_(form.scale)
+
+
+def _refuse_left(model: Model, left: Tensors, family: Family, where: Path) -> None:
+    """Nothing is ignored but what says nothing new: a tied head written out, and what the family says is not read."""
+    for name, tensor in left.items():
+        same = name in family.REPEATS and torch.equal(tensor.read().float(), model.backbone.embedding.weight.detach())
+        if not same and not name.endswith(family.UNREAD or ("\0",)):
+            raise ModelError(f"holds the tensor {name}, which the configuration has no place for",
+                             where=where, way_out="check config.json")

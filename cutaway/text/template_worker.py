@@ -1,0 +1,98 @@
+"""Chat templates of others, rendered in a process that may take little time and memory: the immutable sandbox keeps a
+template from Python, and nothing in it from looping for ever or doubling a string until the memory is gone.
+
+One process serves a whole program; it imports jinja2 and nothing of ours. It is started anew after a template that had
+to be stopped. Run as a script, this file is that process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import subprocess
+import sys
+import threading
+from typing import Any
+
+SECONDS, MEMORY, LARGEST = 5.0, 512 << 20, 1 << 24
+_lock = threading.Lock()
+_worker: list[subprocess.Popen[str]] = []
+
+
+def rendered(template: str, words: dict[str, Any]) -> tuple[str | None, str]:
+    """The text, or None and what is wrong with the template."""
+    with _lock:
+        worker = _running()
+        assert worker.stdin is not None and worker.stdout is not None
+        late = threading.Timer(SECONDS, worker.kill)
+        late.start()
+        try:
+            worker.stdin.write(json.dumps([template, words]) + "\n")
+            worker.stdin.flush()
+            answer = worker.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        finally:
+            late.cancel()
+        if not answer:
+            stop()
+            return None, f"it takes more than {SECONDS:.0f} seconds or {MEMORY >> 20} MiB"
+        text, wrong = json.loads(answer)
+        return text, str(wrong)
+
+
+def _running() -> subprocess.Popen[str]:
+    if not _worker:
+        _worker.append(subprocess.Popen([sys.executable, "-I", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True, encoding="utf-8"))
+        atexit.register(stop)
+    return _worker[0]
+
+
+def stop() -> None:
+    """End the process, if there is one."""
+    for worker in _worker:
+        worker.kill()
+        worker.wait()
+        for pipe in (worker.stdin, worker.stdout):
+            if pipe is not None:
+                pipe.close()
+    _worker.clear()
+
+
+def _serve() -> None:
+    """Answer line by line until the input ends."""
+    import contextlib
+    from datetime import datetime
+
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                extensions=["jinja2.ext.loopcontrols"])
+
+    def refuse(message: object) -> None:
+        raise TemplateError(str(message)[:200])
+
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
+    environment.filters["tojson"] = lambda value, indent=None, **_: json.dumps(value, ensure_ascii=False, indent=indent)
+    for line in sys.stdin:
+        template, words = json.loads(line)
+        try:
+            text = environment.from_string(template).render(**words)
+            given: list[Any] = [text, ""] if len(text) <= LARGEST else [None, f"it writes {len(text):,} characters"]
+        except (TemplateError, TypeError, ValueError, OverflowError, ArithmeticError, LookupError, AttributeError,
+                RecursionError, MemoryError) as error:
+            given = [None, f"{type(error).__name__}: {str(error)[:200]}"]
+        print(json.dumps(given), flush=True)
+
+
+if __name__ == "__main__":
+    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    _serve()
