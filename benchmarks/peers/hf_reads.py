@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 
 def language(asked: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def language(asked: dict[str, Any]) -> dict[str, Any]:
         for row in asked["rows"]:
             found = torch.log_softmax(model(torch.tensor([row])).logits[0, :-1].double(), -1)
             out["nll"].append(-float(found.gather(1, torch.tensor(row[1:])[:, None]).sum()))
-    torch.save(logits, asked["logits"])
+    save_file({str(i): found.contiguous() for i, found in enumerate(logits)}, asked["logits"])
     return out
 
 
@@ -38,7 +39,7 @@ def vectors(asked: dict[str, Any]) -> dict[str, Any]:
 
     found = SentenceTransformer(asked["folder"], device="cpu").encode(asked["texts"], batch_size=32,
                                                                      show_progress_bar=False)
-    torch.save(torch.from_numpy(found), asked["vectors"])
+    save_file({"vectors": torch.from_numpy(found)}, asked["vectors"])
     return {"count": len(found)}
 
 

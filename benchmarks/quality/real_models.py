@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 from cutaway import device, records
@@ -68,8 +69,9 @@ def language(python: str, root: Path, documents: int, context: int) -> dict[str,
     rows = [row for row in rows if len(row) > 1]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         theirs = asked(python, {"what": "language", "file": str(place), "prompts": prompts, "rows": rows, "tokens": 64,
-                                "logits": f"{folder}/logits.pt"})
-        wanted = torch.load(f"{folder}/logits.pt", weights_only=True)
+                                "logits": f"{folder}/logits.safetensors"})
+        found = load_file(f"{folder}/logits.safetensors")
+        wanted = [found[str(i)] for i in range(len(prompts))]
         apart = max(float((model(Batch(torch.tensor([p])))[0] - w).abs().max())
                     for p, w in zip(prompts, wanted, strict=True))
         asks = [Request(tuple(p), 64, Sampling(temperature=0)) for p in prompts]
@@ -95,8 +97,9 @@ def vectors(python: str, root: Path) -> dict[str, dict[str, float]]:
         texts = sorted({row[side] for row in rows for side in ("s1", "s2")})
         at = {text: i for i, text in enumerate(texts)}
         with tempfile.TemporaryDirectory() as folder:
-            asked(python, {"what": "vectors", "folder": str(place), "texts": texts, "vectors": f"{folder}/v.pt"})
-            theirs = torch.load(f"{folder}/v.pt", weights_only=True).double().numpy()
+            asked(python, {"what": "vectors", "folder": str(place), "texts": texts,
+                           "vectors": f"{folder}/v.safetensors"})
+            theirs = load_file(f"{folder}/v.safetensors")["vectors"].double().numpy()
         ours = embedder.vectors(texts)
         found = {}
         for name, given in (("ours", ours), ("theirs", theirs)):

@@ -89,7 +89,8 @@ def _serve() -> None:
         except (TemplateError, TypeError, ValueError, OverflowError, ArithmeticError, LookupError, AttributeError,
                 RecursionError, MemoryError) as error:
             given = [None, f"{type(error).__name__}: {str(error)[:200]}"]
-        print(json.dumps(given), flush=True)
+        sys.stdout.write(json.dumps(given) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
