@@ -142,6 +142,12 @@ def family_of(public: Mapping[str, Any], *, where: object) -> Family:
     return family
 
 
+def family_for(model: Model) -> Family:
+    """The format that a model is saved in."""
+    family: Family = _FAMILIES[model.config.traits.family]
+    return family
+
+
 def _with_side(config: Architecture, head: Head, side: Mapping[str, Any]) -> Any:
     known = side.get("config") or {}
     update = {k: known[k] for k in _SIDE_SETTINGS if k in known and (k != "tie_embeddings" or head != "tokens")}

@@ -1,0 +1,230 @@
+"""What of a model learns: all of it, named parts, or low-rank matrices beside its linear maps; and the folder in which
+peft keeps the latter (adapter_config.json, adapter_model.safetensors), both ways.
+
+Applied from outside: a model with adapters is the same model to every objective, loop and engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cutaway.errors import ModelError
+from cutaway.models.folder import family_for
+from cutaway.models.model import Model
+from cutaway.models.whole import AGAIN, damaged, read_json, whole_folder, write_json
+from cutaway.nn.adapt import LowRank
+from cutaway.nn.linear import Linear
+from cutaway.records import atomic_write
+from cutaway.settings import Settings, nearest
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+class Full(Settings):
+    """Everything learns."""
+
+    kind: Literal["full"] = "full"
+
+
+class Partial(Settings):
+    """The parameters whose names hold one of ``names`` learn (``blocks.29``, ``norm``, ``head``), and no others."""
+
+    kind: Literal["partial"] = "partial"
+    names: tuple[str, ...] = Field(min_length=1)
+
+
+class Lora(Settings):
+    """Matrices of ``rank`` beside the linear maps that a public format calls by one of ``targets``; all of the blocks'
+    where there are none."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rooted: bool = False
+    targets: tuple[str, ...] = ()
+
+
+Adapt = Annotated[Full | Partial | Lora, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A linear map of ours: who holds it, by which name, and the public modules that its rows are."""
+
+    holder: nn.Module
+    name: str
+    linear: Linear | LowRank
+    modules: tuple[str, ...]
+    rows: tuple[int, ...]
+
+
+def adapt(model: Model, settings: Full | Partial | Lora, *, seed: int = 0) -> Model:
+    """The same model, of which only that learns. Raises ModelError for a name that is nowhere, with the nearest."""
+    if isinstance(settings, Full):
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return model
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if isinstance(settings, Partial):
+        return _partial(model, settings)
+    places = list(_places(model))
+    known = sorted({module.rpartition(".")[2] for place in places for module in place.modules})
+    for target in settings.targets:
+        if target not in known:
+            near = nearest(target, known)
+            raise ModelError(f"no linear map is called {target!r}", way_out=f"did you mean {near!r}?" if near
+                             else f"there are {', '.join(known)}")
+    draw = torch.Generator().manual_seed(seed)
+    for place in places:
+        ranks = [settings.rank if not settings.targets or m.rpartition(".")[2] in settings.targets else 0
+                 for m in place.modules]
+        if any(ranks):
+            _beside(place, ranks, settings).draw(draw)
+    return model
+
+
+def _partial(model: Model, settings: Partial) -> Model:
+    for name in settings.names:
+        chosen = [p for n, p in model.named_parameters() if name in n]
+        if not chosen:
+            raise ModelError(f"no parameter's name holds {name!r}",
+                             way_out=f"they are called like {next(iter(dict(model.named_parameters())))!r}")
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+    return model
+
+
+def _beside(place: _Place, ranks: list[int], settings: Lora) -> LowRank:
+    if isinstance(place.linear, LowRank):
+        raise ModelError(f"{place.modules[0]} has an adapter already", way_out="merge it first")
+    made = LowRank(place.linear, place.rows, ranks, alpha=settings.alpha, dropout=settings.dropout,
+                   rooted=settings.rooted)
+    setattr(place.holder, place.name, made)
+    return made
+
+
+def _places(model: Model) -> Iterator[_Place]:
+    """The linear maps of a model's blocks with the public modules that they are."""
+    family = family_for(model)
+    public = {ours: names for ours, names in family.names(model.config, model.head_spec) if ".blocks." in ours}
+    for path, part in list(model.named_modules()):
+        for name, child in list(part.named_children()):
+            ours = f"{path}.{name}.weight"
+            if isinstance(child, Linear | LowRank) and ours in public:
+                rows = family.rows(ours, model.config) or (child.weight.shape[0],)
+                if family.forms(ours, model.config) is not None:
+                    raise ModelError(f"{model.config.traits.family} writes its matrices another way than peft's "
+                                     "adapters", way_out="learn all of it, or parts of it")
+                yield _Place(part, name, child, tuple(n.removesuffix(".weight") for n in public[ours]), rows)
+
+
+def merge(model: Model) -> Model:
+    """What adapters learned added to the weights beside them: the same function without them, and all of it learns."""
+    for part in list(model.modules()):
+        for name, child in list(part.named_children()):
+            if isinstance(child, LowRank):
+                setattr(part, name, child.merged())
+    return adapt(model, Full())
+
+
+def save_adapter(folder: str | Path, model: Model, *, base: str = "") -> None:
+    """The adapters of a model as peft keeps them. Raises ModelError for a model that has none, or of several ranks."""
+    from safetensors.torch import save
+
+    folder, tensors = Path(folder), dict[str, Tensor]()
+    ranks, targets = set[tuple[int, float, float]](), set[str]()
+    for place in _places(model):
+        if not isinstance(place.linear, LowRank):
+            continue
+        for module, down, up, scale in zip(place.modules, place.linear.down, place.linear.up, place.linear.scales,
+                                           strict=True):
+            if scale:
+                tensors[f"{_PREFIX}{module}.lora_A.weight"] = down.detach().cpu().contiguous()
+                tensors[f"{_PREFIX}{module}.lora_B.weight"] = up.detach().cpu().contiguous()
+                ranks.add((len(down), scale, place.linear.dropout))
+                targets.add(module.rpartition(".")[2])
+    if len(ranks) != 1:
+        raise ModelError("has adapters of several ranks" if ranks else "has no adapters",
+                         way_out="give it some of one rank, with adapt(model, Lora(…))")
+    rank, scale, dropout = ranks.pop()
+    with whole_folder(folder, {CONFIG, WEIGHTS, "README.md"}) as temporary:
+        atomic_write(temporary / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        write_json(temporary / CONFIG, {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": scale * rank,
+            "lora_dropout": dropout, "use_rslora": False, "bias": "none", "fan_in_fan_out": False,
+            "target_modules": sorted(targets), "modules_to_save": None, "base_model_name_or_path": base or None, "inference_mode": True})
+
+
+def load_adapter(folder: str | Path, model: Model) -> Model:
+    """The model with the adapters of a folder, peft's or ours. Raises ModelError for another thing than LoRA of linear
+    maps."""
+    folder = Path(folder)
+    said = read_json(folder / CONFIG)
+    _refuse_other(said, folder)
+    tensors = _read(folder / WEIGHTS)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    rooted, alpha = bool(said.get("use_rslora")), float(said.get("lora_alpha", 1))
+    for place in _places(model):
+        pairs = [(tensors.pop(f"{_PREFIX}{m}.lora_A.weight", None), tensors.pop(f"{_PREFIX}{m}.lora_B.weight", None))
+                 for m in place.modules]
+        if all(a is None and b is None for a, b in pairs):
+            continue
+        _filled(place, pairs, Lora(rank=1, alpha=alpha, rooted=rooted), folder)
+    if tensors:
+        raise ModelError(f"holds {min(tensors)}, which this model has no place for", where=folder / WEIGHTS,
+                         way_out="use the model it was learned beside")
+    return model
+
+
+def _filled(place: _Place, pairs: list[tuple[Tensor | None, Tensor | None]], settings: Lora, folder: Path) -> None:
+    inputs = place.linear.weight.shape[1]
+    for module, count, (down, up) in zip(place.modules, place.rows, pairs, strict=True):
+        if (down is None) != (up is None):
+            raise ModelError(f"holds one half of the adapter of {module}", where=folder / WEIGHTS, way_out=AGAIN)
+        if down is not None and up is not None and (down.ndim != 2 or up.ndim != 2 or down.shape[1] != inputs
+                                                    or up.shape != (count, len(down))):
+            raise ModelError(f"{module} is {tuple(down.shape)} and {tuple(up.shape)} beside {(count, inputs)}",
+                             where=folder / WEIGHTS, way_out="use the model it was learned beside")
+    made = _beside(place, [0 if down is None else len(down) for down, _ in pairs], settings)
+    with torch.no_grad():
+        for i, (down, up) in enumerate(pairs):
+            if down is not None and up is not None:
+                made.down[i].copy_(down)
+                made.up[i].copy_(up)
+
+
+def _refuse_other(said: Mapping[str, Any], folder: Path) -> None:
+    """What of peft's is another function than ours."""
+    if said.get("peft_type") != "LORA":
+        raise ModelError(f"is an adapter of the kind {said.get('peft_type')!r}", where=folder / CONFIG,
+                         way_out="only LORA is supported")
+    other = {"use_dora": False, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "rank_pattern": {},
+             "alpha_pattern": {}, "layer_replication": None, "trainable_token_indices": None, "use_qalora": False}
+    for key, plain in other.items():
+        if said.get(key, plain) not in (plain, None, [], {}):
+            raise ModelError(f"{key} is {json.dumps(said[key])[:60]}", where=folder / CONFIG,
+                             way_out=f"only {json.dumps(plain)} is supported")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ModelError("no such file", where=path, way_out="name a folder that holds an adapter") from None
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise damaged(path, error) from None
