@@ -163,7 +163,8 @@ def save_adapter(folder: str | Path, model: Model, *, base: str = "") -> None:
         write_json(temporary / CONFIG, {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": scale * rank,
             "lora_dropout": dropout, "use_rslora": False, "bias": "none", "fan_in_fan_out": False,
-            "target_modules": sorted(targets), "modules_to_save": None, "base_model_name_or_path": base or None, "inference_mode": True})
+            "target_modules": sorted(targets), "modules_to_save": None, "base_model_name_or_path": base or None,
+            "inference_mode": True})
 
 
 def load_adapter(folder: str | Path, model: Model) -> Model:
