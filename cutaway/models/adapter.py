@@ -79,6 +79,9 @@ def adapt(model: Model, settings: Full | Partial | Lora, *, seed: int = 0) -> Mo
     if isinstance(settings, Partial):
         return _partial(model, settings)
     places = list(_places(model))
+    if not places:
+        raise ModelError(f"no linear map of a {model.config.kind} model can have an adapter",
+                         way_out="learn all of it, or parts of it")
     known = sorted({module.rpartition(".")[2] for place in places for module in place.modules})
     for target in settings.targets:
         if target not in known:
@@ -121,7 +124,9 @@ def _places(model: Model) -> Iterator[_Place]:
     for path, part in list(model.named_modules()):
         for name, child in list(part.named_children()):
             ours = f"{path}.{name}.weight"
-            if isinstance(child, Linear | LowRank) and ours in public:
+            # a loop that multiplies with the weight itself would never ask what stands beside it
+            called = isinstance(child, LowRank) or (isinstance(child, Linear) and child.called)
+            if called and ours in public:
                 rows = family.rows(ours, model.config) or (child.weight.shape[0],)
                 if family.forms(ours, model.config) is not None:
                     raise ModelError(f"{model.config.traits.family} writes its matrices another way than peft's "
