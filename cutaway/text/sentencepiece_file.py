@@ -12,6 +12,7 @@ from typing import Any
 
 from cutaway.errors import TokenizerError
 from cutaway.text.spelling import SPACE
+from cutaway.text.vocabulary import added_token
 
 AGAIN = "get the file again"
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # the types of a piece
@@ -107,7 +108,7 @@ def tree(model: Model) -> dict[str, Any]:
 
     kinds = [kind for _, _, kind in model.pieces]
     unknown = kinds.index(UNKNOWN) if UNKNOWN in kinds else None
-    added = [_added(i, text, special=kind in (CONTROL, UNKNOWN)) for i, (text, _, kind) in enumerate(model.pieces)
+    added = [added_token(i, text, special=kind in (CONTROL, UNKNOWN)) for i, (text, _, kind) in enumerate(model.pieces)
              if kind in (CONTROL, UNKNOWN, USER)]
     steps: list[dict[str, Any]] = []
     if model.charsmap:
@@ -133,8 +134,3 @@ def tree(model: Model) -> dict[str, Any]:
     return {"version": "1.0", "added_tokens": added, "normalizer": {"type": "Sequence", "normalizers": steps},
             "pre_tokenizer": space, "post_processor": None, "model": words,
             "decoder": {"type": "Sequence", "decoders": [*decoders, shown]}}
-
-
-def _added(number: int, name: str, *, special: bool) -> dict[str, Any]:
-    return {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-            "special": special}

@@ -158,6 +158,12 @@ def word_pattern(pattern: str) -> str:
             + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
+def added_token(number: int, name: str, *, special: bool = True) -> dict[str, object]:
+    """An entry of tokenizer.json's ``added_tokens``: found in a text as it stands."""
+    return {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+            "special": special}
+
+
 def _short_runs(texts: Iterable[str]) -> Iterator[str]:
     """The texts, those with a run longer than LONGEST_LEARNED in parts. A second look at every word by ``tokenizers``
     would cost half as much as learning; this one costs a tenth."""
