@@ -16,7 +16,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cutaway.data.rows import Skip
-from cutaway.data.sources import Piece, path_pieces, stat_of, stdin_pieces, stdlib_root
+from cutaway.data.sources import (
+    Piece,
+    path_pieces,
+    reference_file,
+    reference_pieces,
+    stat_of,
+    stdin_pieces,
+    stdlib_root,
+)
 from cutaway.errors import DataError
 from cutaway.settings import Settings
 
@@ -41,6 +49,12 @@ class StdlibSettings(_Shares):
     kind: Literal["python-stdlib"] = "python-stdlib"
 
 
+class ReferenceSettings(_Shares):
+    """The Python language reference in prose, as pydoc keeps it on this machine: 80 topics, half a megabyte."""
+
+    kind: Literal["python-reference"] = "python-reference"
+
+
 class PathSettings(_Shares):
     """A file, a folder or a glob. ``field`` is the column of jsonl, csv and parquet that holds the text."""
 
@@ -55,8 +69,8 @@ class StdinSettings(_Shares):
     kind: Literal["stdin"] = "stdin"
 
 
-DataSettings = Annotated[StdlibSettings | PathSettings | StdinSettings, Field(discriminator="kind")]
-AnyDataSettings = StdlibSettings | PathSettings | StdinSettings
+AnyDataSettings = StdlibSettings | ReferenceSettings | PathSettings | StdinSettings
+DataSettings = Annotated[AnyDataSettings, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +248,8 @@ def _many(count: int, noun: str) -> str:
 
 
 def _root(settings: AnyDataSettings) -> str:
+    if isinstance(settings, ReferenceSettings):
+        return str(reference_file())
     return settings.path if isinstance(settings, PathSettings) else str(stdlib_root())
 
 
@@ -244,6 +260,8 @@ def _where(settings: AnyDataSettings) -> str:
 def _pieces(settings: AnyDataSettings) -> Iterator[Piece | Skip]:
     if isinstance(settings, StdinSettings):
         return stdin_pieces()
+    if isinstance(settings, ReferenceSettings):
+        return reference_pieces()
     if isinstance(settings, PathSettings):
         return path_pieces(settings.path, settings.field)
     return path_pieces(str(stdlib_root()), "text", stdlib=True)

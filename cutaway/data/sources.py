@@ -6,6 +6,7 @@ paragraph. Rows of jsonl, csv and parquet (``rows.py``) are one document each. `
 
 from __future__ import annotations
 
+import ast
 import glob
 import os
 import sys
@@ -38,6 +39,23 @@ class Piece:
 def stdlib_root() -> Path:
     """Where this Python keeps the source of its standard library."""
     return Path(sysconfig.get_path("stdlib"))
+
+
+def reference_file() -> Path:
+    """Where this Python keeps the language reference that ``help()`` shows."""
+    return stdlib_root() / "pydoc_data" / "topics.py"
+
+
+def reference_pieces() -> Iterator[Piece | Skip]:
+    """The topics of the language reference, one piece each. Raises DataError where this Python came without them."""
+    file = reference_file()
+    try:
+        body = ast.parse(file.read_text("utf-8")).body
+        found = next(ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign))
+        topics = {str(name): str(text) for name, text in found.items()}
+    except (OSError, SyntaxError, ValueError, StopIteration, AttributeError) as error:
+        raise DataError(f"cannot be read ({error})", where=file, way_out="name another text") from None
+    yield from (Piece(text, f"{file.name}:{name}", file.name) for name, text in topics.items())
 
 
 def path_pieces(path: str, column: str, *, stdlib: bool = False) -> Iterator[Piece | Skip]:

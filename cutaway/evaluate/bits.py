@@ -56,14 +56,15 @@ def bits_per_byte(model: LanguageModel, tokenizer: Tokenizer, text: HeldOut, *,
 
 
 def score(model: LanguageModel, tokenizer: Tokenizer, text: HeldOut, *, overlap: int | None = None,
-          rows: int = ROWS) -> Scores:
+          rows: int = ROWS, context: int | None = None) -> Scores:
     """Each document as ``bos, tokens…, eos``, every token after ``bos`` predicted exactly once, ``eos`` too.
 
-    A document longer than the context is read in windows of the whole context that overlap by ``overlap`` tokens
-    (default: a quarter of the context), so that every token but the first window's has at least that many before it.
-    More overlap flatters the figure a little and costs ``context / (context - overlap)`` times the work.
+    A document longer than the context (the model's own, or a shorter ``context``) is read in windows of it that overlap
+    by ``overlap`` tokens (default: a quarter of the context), so that every token but the first window's has at least
+    that many before it. More overlap flatters the figure a little and costs ``context / (context - overlap)`` times the
+    work.
     """
-    context = model.context_length
+    context = model.context_length if context is None else min(context, model.context_length)
     overlap = context // 4 if overlap is None else overlap
     if not 0 <= overlap < context:
         raise DataError(f"windows of {context} tokens cannot overlap by {overlap}",

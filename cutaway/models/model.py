@@ -30,6 +30,7 @@ from cutaway.models.heads import (
     VectorHead,
     pooled,
 )
+from cutaway.nn.adapt import LowRank
 from cutaway.nn.init import initialise
 from cutaway.nn.linear import Linear, packed
 
@@ -247,19 +248,26 @@ def with_head(model: Model, head: Head, *, seed: int = 0) -> Model:
 
 
 def for_sampling(model: Model) -> Model:
-    """A copy whose products find their weights already in ``compute_dtype``, for many tokens between two updates.
+    """A copy whose products find their weights already in ``compute_dtype``, and adapters laid together, for many
+    tokens between two updates.
 
     The same numbers as ``model``, which would make the same cast at every token; a quarter of a small model's time.
     """
-    if model.compute_dtype == torch.float32:
+    adapted = any(isinstance(part, LowRank) for part in model.modules())
+    if model.compute_dtype == torch.float32 and not adapted:
         return model
-    light = copy.deepcopy(model)
+    # what does not learn cannot change under the copy, and need not be there twice
+    light = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
     with torch.no_grad():
         if isinstance(light.head, TokenHead):  # apart from the embedding, whose rows stay float32
             light.head.weight = nn.Parameter(light.head.weight.to(model.compute_dtype))
         for part in light.modules():
             if isinstance(part, Linear):
                 part.weight = nn.Parameter(part.weight.to(model.compute_dtype))
+        for part in list(light.modules()) if adapted else []:
+            for name, child in part.named_children():
+                if isinstance(child, LowRank):
+                    setattr(part, name, child.light(model.compute_dtype))
     return light.eval()
 
 

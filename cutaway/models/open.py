@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from cutaway.errors import ModelError
+from cutaway.models.adapted import is_adapter, open_model
+from cutaway.models.adapter import merge
 from cutaway.models.bag_folder import load_bag
 from cutaway.models.classifier import Classifier
 from cutaway.models.folder import GGUF_FILE, load_model, load_tokenizer
@@ -24,14 +26,17 @@ BAG = "bag"  # the kind in a bag of words' config.json
 
 
 def open_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Model | NGram:
-    """The network or the n-gram model of a folder. Raises ModelError where it writes no text, and says what it does."""
+    """The network or the n-gram model of a folder; adapters are merged into their base. Raises ModelError where it
+    writes no text, and says what it does."""
     folder = Path(folder)
     kind = _kind(folder)
     if kind == NGRAM:
         return load_ngram(folder)
     if kind == BAG:
         raise ModelError("gives labels, not text", where=folder, way_out="name a language model")
-    model = load_model(folder, dtype=dtype)
+    model = open_model(folder, dtype=dtype)
+    if is_adapter(folder):
+        model = merge(model)
     gives = {"scalar": "scores", "classes": "labels", "vector": "vectors"}.get(model.head_kind)
     if gives is not None:
         raise ModelError(f"gives {gives}, not text", where=folder,

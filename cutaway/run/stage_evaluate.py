@@ -24,8 +24,6 @@ from cutaway.run.work import Work, fitting
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.train.judge import Verdict
 
-MODELS = ("random", "base", "finetuned", "aligned")
-
 
 def evaluate_stage(work: Work, name: str) -> None:
     """Write evals/<name>.json and the model's answers into samples.jsonl."""
@@ -34,20 +32,21 @@ def evaluate_stage(work: Work, name: str) -> None:
         if not mine:
             return
         model = fresh(work) if name == "random" else work.load(name)
-        model.eval()
-        scores = score(model, work.tokenizer, work.text.held)
+        light = for_sampling(model.eval())
+        scores = score(light, work.tokenizer, work.text.held, context=work.recipe.model.context_length)
         settings = work.recipe.evaluate
         requests, left_out = chosen_requests(work.text.test, work.tokenizer, work.recipe)
-        if left_out and name == "random":
+        if left_out and name == work.recipe.models[0]:
             work.note(f"{left_out:,} held-out requests are left out: with an answer of {settings.max_tokens} tokens "
-                      f"they do not fit the context of {model.context_length}")
-        answered = ask(for_sampling(model), work.tokenizer, requests, work.judge, max_tokens=settings.max_tokens,
+                      f"they do not fit the context of {work.recipe.model.context_length}")
+        answered = ask(light, work.tokenizer, requests, work.judge, max_tokens=settings.max_tokens,
                        sampling=Sampling(temperature=settings.temperature), seed=work.recipe.seed)
         row = _measured(work, name, scores, answered)
         if name == "aligned":
-            per = kl(model, work.load("finetuned"), answered, work.tokenizer, temperature=settings.temperature or 1.0)
-            row |= {"kl": per["per_answer"], "kl_per_token": per["per_token"],
-                    "proxy_reward": proxy_reward(reward_of(work), answered)}
+            per = kl(light, for_sampling(work.load(work.recipe.tuned).eval()), answered, work.tokenizer, temperature=settings.temperature or 1.0)
+            row |= {"kl": per["per_answer"], "kl_per_token": per["per_token"]}
+            if work.recipe.reward is not None:
+                row["proxy_reward"] = proxy_reward(reward_of(work), answered)
         work.run.write_json(f"evals/{name}.json", row)
         work.event(stage, "done", {"seconds": watch.seconds})
         shown = [row["bits_per_byte"], row["answers"]["satisfies"]]
@@ -72,8 +71,9 @@ def _measured(work: Work, name: str, scores: Scores, answered: Answered) -> dict
         "documents": {"nats": scores.nats.tolist(), "tokens": scores.tokens.tolist(), "bytes": scores.bytes.tolist()}}
     if name in ("finetuned", "aligned"):
         row["forgetting"] = forgetting(_scores(work.run, "base"), scores)
-    if name != "random":
-        row["change"] = difference(answers(work.run, MODELS[MODELS.index(name) - 1]), answered)
+    models = work.recipe.models
+    if name != models[0]:
+        row["change"] = difference(answers(work.run, models[models.index(name) - 1]), answered)
     samples = Journal(work.run.folder / "samples.jsonl")
     work.run.keep(samples, lambda r: r["stage"] != name)
     for asked in answered.items:
@@ -108,7 +108,7 @@ def proxy_stage(work: Work) -> None:
         if not mine:
             return
         reward = reward_of(work)
-        for name in MODELS[:-1]:
+        for name in (m for m in work.recipe.models if m != "aligned"):
             row = _eval(work.run, name)
             row["proxy_reward"] = proxy_reward(reward, answers(work.run, name))
             work.run.write_json(f"evals/{name}.json", row)
@@ -118,7 +118,7 @@ def proxy_stage(work: Work) -> None:
 def figures(run: Run) -> dict[str, Measurement]:
     """The headline figures of a run, as far as it has come, by ``model.figure``."""
     out: dict[str, Measurement] = {}
-    for name in MODELS:
+    for name in run.recipe.models:
         row = run.read_json(f"evals/{name}.json")
         if row is None:
             continue

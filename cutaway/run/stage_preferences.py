@@ -15,7 +15,7 @@ from cutaway.models.model import Model, for_sampling
 from cutaway.records import Journal
 from cutaway.run.preferences import Preference, hold_out, pairs_from, write_preferences
 from cutaway.run.preferences import answer_of as answer_of_row
-from cutaway.run.recipe import PersonJudgeSettings, RequestsBudget
+from cutaway.run.recipe import PersonJudgeSettings, Preferences, RequestsBudget
 from cutaway.run.work import Work
 from cutaway.train.judge import Judge, PersonJudge
 from cutaway.train.reward import Answer, prompt
@@ -45,9 +45,14 @@ def preferences_stage(work: Work) -> None:
             "answer_tokens": sum(len(a.tokens) for p in preferences for a in p.answers)})
 
 
+def _settings(work: Work) -> Preferences:
+    assert work.recipe.preferences is not None
+    return work.recipe.preferences
+
+
 def _requests(work: Work) -> list[str]:
     """Distinct training requests in an order made from the seed."""
-    fitting = work.fitting(work.text.train, work.recipe.preferences.max_tokens)
+    fitting = work.fitting(work.text.train, _settings(work).max_tokens)
     order = np.random.default_rng([work.recipe.seed, 4]).permutation(len(fitting))
     return [fitting[i] for i in order]
 
@@ -57,7 +62,7 @@ def _answer_all(work: Work, requests: Sequence[str]) -> list[tuple[str, tuple[An
     kept = Journal(work.run.folder / "answers.jsonl")
     rows = work.run.rows(kept)
     done = [(r["request"], tuple(answer_of_row(a) for a in r["answers"])) for r in rows]
-    model, budget = work.load("finetuned"), work.recipe.preferences.budget
+    model, budget = work.load(work.recipe.tuned), _settings(work).budget
     total = budget.requests if isinstance(budget, RequestsBudget) else None
     if total is not None:
         _plan(work, total := min(total, len(requests)), "requests")
@@ -79,7 +84,7 @@ def _plan(work: Work, total: int, basis: str, seconds: float | None = None) -> N
 
 def _promise(work: Work, took: float, available: int) -> int:
     """How many requests the seconds allow, judged by the first chunk; written down as the stage's length."""
-    budget = work.recipe.preferences.budget
+    budget = _settings(work).budget
     assert not isinstance(budget, RequestsBudget)
     seconds = work.allowance(STAGE, budget.seconds)
     total = max(_CHUNK, min(available, int(seconds / took) * _CHUNK))
@@ -89,7 +94,7 @@ def _promise(work: Work, took: float, available: int) -> int:
 
 
 def _answer(work: Work, model: Model, requests: Sequence[str], *, first: int) -> list[tuple[str, tuple[Answer, ...]]]:
-    settings, tokenizer = work.recipe.preferences, work.tokenizer
+    settings, tokenizer = _settings(work), work.tokenizer
     sampling = Sampling(temperature=settings.temperature)
     asked = [Request(tokens=tuple(prompt(r, tokenizer)), max_tokens=settings.max_tokens, sampling=sampling,
                      seed=row_seed(work.recipe.seed, first + i, k), stop_ids=(tokenizer.end_id,))
@@ -106,7 +111,7 @@ def _judge(work: Work) -> Judge:
 
 
 def _rank(work: Work, judge: Judge, answered: Sequence[tuple[str, tuple[Answer, ...]]]) -> tuple[list[Preference], int]:
-    settings, out, ties = work.recipe.preferences, [], 0
+    settings, out, ties = _settings(work), [], 0
     for request, answers in answered:
         scores = judge.rank(request, answers)
         if not scores:

@@ -12,7 +12,7 @@ from cutaway.evaluate.answers import ask
 from cutaway.evaluate.bits import bits_per_byte
 from cutaway.evaluate.held import HeldOut, held_out
 from cutaway.generate.request import Sampling
-from cutaway.models.folder import load_tokenizer
+from cutaway.models.adapted import is_adapter, open_tokenizer
 from cutaway.models.model import Model
 from cutaway.models.open import open_language_model
 from cutaway.records import Measurement
@@ -34,7 +34,7 @@ def models_of(name: str, runs: Path) -> tuple[Run | None, list[Path]]:
             if not found:
                 raise RunError("holds no finished model yet", where=folder, way_out=f"cutaway resume {folder}")
             return Run(folder), found
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or is_adapter(folder):
             above = folder.resolve().parents
             inside = len(above) > 1 and (above[1] / "recipe.toml").is_file()
             return (Run(above[1]) if inside else None), [folder]
@@ -49,7 +49,7 @@ def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, dev
         raise SettingsError("a model outside a run has no held-out text", where=folder, way_out="add --data PATH")
     if suite == "answers" and run is None:
         raise SettingsError("only a run has held-out requests", where=folder, way_out="name a run, or the suite bits")
-    model, tokenizer = open_language_model(folder), load_tokenizer(folder)
+    model, tokenizer = open_language_model(folder), open_tokenizer(folder)
     if isinstance(model, Model):
         model = model.to(device.torch)
         model.compute_dtype = compute_dtype("float32" if run is None else run.recipe.dtype, device)
@@ -76,7 +76,7 @@ def _text(run: Run | None, data: Path | None) -> HeldOut:
 
 
 def _answers(model: Model, run: Run) -> dict[str, Measurement]:
-    recipe, text, tokenizer = run.recipe, read_text(run), load_tokenizer(run.folder / "tokenizer")
+    recipe, text, tokenizer = run.recipe, read_text(run), open_tokenizer(run.folder / "tokenizer")
     requests, _ = chosen_requests(text.test, tokenizer, recipe)
     judge = program_judge(text.kind, text.learned)
     answered = ask(model, tokenizer, requests, judge, max_tokens=recipe.evaluate.max_tokens,

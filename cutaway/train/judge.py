@@ -138,6 +138,16 @@ class Satisfaction:
         return [float(self.judge.verdict(r, a).satisfies) for r, a in zip(requests, answers, strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """A checker as a reward: its score in 0..1, so that answers of which none meets every demand still differ."""
+
+    judge: Checker
+
+    def __call__(self, requests: Sequence[str], answers: Sequence[Answer]) -> list[float]:
+        return [self.judge.verdict(r, a).score for r, a in zip(requests, answers, strict=True)]
+
+
 def program_judge(kind: str, learned: Iterable[str] = ()) -> ProgramJudge | TextJudge:
     """The program that judges this kind of conversations: ``functions`` or ``continuations``. The words of the texts
     that were ``learned`` from are those it knows."""
