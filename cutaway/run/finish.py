@@ -34,6 +34,8 @@ def measured(work: Work, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]
     seconds = sum(r["seconds"] for r in rows)
     flops = stage_flops(job.model.config, tokens, context=work.recipe.model.context_length, passes=job.passes)
     world = work.parallel.world
-    return {"steps": len(rows), "tokens": tokens, "seconds": seconds, "flops": flops, "ranks": world,
+    sizes = [(p.numel(), p.requires_grad) for p in job.model.parameters()]
+    return {"parameters": sum(n for n, _ in sizes), "learned_parameters": sum(n for n, learns in sizes if learns),
+            "steps": len(rows), "tokens": tokens, "seconds": seconds, "flops": flops, "ranks": world,
             "tokens_per_second": tokens / max(seconds, 1e-9), "skipped": sum(bool(r.get("skipped")) for r in rows),
             "share_of_peak": flops / max(seconds, 1e-9) / work.machine.peak(work.dtype)}

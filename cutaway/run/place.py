@@ -35,7 +35,8 @@ def model_folder(name: str | Path) -> Path:
         if str(name) in PACKAGED:
             raise ModelError("is not on this machine", where=name, way_out=f"cutaway pull {name}") from error
         if near := similar_name(str(name), list(PACKAGED)):
-            raise ModelError(f"no model and no run is called {str(name)!r}", way_out=f"did you mean {near!r}?") from error
+            raise ModelError(f"no model and no run is called {str(name)!r}",
+                             way_out=f"did you mean {near!r}?") from error
         raise
     for stage in STAGES:
         if run.model(stage).is_dir():

@@ -86,7 +86,8 @@ class ModelSettings(Settings):
 
 class FolderModel(Settings):
     """A model that exists, with its tokenizer and its chat template: a name that was pulled, a model folder or file, a
-    folder of adapters, or a run (its furthest stage). At most ``context_length`` tokens are read and learned at once."""
+    folder of adapters, or a run (its furthest stage). At most ``context_length`` tokens are read and learned at
+    once."""
 
     kind: Literal["folder"] = "folder"
     path: str = Field(min_length=1)
@@ -224,8 +225,8 @@ class ParallelSettings(Settings):
 
 
 class Recipe(Settings):
-    """One run, from text to an aligned model or from a model that exists to an adapted one: the stages are those that are
-    written. ``seconds`` bounds the whole: late stages are cut short to keep it."""
+    """One run, from text to an aligned model or from a model that exists to an adapted one: the stages are those that
+    are written. ``seconds`` bounds the whole: late stages are cut short to keep it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -271,7 +272,7 @@ class Recipe(Settings):
         there = {name for name in STAGES if getattr(self, name) is not None}
         if isinstance(self.model, FolderModel):
             if own := [name for name in ("tokenizer", "pretrain") if name in there]:
-                raise ValueError(f"a model that exists brings its tokenizer and has been pre-trained: leave {own[0]} out")
+                raise ValueError(f"a model that exists brings its tokenizer and is pre-trained: leave {own[0]} out")
             if not there & {"finetune", "align"}:
                 raise ValueError("nothing learns: write finetune or align")
         elif lacking := [name for name in ("tokenizer", "pretrain") if name not in there]:
@@ -292,9 +293,9 @@ class Recipe(Settings):
         settings = [stage.adapt for stage in (self.finetune, self.align) if stage is not None]
         low = [s for s in settings if isinstance(s, Lora)]
         if len(low) == 2 and low[0] != low[1]:
-            raise ValueError("alignment goes on with the adapters of fine-tuning: finetune.adapt and align.adapt differ")
+            raise ValueError("align.adapt differs from finetune.adapt, whose adapters alignment goes on with")
         if self.parallel.kind == "fsdp2" and any(not isinstance(s, Full) for s in settings):
-            raise ValueError("fsdp2 shards what learns; of a model of which only a part does, ddp shares the work")
+            raise ValueError("fsdp2 shards what learns; for a model of which only a part does there is ddp")
         return self
 
     @property

@@ -32,7 +32,7 @@ def reward_of(work: Work, bounded: float = 0.0, unfinished: float = -1.0) -> Mod
 
 
 def align_stage(work: Work) -> None:
-    """Train the aligned model, starting from the fine-tuned one, or from the run's first where nothing was fine-tuned."""
+    """Train the aligned model, starting from the fine-tuned one, or from the first where nothing was fine-tuned."""
     settings = work.recipe.align
     assert settings is not None
     learns = learner(work, work.recipe.tuned, settings.adapt)

@@ -43,7 +43,8 @@ def evaluate_stage(work: Work, name: str) -> None:
                        sampling=Sampling(temperature=settings.temperature), seed=work.recipe.seed)
         row = _measured(work, name, scores, answered)
         if name == "aligned":
-            per = kl(light, for_sampling(work.load(work.recipe.tuned).eval()), answered, work.tokenizer, temperature=settings.temperature or 1.0)
+            before = for_sampling(work.load(work.recipe.tuned).eval())
+            per = kl(light, before, answered, work.tokenizer, temperature=settings.temperature or 1.0)
             row |= {"kl": per["per_answer"], "kl_per_token": per["per_token"]}
             if work.recipe.reward is not None:
                 row["proxy_reward"] = proxy_reward(reward_of(work), answered)

@@ -62,7 +62,7 @@ def stop() -> None:
 
 
 def _alarm(seconds: float) -> None:
-    """Die after so many seconds of own work; 0 takes it back. Where there is no such clock the parent's alone counts."""
+    """Die after so many seconds of own work; 0 takes it back. Where there is no such clock the parent's counts."""
     import signal
 
     if hasattr(signal, "setitimer"):

@@ -61,7 +61,8 @@ def save(folder: Path, *, step: int, model: Model, optimizer: Optimizer, resume:
 
     Of a model of which only a part learns that part alone is kept: adapters as peft keeps them, with ``base`` as the
     name of what they stand beside, or the parameters of ``learned.safetensors``. ``resume`` is the caller's own
-    position, plain JSON. Every rank calls this, the first one writes; older checkpoints are not touched. Raises RunError when the folder cannot be written or the disk is full.
+    position, plain JSON. Every rank calls this, the first one writes; older checkpoints are not touched.
+    Raises RunError when the folder cannot be written or the disk is full.
     """
     whole, state = parallel.unwrap(model), parallel.gathered(optimizer.tensors())
     target, failure = folder / f"step-{step}", None
