@@ -68,7 +68,8 @@ def trainer(work: str, plan: dict[str, Any], folder: str, wait: Wait) -> Any:
     data = [{"prompt": [{"role": "user", "content": r["request"]}]} for r in repeated(rows, 4096)]
     return trl.GRPOTrainer(train_dataset=Dataset.from_list(data), reward_funcs=alternating, args=trl.GRPOConfig(
             **common, beta=0.02, num_generations=plan["samples"], max_completion_length=plan["max_tokens"],
-            temperature=1.0, top_k=0, generation_kwargs={"min_new_tokens": plan["max_tokens"]}, shuffle_dataset=False), **shared)
+            temperature=1.0, top_k=0, shuffle_dataset=False,
+        generation_kwargs={"min_new_tokens": plan["max_tokens"]}), **shared)
 
 
 if __name__ == "__main__":

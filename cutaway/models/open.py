@@ -86,5 +86,7 @@ def open_embedder(folder: str | Path, *, too_long: TooLong = "refuse") -> TextEm
 def _kind(folder: Path) -> str:
     if folder.suffix == GGUF_FILE:
         return "gguf"
+    if is_adapter(folder):
+        return "adapter"
     public = read_json(folder / CONFIG)
     return str(public.get("model_type", public.get("kind")))

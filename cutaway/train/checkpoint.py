@@ -196,7 +196,7 @@ def _save_learned(work: Path, model: Model, tokenizer: Tokenizer | None, base: s
     elif all_learns(model):
         save_model(work, model, tokenizer)
     else:
-        work.mkdir()
+        work.mkdir(parents=True)
         save_file({k: p.detach().cpu().contiguous() for k, p in learned_of(model).items()}, work / LEARNED)
 
 
