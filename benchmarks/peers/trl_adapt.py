@@ -39,6 +39,13 @@ def alternating(completions: list[Any], **_: Any) -> list[float]:
     return [float(i % 3) for i in range(len(completions))]
 
 
+class Ready(trl.DPOTrainer):
+    """DPO on ids that are there already."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset
+
+
 def trainer(work: str, plan: dict[str, Any], folder: str, wait: Wait) -> Any:
     """The trainer of a kind of work; what is not said here is TRL's own default, but for gradient checkpointing,
     which would make it slower."""
@@ -62,7 +69,7 @@ def trainer(work: str, plan: dict[str, Any], folder: str, wait: Wait) -> Any:
     if work == "dpo":
         data = [{"prompt_ids": r["prompt"], "chosen_ids": r["answer"], "rejected_ids": r["rejected"]}
                 for r in repeated(rows, 4096)]
-        return trl.DPOTrainer(train_dataset=Dataset.from_list(data), args=trl.DPOConfig(
+        return Ready(train_dataset=Dataset.from_list(data), args=trl.DPOConfig(
             **common, beta=0.1, train_sampling_strategy="sequential", max_length=None), **shared)
     common["per_device_train_batch_size"] = batch * plan["samples"]
     data = [{"prompt": [{"role": "user", "content": r["request"]}]} for r in repeated(rows, 4096)]

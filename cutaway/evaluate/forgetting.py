@@ -13,8 +13,9 @@ from cutaway.records import Measurement
 
 
 def forgetting(before: Scores, after: Scores, *, name: str = "forgetting") -> Measurement:
-    """Bits per byte ``after`` less ``before``: positive is forgetting (of a task's own answers, negative is a gain). The
-    interval resamples documents, each with both its scores, so that what is common to both (hard documents) drops out.
+    """Bits per byte ``after`` less ``before``: positive is forgetting (of a task's own answers, negative is a gain).
+    The interval resamples documents, each with both its scores, so that what is common to both (hard documents) drops
+    out.
 
     Raises DataError where the two were not taken on the same text through the same tokenizer.
     """

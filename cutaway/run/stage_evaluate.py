@@ -90,7 +90,7 @@ def _measured(work: Work, name: str, scores: Scores, answered: Answered,
     if name != models[0]:
         before = models[models.index(name) - 1]
         row["change"] = difference(answers(work.run, before), answered)
-        if told is not None:
+        if told is not None and _eval(work.run, before).get("told") is not None:
             row["answer_gain"] = forgetting(_scores(work.run, before, "told", "answer_bits"), told, name="answer_gain")
     samples = Journal(work.run.folder / "samples.jsonl")
     work.run.keep(samples, lambda r: r["stage"] != name)

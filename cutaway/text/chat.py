@@ -81,17 +81,22 @@ def _by_template(messages: Sequence[Message], tokenizer: Tokenizer, *, add_gener
         if _filled(shown, marks, contents) != wanted:
             raise RequestError("this model's chat template rewrites what it is given",
                                way_out="render it yourself and continue the text with `cutaway generate`")
-    ids, weights, rest = list[int](), list[float](), shown
+    ids, weights, rest, said = list[int](), list[float](), shown, list[int]()
     for message, mark, content in zip(messages, marks, contents, strict=True):
         before, found, rest = rest.partition(mark)
         ids += tokenizer.encode_marked(before)
         weights += [0.0] * (len(ids) - len(weights))
         ids += tokenizer.encode(content) if found else []
         weights += [float(message.role == "assistant")] * (len(ids) - len(weights))
+        said += [len(ids)] if found and message.role == "assistant" else []
     ids += tokenizer.encode_marked(rest)
+    weights += [0.0] * (len(ids) - len(weights))
+    for at in said:  # where the assistant's turn ends, the end is learned too, or it would never be written
+        if at < len(ids) and ids[at] in tokenizer.stop_ids:
+            weights[at] = 1.0
     begun = tuple(ids[: len(tokenizer.begin_ids)]) == tokenizer.begin_ids
     once = () if begun else tokenizer.begin_ids  # exactly one, whether the template writes it or not
-    return Rendered([*once, *ids], [0.0] * len(once) + weights + [0.0] * (len(ids) - len(weights)))
+    return Rendered([*once, *ids], [0.0] * len(once) + weights)
 
 
 def _filled(shown: str, marks: Sequence[str], contents: Sequence[str]) -> str:
