@@ -18,6 +18,7 @@ from pydantic import Field
 from cutaway.data.rows import Skip
 from cutaway.data.sources import (
     Piece,
+    conversation_pieces,
     path_pieces,
     reference_file,
     reference_pieces,
@@ -63,24 +64,35 @@ class PathSettings(_Shares):
     field: str = "text"
 
 
+class ConversationSettings(_Shares):
+    """Conversations of your own, a row each: ``field`` is the column of jsonl or parquet that holds the list of
+    messages, one of the user and one of the assistant, each with ``role`` and ``content``."""
+
+    kind: Literal["conversations"] = "conversations"
+    path: str = Field(min_length=1)
+    field: str = "messages"
+
+
 class StdinSettings(_Shares):
     """Text from standard input, spooled to a temporary file because it is read more than once."""
 
     kind: Literal["stdin"] = "stdin"
 
 
-AnyDataSettings = StdlibSettings | ReferenceSettings | PathSettings | StdinSettings
+AnyDataSettings = StdlibSettings | ReferenceSettings | PathSettings | ConversationSettings | StdinSettings
 DataSettings = Annotated[AnyDataSettings, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text: ``name`` is its place, ``source`` the file it came from, ``digest`` the sha256 of its UTF-8."""
+    """One text: ``name`` is its place, ``source`` the file it came from, ``digest`` the sha256 of its UTF-8; of a
+    conversation, ``asked`` is how many of its characters ask, and the answer stands behind an empty line."""
 
     text: str
     name: str
     source: str
     digest: str
+    asked: int | None = None
 
 
 @dataclass(slots=True)
@@ -151,8 +163,8 @@ class Corpus:
                 continue
             seen.add(digest.digest()[:16])
             any_left = True
-            whole = Document(piece.text, piece.name, piece.source, digest.hexdigest())
-            yield from [whole] if self.piece_bytes is None else cut(whole, self.piece_bytes)
+            whole = Document(piece.text, piece.name, piece.source, digest.hexdigest(), piece.asked)
+            yield from [whole] if self.piece_bytes is None or piece.asked is not None else cut(whole, self.piece_bytes)
         if not any_left:
             raise DataError(f"no usable text ({skipped.counted})", where=_where(self.settings),
                             way_out=skipped.hint or "name a file or folder that holds UTF-8 text")
@@ -250,7 +262,7 @@ def _many(count: int, noun: str) -> str:
 def _root(settings: AnyDataSettings) -> str:
     if isinstance(settings, ReferenceSettings):
         return str(reference_file())
-    return settings.path if isinstance(settings, PathSettings) else str(stdlib_root())
+    return settings.path if isinstance(settings, PathSettings | ConversationSettings) else str(stdlib_root())
 
 
 def _where(settings: AnyDataSettings) -> str:
@@ -262,6 +274,8 @@ def _pieces(settings: AnyDataSettings) -> Iterator[Piece | Skip]:
         return stdin_pieces()
     if isinstance(settings, ReferenceSettings):
         return reference_pieces()
+    if isinstance(settings, ConversationSettings):
+        return conversation_pieces(settings.path, settings.field)
     if isinstance(settings, PathSettings):
         return path_pieces(settings.path, settings.field)
     return path_pieces(str(stdlib_root()), "text", stdlib=True)

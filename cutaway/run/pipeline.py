@@ -17,7 +17,8 @@ from cutaway.errors import CutawayError
 from cutaway.run import lineage
 from cutaway.run.folder import Run, create
 from cutaway.run.learner import check_model
-from cutaway.run.recipe import FolderModel, PersonJudgeSettings, Recipe
+from cutaway.run.preferences import check_preferences
+from cutaway.run.recipe import FolderModel, PersonJudgeSettings, Preferences, Recipe
 from cutaway.run.report import write_report
 from cutaway.run.stage_align import align_stage
 from cutaway.run.stage_evaluate import evaluate_stage, proxy_stage
@@ -62,6 +63,7 @@ def start(recipe: Recipe, root: Path, screen: Screen) -> Run:
         return _session(Run(root / recipe.name), recipe, screen)
     read(recipe.data)  # no folder is made for text or a model that cannot be used
     check_model(recipe)
+    check_preferences(recipe)
     run = create(root, recipe)
     try:
         return _session(run, recipe, screen)
@@ -112,7 +114,7 @@ def _go(run: Run, recipe: Recipe, screen: Screen, device: machines.Device, paral
 
 
 def _expect_a_person(work: Work) -> None:
-    asks = isinstance(work.recipe.judge, PersonJudgeSettings) and work.recipe.preferences is not None
+    asks = isinstance(work.recipe.judge, PersonJudgeSettings) and isinstance(work.recipe.preferences, Preferences)
     if asks and not work.run.done("preferences") and not sys.stdin.isatty():
         work.note("judge.kind=person: there is no terminal here, so the run will stop before the preferences; "
                   "resume it at one")

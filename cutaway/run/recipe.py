@@ -133,12 +133,24 @@ class Finetune(Learning):
 class Preferences(Settings):
     """``samples`` answers a request from the fine-tuned model, ranked by the judge; best against worst."""
 
+    kind: Literal["sampled"] = "sampled"
     budget: RequestBudget
     samples: int = Field(default=4, ge=2)
     max_tokens: int = Field(default=128, ge=1)
     temperature: float = Field(default=1.0, gt=0)
     pairs: int = Field(default=3, ge=1)  # most pairs one request gives
     held_out: float = Field(default=0.2, gt=0, lt=1)  # share of requests whose pairs only test the reward model
+
+
+class FilePreferences(Settings):
+    """Preferences of your own: a jsonl, csv or parquet file with the columns prompt, chosen and rejected."""
+
+    kind: Literal["file"] = "file"
+    path: str = Field(min_length=1)
+    held_out: float = Field(default=0.2, gt=0, lt=1)  # share of requests whose pairs only test the reward model
+
+
+AnyPreferences = Annotated[Preferences | FilePreferences, Field(discriminator="kind")]
 
 
 class ProgramJudgeSettings(Settings):
@@ -239,7 +251,7 @@ class Recipe(Settings):
     model: AnyModel
     pretrain: Pretrain | None = None
     finetune: Finetune | None = None
-    preferences: Preferences | None = None
+    preferences: AnyPreferences | None = None
     judge: Judge
     reward: RewardStage | None = None
     align: Align | None = None
@@ -251,7 +263,7 @@ class Recipe(Settings):
     def _fits(self) -> Self:
         room = self.model.context_length
         wanted = {"evaluate": self.evaluate.max_tokens}
-        if self.preferences is not None:
+        if isinstance(self.preferences, Preferences):
             wanted["preferences"] = self.preferences.max_tokens
         if isinstance(self.align, GRPOStage):
             wanted["align.rollouts"] = self.align.rollouts.max_tokens
@@ -377,9 +389,9 @@ def resolve(tree: dict[str, Any], where: object) -> dict[str, Any]:
 
     out = resolve_machine({**{s: {} for s in ("evaluate", "checkpoint", "parallel", "model")},
                            "judge": {"kind": "program"}, **tree}, where)
-    model = out["model"]
-    if isinstance(model, dict) and "kind" not in model:
-        out["model"] = {"kind": "transformer", **model}
+    for name, kind in (("model", "transformer"), ("preferences", "sampled")):
+        if isinstance(table := out.get(name), dict):
+            out[name] = {"kind": kind, **table}
     pretrain = out.get("pretrain")
     if isinstance(pretrain, dict) and pretrain.get("compile", "auto") == "auto":
         compiles = machines.pays_to_compile(machines.pick(out["device"]), _seconds(pretrain.get("budget")))
@@ -413,7 +425,7 @@ def resolve_machine(tree: dict[str, Any], where: object) -> dict[str, Any]:
 
 def _tables(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Copies of the tables that may name a file, put in place of them."""
-    for name in ("data", "model"):
+    for name in ("data", "model", "preferences"):
         if isinstance(tree.get(name), dict):
             tree[name] = dict(tree[name])
             yield name, tree[name]

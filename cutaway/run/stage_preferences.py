@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
+from cutaway.data.rows import Column, Skip, read_rows
+from cutaway.errors import DataError
 from cutaway.evaluate.answers import answer_of
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
@@ -15,7 +19,13 @@ from cutaway.models.model import Model, for_sampling
 from cutaway.records import Journal
 from cutaway.run.preferences import Preference, hold_out, pairs_from, write_preferences
 from cutaway.run.preferences import answer_of as answer_of_row
-from cutaway.run.recipe import PersonJudgeSettings, Preferences, RequestsBudget
+from cutaway.run.recipe import (
+    FilePreferences,
+    PersonJudgeSettings,
+    Preferences,
+    RequestsBudget,
+    SecondsBudget,
+)
 from cutaway.run.work import Work
 from cutaway.train.judge import Judge, PersonJudge
 from cutaway.train.reward import Answer, prompt
@@ -31,22 +41,47 @@ def preferences_stage(work: Work) -> None:
         if not mine:
             return
         began = time.perf_counter()
-        requests = _requests(work)
-        answered = _answer_all(work, requests)
-        judge = _judge(work)
-        preferences, ties = _rank(work, judge, answered)
-        write_preferences(work.run, preferences, judge=judge.label, stand_in=judge.stand_in)
+        settings = work.recipe.preferences
+        if isinstance(settings, FilePreferences):
+            preferences, ties, label, stand_in = _given(work, settings), 0, Path(settings.path).name, False
+        else:
+            judge = _judge(work)
+            preferences, ties = _rank(work, judge, _answer_all(work, _requests(work)))
+            label, stand_in = judge.label, judge.stand_in
+        write_preferences(work.run, preferences, judge=label, stand_in=stand_in)
         pairs, held = sum(len(p.pairs) for p in preferences), sum(len(p.pairs) for p in preferences if p.held_out)
-        work.note(f"{pairs:,} pairs from {len(preferences):,} requests ranked by {judge.label}; {ties:,} ties dropped; "
+        work.note(f"{pairs:,} pairs from {len(preferences):,} requests ranked by {label}; {ties:,} ties dropped; "
                   f"{held:,} pairs held out")
         work.event(STAGE, "done", {
             "seconds": time.perf_counter() - began, "requests": len(preferences), "pairs": pairs,
-            "held_out_pairs": held, "ties": ties, "judge": judge.label, "stand_in": judge.stand_in,
+            "held_out_pairs": held, "ties": ties, "judge": label, "stand_in": stand_in,
             "answer_tokens": sum(len(a.tokens) for p in preferences for a in p.answers)})
 
 
+def _given(work: Work, settings: FilePreferences) -> list[Preference]:
+    """The pairs of a file, those that do not fit the context left out and counted. Raises DataError for none."""
+    path = Path(settings.path)
+    columns = [Column(name, "preferences.path", name) for name in ("prompt", "chosen", "rejected")]
+    room, out, left = work.recipe.model.context_length, list[Preference](), Counter[str]()
+    for row in read_rows(path, path.name, columns):
+        if isinstance(row, Skip):
+            left[row.reason] += 1
+            continue
+        request, *texts = row.values
+        answers = tuple(Answer(text, tuple(work.tokenizer.encode(text)), True) for text in texts)
+        if len(prompt(request, work.tokenizer)) + max(len(a.tokens) for a in answers) >= room:
+            left[f"longer than the context of {room}"] += 1
+            continue
+        out.append(Preference(request, answers, (1.0, 0.0), ((0, 1),)))
+    if left:
+        work.note(f"left out of {path}: " + ", ".join(f"{n:,} {why}" for why, n in sorted(left.items())))
+    if len(out) < 2:
+        raise DataError(f"holds {len(out)} usable preferences", where=path, way_out="give more, or raise the context")
+    return hold_out(out, settings.held_out, work.recipe.seed)
+
+
 def _settings(work: Work) -> Preferences:
-    assert work.recipe.preferences is not None
+    assert isinstance(work.recipe.preferences, Preferences)
     return work.recipe.preferences
 
 
@@ -85,7 +120,7 @@ def _plan(work: Work, total: int, basis: str, seconds: float | None = None) -> N
 def _promise(work: Work, took: float, available: int) -> int:
     """How many requests the seconds allow, judged by the first chunk; written down as the stage's length."""
     budget = _settings(work).budget
-    assert not isinstance(budget, RequestsBudget)
+    assert isinstance(budget, SecondsBudget)
     seconds = work.allowance(STAGE, budget.seconds)
     total = max(_CHUNK, min(available, int(seconds / took) * _CHUNK))
     _plan(work, total, "calibration", total / _CHUNK * took)

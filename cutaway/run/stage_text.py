@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
-from cutaway.data.conversations import Conversation, Conversations, make
-from cutaway.data.documents import Corpus, Document, read
+from cutaway.data.conversations import Conversation, Conversations, Kind, make
+from cutaway.data.documents import ConversationSettings, Corpus, Document, read
 from cutaway.data.shards import write_shards
 from cutaway.errors import RunError, TrainingError
 from cutaway.evaluate.compression import compression
@@ -70,7 +71,9 @@ def _measured(recipe: Recipe, corpus: Corpus) -> Iterable[Document]:
 
 def _conversations(work: Work, corpus: Corpus) -> tuple[Conversations, Conversations]:
     finetune = work.recipe.finetune
-    kind = "auto" if finetune is None else finetune.conversations
+    kind: Kind | Literal["auto"] = "auto" if finetune is None else finetune.conversations
+    if isinstance(work.recipe.data, ConversationSettings):
+        kind = "given"
     train_set = make(corpus.split("train"), kind, limit=_KEEP)
     test_set = make(corpus.split("test"), train_set.kind, limit=work.recipe.evaluate.requests * 20)
     train_set = train_set.without(test_set)

@@ -210,7 +210,7 @@ class Work:
             return seconds
         later = TIMED[TIMED.index(stage):]
         planned = sum(b.seconds for s in later if (settings := getattr(self.recipe, s)) is not None
-                      if isinstance(b := settings.budget, SecondsBudget))
+                      if isinstance(b := getattr(settings, "budget", None), SecondsBudget))
         took = [r["seconds"] for r in self.run.rows(self.run.stages)
                 if r.get("event") == "done" and r["stage"].startswith("evaluate") and r["stage"] != "evaluate-proxy"]
         reserve = (took or [0.0])[-1] * sum(s in later and getattr(self.recipe, s) is not None for s in EVALUATED_AFTER)

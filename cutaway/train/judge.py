@@ -149,10 +149,11 @@ class Graded:
 
 
 def program_judge(kind: str, learned: Iterable[str] = ()) -> ProgramJudge | TextJudge:
-    """The program that judges this kind of conversations: ``functions`` or ``continuations``. The words of the texts
-    that were ``learned`` from are those it knows."""
+    """The program that judges this kind of conversations: ``functions``, ``continuations`` or ``given``, of which it
+    sees the form alone. The words of the texts that continuations were ``learned`` from are those it knows."""
     known = frozenset(w for text in learned for w in _words(text)) if kind == "continuations" else frozenset()
-    judges: dict[str, ProgramJudge | TextJudge] = {"functions": ProgramJudge(), "continuations": TextJudge(known)}
+    judges: dict[str, ProgramJudge | TextJudge] = {"functions": ProgramJudge(), "continuations": TextJudge(known),
+                                                       "given": TextJudge()}
     if kind not in judges:
         raise DataError(f"no program judges {kind!r}", way_out=f"choose {' or '.join(judges)}")
     return judges[kind]

@@ -175,3 +175,26 @@ def test_adapters_can_be_gone_on_with(place: Path, tmp_path: Path) -> None:
     assert told["base_model_name_or_path"] == str(place / "base") and told["r"] == 16
     before = tmp_path / "runs" / "first" / "models" / "finetuned"
     assert (logits(second.model("finetuned")) - logits(before)).abs().max() > 1e-5
+
+
+def test_conversations_and_preferences_of_ones_own(place: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(place)
+    rows = [{"messages": [{"role": "user", "content": f"Add {i} to {j}."},
+                          {"role": "assistant", "content": f"It is {i + j}."}]} for i in range(12) for j in range(12)]
+    rows += [{"messages": [{"role": "system", "content": "x"}]}, {"messages": [{"role": "user"}]}]
+    (place / "talk.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (place / "pairs.jsonl").write_text("".join(json.dumps(
+        {"prompt": f"Add {i} to 2.", "chosen": f"It is {i + 2}.", "rejected": "no" * (300 if i == 3 else 2)}) + "\n"
+        for i in range(20)))
+    own = [w for w in DPO if not w.startswith("preferences")]
+    words = [w for w in small(place / "corpus", place / "base", *own) if not w.startswith("data.path")]
+    more = ["data.kind=conversations", "data.path=talk.jsonl", "preferences.path=pairs.jsonl", "name=own"]
+    assert main(["run", "smollm2-dpo", *words, *more]) == 0
+    err = capsys.readouterr().err
+    assert "1 longer than the context of 200" in err and "as they were given" in err
+    assert "1 not a list of messages" in err and "1 not one question and its answer" in err
+    told = [json.loads(x) for x in (place / "runs" / "own" / "preferences.jsonl").read_text().splitlines()]
+    assert len(told) == 19 and {r["judge"] for r in told} == {"pairs.jsonl"} and not told[0]["stand_in"]
+    assert main(["run", "smollm2-dpo", *words, *more[:2], "preferences.path=none.jsonl", "name=none"]) != 0
+    assert "none.jsonl: is no jsonl, csv or parquet file" in capsys.readouterr().err
