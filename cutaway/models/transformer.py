@@ -132,7 +132,7 @@ class TransformerConfig(Settings):
         scale = made.head_scale or rule
         return Traits(family=made.family, pooling=made.pooling, generates=self.shape != "encoder", reads_source=pair,
                       class_bias=made.class_bias, head_scale=scale, head_transform=made.head_transform,
-                      transform_bias=made.transform_bias, pooler=made.pooler, head_bias=made.head_bias)
+                      transform_bias=made.transform_bias, pooler=made.pooler, head_bias=made.head_bias, packs=not pair)
 
     @property
     def score_scale(self) -> float:

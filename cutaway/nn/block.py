@@ -20,9 +20,10 @@ from cutaway.nn.attention import Attention, Biases, CrossAttention, Where
 from cutaway.nn.cache import KVCache, Memory
 from cutaway.nn.feedforward import Gated, Plain
 from cutaway.nn.kernels import library_for
+from cutaway.nn.linear import After
 from cutaway.nn.memory import made_again
 from cutaway.nn.norm import Norm, NormKind
-from cutaway.nn.ops import Activation, Heads
+from cutaway.nn.ops import Heads
 from cutaway.nn.position import AnyStretch, RelativeBias, rotary_table
 
 Order = Literal["pre", "post", "around"]  # where norms stand: before each part, behind each addition, before and behind
@@ -44,7 +45,7 @@ class Layout:
     norm_bias: bool = False
     order: Order = "pre"
     gated: bool = True
-    activation: Literal[Activation, "relu"] = "silu"
+    activation: After = "silu"
     inner_bias: bool = False  # of a plain feed-forward
     attention_biases: Biases = "none"
     head_norm: bool = False  # of queries and keys
@@ -105,9 +106,8 @@ class Block(nn.Module):
     def _post(self, x: Tensor, where: Where, dtype: torch.dtype, cache: tuple[int, KVCache] | None) -> Tensor:
         """Vaswani 2017: each part is added to what it read, and the sum is normalised."""
         mixed = self._dropped(self.attention(x.to(dtype), where, cache))
-        x = self.attention_norm(x, mixed, dtype=torch.float32)[1]
-        mixed = self._dropped(self.feedforward(x.to(dtype)))
-        out: Tensor = self.feedforward_norm(x, mixed, dtype=torch.float32)[1]
+        x, h = self.attention_norm(x, mixed, dtype=dtype, post=True)
+        out: Tensor = self.feedforward_norm(x, self._dropped(self.feedforward(h)), dtype=torch.float32)[1]
         return out
 
     def _added(self, mixed: Tensor, after: Norm | None) -> Tensor:

@@ -21,7 +21,8 @@ from cutaway.evaluate.held import HeldOut, held_out
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
 from cutaway.models.folder import save_model
-from cutaway.models.model import LanguageModel, build, for_sampling
+from cutaway.models.light import for_sampling
+from cutaway.models.model import LanguageModel, build
 from cutaway.objectives.likelihood import Likelihood
 from cutaway.records import Stopwatch, atomic_write
 from cutaway.run.compare_notes import write_notes

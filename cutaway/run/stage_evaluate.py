@@ -13,7 +13,7 @@ from cutaway.evaluate.bits import Scores, score
 from cutaway.evaluate.forgetting import forgetting
 from cutaway.evaluate.proxy import kl, proxy_reward
 from cutaway.generate.request import Sampling
-from cutaway.models.model import for_sampling
+from cutaway.models.light import for_sampling
 from cutaway.records import Journal, Measurement, Stopwatch
 from cutaway.run.folder import Run
 from cutaway.run.preferences import answer_of

@@ -22,7 +22,8 @@ from cutaway.data.order import share, shuffled
 from cutaway.errors import DataError, TrainingError
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Completion, Request, Sampling
-from cutaway.models.model import Model, for_sampling
+from cutaway.models.light import for_sampling
+from cutaway.models.model import Model
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.objectives.policy import group_advantages
 from cutaway.settings import Settings

@@ -15,7 +15,8 @@ from tiny import CONFIGS, CONTEXT, ENCODERS, EVERY, VOCABULARY, source_of, suite
 from cutaway.batch import Batch, Example, beside, pack, pad
 from cutaway.errors import RequestError
 from cutaway.models.heads import Classes
-from cutaway.models.model import Model, State, build, for_reading, for_sampling, with_head
+from cutaway.models.light import for_reading, for_sampling
+from cutaway.models.model import Model, State, build, with_head
 from cutaway.nn.cache import KVCache
 from cutaway.nn.linear import Linear
 from cutaway.objectives.likelihood import Likelihood, token_logprobs
