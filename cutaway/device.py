@@ -263,6 +263,20 @@ def _keep_memory() -> bool:
     return mallopt is not None and all(mallopt(*setting) for setting in (no_mapping, no_trimming))
 
 
+def forget_pages(tensor: torch.Tensor) -> None:
+    """Let the system take back the pages of a tensor that is a mapped file and that nobody holds any more: they would
+    count beside the copy that was made of them until the file is closed."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+    import mmap
+
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+    start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
 def release_memory() -> None:
     """Give back what was freed: between two stages of different sizes it is of no use."""
     if sys.platform == "linux":

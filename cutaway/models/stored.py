@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutaway.device import forget_pages
 from cutaway.errors import ModelError
 from cutaway.models.families.family import Family, Form
 from cutaway.models.heads import Head
@@ -24,11 +25,13 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor that lies in a file: its shape, whether its numbers are floating, and how it is read."""
+    """A tensor that lies in a file: its shape, whether its numbers are floating, how it is read, and whether what is
+    read is the mapped file itself."""
 
     shape: tuple[int, ...]
     floating: bool
     read: Callable[[], Tensor]
+    mapped: bool = False
 
 
 Tensors = dict[str, Stored]
@@ -68,7 +71,8 @@ def _of_file(path: Path, expected: str | None) -> Tensors:
 def _lying(file: Any, name: str) -> Stored:
     found = file.get_slice(name)
     kind = str(found.get_dtype())
-    return Stored(tuple(found.get_shape()), kind.startswith(("F", "BF")), partial(file.get_tensor, name))
+    return Stored(tuple(found.get_shape()), kind.startswith(("F", "BF")), partial(file.get_tensor, name),
+                  mapped=True)
 
 
 def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path) -> Model:
@@ -124,8 +128,15 @@ def _check(sketch: Model, tensors: Tensors, family: Family, where: Path) -> None
 
 def _assign(model: Model, tensors: Tensors, family: Family) -> None:
     for name, part, form in _parts(model, family):
-        found = tensors.pop(name).read()
-        part.copy_(found.T if form.turned else found[form.skip :]).add_(form.shift).div_(form.scale)
+        stored = tensors.pop(name)
+        found = stored.read()
+        part.copy_(found.T if form.turned else found[form.skip :])
+        if form.shift:
+            part.add_(form.shift)
+        if form.scale != 1:
+            part.div_(form.scale)
+        if stored.mapped:
+            forget_pages(found)
 
 
 def _refuse_left(model: Model, left: Tensors, family: Family, where: Path) -> None:

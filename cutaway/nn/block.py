@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.batch import Batch
-from cutaway.nn import mask
+from cutaway.nn import init, mask
 from cutaway.nn.attention import Attention, Biases, CrossAttention, Where
 from cutaway.nn.cache import KVCache, Memory
 from cutaway.nn.feedforward import Gated, Plain
@@ -150,8 +150,8 @@ class Stack(nn.Module):
         super().__init__()
         self.embedding, self.layout = embedding, layout
         learned = layout.positions == "learned"
-        self.positions = nn.Embedding(layout.context_length, layout.width) if learned else None
-        self.token_types = nn.Embedding(layout.token_types, layout.width) if layout.token_types else None
+        self.positions = init.embedding(layout.context_length, layout.width) if learned else None
+        self.token_types = init.embedding(layout.token_types, layout.width) if layout.token_types else None
         if layout.norm_embedding:
             self.embedding_norm = _norm(layout, layout.norm)
         self.blocks = nn.ModuleList(Block(layout, i) for i in range(layout.num_layers))
