@@ -24,6 +24,7 @@ AGAIN = "get the file again"
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_F32 = 0  # ggml's number of the kind
 _DEEPEST = 4  # arrays of arrays
 
 
@@ -49,7 +50,8 @@ class GGUF:
         """Every tensor by its name; nothing is read before it is called for."""
         with self.path.open("rb") as file:
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        return {name: Stored(place.shape, True, _later(data, place)) for name, place in self.placed.items()}
+        return {name: Stored(place.shape, True, _later(data, place), small=place.kind != _F32)
+                for name, place in self.placed.items()}
 
 
 def _later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable[[], Tensor]:

@@ -33,7 +33,7 @@ def for_reading(model: Model, precision: Precision | None = None, *, in_place: b
     the model itself made so, which needs no memory for two.
 
     It learns nothing and is not saved. In bfloat16 its numbers differ from the model's in the last place; in int8 every
-    weight is rounded to 255 steps of its output's largest, and every token's inputs likewise. Raises MachineError for
+    weight is rounded to 255 steps of its output's largest, and every 64 inputs likewise. Raises MachineError for
     int8 where this processor has no dot products for it.
     """
     if precision is None:

@@ -25,13 +25,14 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor that lies in a file: its shape, whether its numbers are floating, how it is read, and whether what is
-    read is the mapped file itself."""
+    """A tensor that lies in a file: its shape, whether its numbers are floating, how it is read, whether what is read
+    is the mapped file itself, and whether a number takes less than 32 bits."""
 
     shape: tuple[int, ...]
     floating: bool
     read: Callable[[], Tensor]
     mapped: bool = False
+    small: bool = False
 
 
 Tensors = dict[str, Stored]
@@ -72,7 +73,7 @@ def _lying(file: Any, name: str) -> Stored:
     found = file.get_slice(name)
     kind = str(found.get_dtype())
     return Stored(tuple(found.get_shape()), kind.startswith(("F", "BF")), partial(file.get_tensor, name),
-                  mapped=True)
+                  mapped=True, small=kind not in ("F32", "F64"))
 
 
 def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path) -> Model:

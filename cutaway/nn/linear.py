@@ -15,7 +15,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 After = Literal[Activation, "relu"]
 KERNEL_OF: dict[After, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # their numbers in csrc
 Packing = Literal["bfloat16", "int8"]
-_PANEL = 32  # of csrc/linear.c
+_PANEL, _GROUP = 32, 64  # of csrc/linear.c
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class PackedLinear(nn.Module):
     what follows it: an activation, or one of the first half of the outputs that lets the second half through.
 
     Takes bfloat16 ``(…, inputs)``; a row's output does not depend on the rows beside it, which a library does not
-    promise. int8 weights have a scale an output and inputs one a row, both by the largest magnitude.
+    promise. int8 weights have a scale an output and inputs one for every 64 of a row, by the largest magnitude.
     """
 
     def __init__(self, lib: CDLL, weight: Tensor, bias: Tensor | None, precision: Packing, *,
@@ -99,7 +99,8 @@ class PackedLinear(nn.Module):
         if precision == "int8":
             weight = weight.float().contiguous()
             self.panels = torch.empty(padded * (-(-inputs // 4)), dtype=torch.int32)
-            self.scales, self.sums = torch.empty(outputs), torch.empty(outputs, dtype=torch.int32)
+            self.scales = torch.empty(padded)
+            self.sums = torch.empty(padded * (-(-inputs // _GROUP)), dtype=torch.int32)
             lib.linear_pack_int8(pointer(weight), c_int64(outputs), c_int64(inputs), pointer(self.panels),
                                  pointer(self.scales), pointer(self.sums))
         else:

@@ -60,7 +60,7 @@ def test_add_norm(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: in
 
 @needs_kernels
 @pytest.mark.parametrize("precision", get_args(Packing))
-@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (34, 33), (64, 100), (256, 32)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (34, 33), (64, 100), (256, 32), (136, 64)])
 def test_a_packed_weight(inputs: int, outputs: int, precision: Packing) -> None:
     """The products of the rounded numbers, exact but for the order of a sum; a row's bits are its own."""
     linear, x = Linear(inputs, outputs, bias=True), torch.randn(2, 50, inputs).bfloat16()
@@ -92,9 +92,12 @@ def _product(x: Tensor, linear: Linear, precision: Packing) -> Tensor:
     x, weight = x.double(), linear.weight.detach()
     if precision == "bfloat16":
         return x @ weight.bfloat16().double().T + linear.bias.detach().double()
-    weights, inputs = (torch.tensor(127.0) / t.float().abs().amax(-1, keepdim=True) for t in (weight, x))
-    whole = (x.float() * inputs).round().double() @ (weight * weights).round().double().T
-    return whole / inputs.double() / weights.double().T + linear.bias.detach().double()
+    scale = torch.tensor(127.0) / weight.abs().amax(-1, keepdim=True)
+    whole, outputs = (weight * scale).round().double() / scale.double(), linear.bias.detach().double()
+    for part, rows in zip(x.float().split(64, -1), whole.split(64, -1), strict=True):  # a scale for 64 inputs
+        inputs = torch.tensor(127.0) / part.abs().amax(-1, keepdim=True)
+        outputs = outputs + (part * inputs).round().double() / inputs.double() @ rows.T
+    return outputs
 
 
 @needs_kernels

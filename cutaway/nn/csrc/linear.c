@@ -3,21 +3,24 @@
 // does not depend on the rows beside it.
 //
 // bfloat16 on AVX512-BF16 only (with AMX the library is faster). int8 on AVX512-VNNI: weights have a scale an output,
-// inputs one a row, found when it is read (Dettmers 2022, arXiv 2208.07339, without its outliers); sums are exact.
+// inputs one for each GROUP of a row, found when it is read, so that one large number takes the precision of its group
+// and not of the row (as llama.cpp's Q8_0); sums of a group are exact.
 #include "activation.h"
 #include "product.h"
 
 #define PANEL 32        // outputs whose weights lie together: pair (or four) k of output n at k * PANEL + n
-#define TOGETHER 64     // rows that pass by a panel while it lies in the nearest cache
+#define TOGETHER 96     // rows that pass by a panel while it lies in the nearest cache
+#define GROUP 64        // inputs that share a scale
+#define ROWS_INT8 24    // rows whose sums exist at once, of which six are in registers
 #define ZERO 128        // what an int8 input is raised by, for a unit that multiplies unsigned by signed
 enum { NOTHING = -1, RELU = 3 };  // beside activation.h's
 
 typedef struct {
   int64_t K, N;          // a row is K numbers; N outputs, of which a gate makes N / 2
   const void *panels;
-  const float *scales;   // (N) of int8 weights; NULL: they are bfloat16
-  const int32_t *sums;   // (N) of an output's int8 weights
-  const float *bias;     // (N) or NULL
+  const float *scales;   // (N, filled up to PANEL) of int8 weights; NULL: they are bfloat16
+  const int32_t *sums;   // (panels, groups, PANEL) of the int8 weights that a group of inputs meets, times -ZERO
+  const float *bias;     // (N, filled up) or NULL
   int kind, gated;       // gated: a panel holds 16 gates, then what they let through
 } Plan;
 
@@ -47,24 +50,24 @@ void linear_pack(const uint16_t *w, int64_t N, int64_t K, uint32_t *out) {
       }
 }
 
-// w (N, K) float32 -> panels (up to PANEL, up4(K), PANEL) of fours of int8, a scale and a sum an output
+// w (N, K) float32 -> panels (up to PANEL, up4(K), PANEL) of fours of int8, a scale an output, and sums
 void linear_pack_int8(const float *w, int64_t N, int64_t K, int8_t *out, float *scales, int32_t *sums) {
-  int64_t fours = (K + 3) / 4;
+  int64_t fours = (K + 3) / 4, groups = (K + GROUP - 1) / GROUP;
 #pragma omp parallel for schedule(static)
   for (int64_t p = 0; p < (N + PANEL - 1) / PANEL; p++)
     for (int64_t n = 0; n < PANEL; n++) {
       int64_t row = p * PANEL + n;
       float most = 0;
-      int32_t sum = 0;
       if (row < N)
         for (int64_t k = 0; k < K; k++) most = fmaxf(most, fabsf(w[row * K + k]));
       float inverse = most > 0 ? 127.0f / most : 0;
+      for (int64_t g = 0; g < groups; g++) sums[(p * groups + g) * PANEL + n] = 0;
       for (int64_t k = 0; k < 4 * fours; k++) {
         int8_t q = row < N && k < K ? (int8_t)lrintf(w[row * K + k] * inverse) : 0;
         out[((p * fours + k / 4) * PANEL + n) * 4 + k % 4] = q;
-        sum += q;
+        sums[(p * groups + k / GROUP) * PANEL + n] -= ZERO * q;
       }
-      if (row < N) scales[row] = most / 127.0f, sums[row] = sum;
+      scales[row] = most / 127.0f;
     }
 }
 
@@ -104,77 +107,75 @@ static void put_rows(const Plan *plan, float *sums, int64_t rows, int64_t n, voi
   }
 }
 
-// a row of bfloat16 as unsigned bytes around ZERO, filled up to `wide`; gives its scale
-INLINE float to_bytes(const uint16_t *x, int64_t K, int64_t wide, uint8_t *out) {
-  vec top = {}, none = {};
-  float most = 0, strange = 0;  // becomes NaN by one that is no number
-  int64_t i = 0;
-  for (; i + LANES <= K; i += LANES) {
-    vec v = vec_in(x, i, 1);
-    none += v * 0.0f;
-    top = vec_max(top, (vec)((ivec)v & 0x7fffffff));
-  }
-  for (; i < K; i++) {
-    most = fmaxf(most, fabsf(one_in(x, i, 1)));
-    strange += one_in(x, i, 1) * 0.0f;
-  }
-  most = fmaxf(most, vec_most(top));
-  strange += vec_sum(none);
-  float inverse = most > 0 ? 127.0f / most : 0;
+// a row of bfloat16 as unsigned bytes around ZERO, filled up to `wide`, and the scale of each group
+INLINE void to_bytes(const uint16_t *x, int64_t K, int64_t wide, uint8_t *out, float *scales) {
+  for (int64_t start = 0; start < K; start += GROUP) {
+    int64_t end = K - start < GROUP ? K : start + GROUP, i = start;
+    vec top = {}, none = {};
+    float most = 0, strange = 0;  // becomes NaN by one that is no number
+    for (; i + LANES <= end; i += LANES) {
+      vec v = vec_in(x, i, 1);
+      none += v * 0.0f;
+      top = vec_max(top, (vec)((ivec)v & 0x7fffffff));
+    }
+    for (; i < end; i++) {
+      most = fmaxf(most, fabsf(one_in(x, i, 1)));
+      strange += one_in(x, i, 1) * 0.0f;
+    }
+    most = fmaxf(most, vec_most(top));
+    scales[start / GROUP] = most / 127.0f + strange + vec_sum(none);
+    float inverse = most > 0 ? 127.0f / most : 0;
+    i = start;
 #ifdef __AVX512F__
-  for (i = 0; i + LANES <= K; i += LANES) {
-    __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)(vec_in(x, i, 1) * inverse)), _mm512_set1_epi32(ZERO));
-    _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtepi32_epi8(q));
-  }
-#else
-  i = 0;
+    for (; i + LANES <= end; i += LANES) {
+      __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)(vec_in(x, i, 1) * inverse)), _mm512_set1_epi32(ZERO));
+      _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtepi32_epi8(q));
+    }
 #endif
-  for (; i < K; i++) out[i] = (uint8_t)(lrintf(one_in(x, i, 1) * inverse) + ZERO);
-  for (; i < wide; i++) out[i] = ZERO;
-  return most / 127.0f + strange;
+    for (; i < end; i++) out[i] = (uint8_t)(lrintf(one_in(x, i, 1) * inverse) + ZERO);
+  }
+  for (int64_t i = K; i < wide; i++) out[i] = ZERO;
 }
 
-// R rows of sums of a panel: exact whole numbers, then scaled
+// R rows of sums of a panel: those of a group are whole numbers, and are scaled before they are added up
 #ifdef __AVX512VNNI__
 #define ROWS(R) { \
-    __m512i acc[R][2]; \
-    for (int i = 0; i < R; i++) acc[i][0] = acc[i][1] = _mm512_setzero_si512(); \
-    for (int64_t k = 0; k < fours; k++) { \
-      __m512i b0 = _mm512_loadu_si512(B + k * PANEL), b1 = _mm512_loadu_si512(B + k * PANEL + LANES); \
-      for (int i = 0; i < R; i++) { \
-        int32_t four; \
-        memcpy(&four, A + (m + i) * lda + 4 * k, 4); \
-        __m512i a = _mm512_set1_epi32(four); \
-        acc[i][0] = _mm512_dpbusd_epi32(acc[i][0], a, b0), acc[i][1] = _mm512_dpbusd_epi32(acc[i][1], a, b1); \
+    vec acc[R][2] = {}; \
+    for (int64_t g = 0; g < groups; g++) { \
+      __m512i whole[R][2], zero[2] = {_mm512_loadu_si512(sums + g * PANEL), _mm512_loadu_si512(sums + g * PANEL + LANES)}; \
+      for (int i = 0; i < R; i++) whole[i][0] = zero[0], whole[i][1] = zero[1]; \
+      int64_t until = (g + 1) * (GROUP / 4) < fours ? (g + 1) * (GROUP / 4) : fours; \
+      for (int64_t k = g * (GROUP / 4); k < until; k++) { \
+        __m512i b0 = _mm512_loadu_si512(B + k * PANEL), b1 = _mm512_loadu_si512(B + k * PANEL + LANES); \
+        for (int i = 0; i < R; i++) { \
+          int32_t four; \
+          memcpy(&four, A + (m + i) * lda + 4 * k, 4); \
+          __m512i a = _mm512_set1_epi32(four); \
+          whole[i][0] = _mm512_dpbusd_epi32(whole[i][0], a, b0), whole[i][1] = _mm512_dpbusd_epi32(whole[i][1], a, b1); \
+        } \
       } \
+      for (int i = 0; i < R; i++) \
+        for (int j = 0; j < 2; j++) \
+          acc[i][j] += __builtin_convertvector((ivec)whole[i][j], vec) * inputs[(m + i) * groups + g]; \
     } \
     for (int i = 0; i < R; i++) \
-      for (int j = 0; j < 2; j++) { \
-        vec whole = __builtin_convertvector((ivec)acc[i][j] - raised[j], vec); \
-        *(vec *)(C + (m + i) * PANEL + j * LANES) = whole * (scale[j] * row_scales[m + i]); \
-      } \
+      for (int j = 0; j < 2; j++) *(vec *)(C + (m + i) * PANEL + j * LANES) = acc[i][j] * *(vec *)(scales + j * LANES); \
+    m += R; \
   }
-static void product_int8(const Plan *plan, int64_t n, int64_t M, const uint8_t *A, int64_t lda, const float *row_scales,
+static void product_int8(const Plan *plan, int64_t n, int64_t M, const uint8_t *A, int64_t lda, const float *inputs,
                          float *C) {
-  int64_t fours = (plan->K + 3) / 4, m = 0;
+  int64_t fours = (plan->K + 3) / 4, groups = (plan->K + GROUP - 1) / GROUP, m = 0;
   const int32_t *B = (const int32_t *)plan->panels + n / PANEL * fours * PANEL;
-  float scales[PANEL] = {};
-  int32_t sums[PANEL] = {};
-  size_t width = (size_t)(plan->N - n < PANEL ? plan->N - n : PANEL);
-  memcpy(scales, plan->scales + n, width * 4);
-  memcpy(sums, plan->sums + n, width * 4);
-  vec scale[2] = {*(vec *)scales, *(vec *)(scales + LANES)};
-  ivec raised[2] = {*(ivec *)sums * ZERO, *(ivec *)(sums + LANES) * ZERO};
-  for (; m + 8 <= M; m += 8) ROWS(8)
-  if (m + 4 <= M) {
-    ROWS(4)
-    m += 4;
-  }
-  for (; m < M; m++) ROWS(1)
+  const int32_t *sums = plan->sums + n / PANEL * groups * PANEL;
+  const float *scales = plan->scales + n;
+  while (m + 6 <= M) ROWS(6)
+  if (m + 4 <= M) ROWS(4)
+  if (m + 2 <= M) ROWS(2)
+  if (m < M) ROWS(1)
 }
 #undef ROWS
 #else
-static void product_int8(const Plan *plan, int64_t n, int64_t M, const uint8_t *A, int64_t lda, const float *row_scales,
+static void product_int8(const Plan *plan, int64_t n, int64_t M, const uint8_t *A, int64_t lda, const float *inputs,
                          float *C) {}  // linear_packs says that this processor does not
 #endif
 
@@ -183,20 +184,21 @@ void linear(const Plan *given, const uint16_t *x, int64_t M, void *out, int out_
   const Plan plan = *given;
   int64_t columns = (plan.N + PANEL - 1) / PANEL, blocks = (M + TOGETHER - 1) / TOGETHER, lda = (plan.K + 3) / 4 * 4;
   int many = M * plan.N * plan.K > 1 << 15;
+  int64_t groups = (plan.K + GROUP - 1) / GROUP, chunk = plan.scales ? ROWS_INT8 : TILE_ROWS;
   uint8_t *bytes = plan.scales ? scratch((size_t)(M * lda)) : NULL;
-  float *row_scales = plan.scales ? scratch((size_t)M * 4) : NULL;
+  float *scales = plan.scales ? scratch((size_t)(M * groups) * 4) : NULL;
 #pragma omp parallel if (many)
   {
     if (plan.scales)
 #pragma omp for schedule(static)
-      for (int64_t m = 0; m < M; m++) row_scales[m] = to_bytes(x + m * plan.K, plan.K, lda, bytes + m * lda);
+      for (int64_t m = 0; m < M; m++) to_bytes(x + m * plan.K, plan.K, lda, bytes + m * lda, scales + m * groups);
 #pragma omp for schedule(static)
     for (int64_t at = 0; at < columns * blocks; at++) {
       float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
       int64_t n = at % columns * PANEL, last = at / columns * TOGETHER + TOGETHER;
-      for (int64_t m = last - TOGETHER; m < M && m < last; m += TILE_ROWS) {
-        int64_t rows = M - m < TILE_ROWS ? M - m : TILE_ROWS;
-        if (plan.scales) product_int8(&plan, n, rows, bytes + m * lda, lda, row_scales + m, sums);
+      for (int64_t m = last - TOGETHER; m < M && m < last; m += chunk) {
+        int64_t rows = M - m < chunk ? M - m : chunk;
+        if (plan.scales) product_int8(&plan, n, rows, bytes + m * lda, lda, scales + m * groups, sums);
         else
           product(rows, PANEL, plan.K / 2, x + m * plan.K, plan.K,
                   (const pair *)plan.panels + n / PANEL * (plan.K / 2) * PANEL, PANEL, sums, PANEL, 0);
@@ -205,5 +207,5 @@ void linear(const Plan *given, const uint16_t *x, int64_t M, void *out, int out_
     }
   }
   free(bytes);
-  free(row_scales);
+  free(scales);
 }
