@@ -243,7 +243,7 @@ def pays_to_compile(device: Device, seconds: float) -> bool:
     return ready and torch.cuda.get_device_capability(device.torch) >= (7, 0)
 
 
-def keep_memory(largest: int) -> bool:
+def keep_memory(largest: int = _MAPPED_BYTES) -> bool:
     """Let glibc keep what a training step frees, if its largest tensor has so many bytes that it would not by itself.
 
     Every tensor above 32 MiB is mapped anew and the kernel clears its pages at first touch: a gigabyte and a seventh of

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from cutaway.device import compute_dtype, pick
+from cutaway.device import compute_dtype, keep_memory, pick, release_memory
 from cutaway.errors import MachineError, ModelError
 from cutaway.models.bag_folder import load_bag
 from cutaway.models.classifier import Classifier
@@ -91,8 +91,10 @@ def _light(model: Model, folder: Path, precision: Asked, place: torch.device | N
     place = torch.device("cpu") if place is None else place
     if place.type != "cpu" and precision == "int8":
         raise MachineError(f"products of int8 run on the CPU, not on {place.type}", way_out="ask for bfloat16")
-    model = model.to(place)
-    return for_reading(model, _stored(folder, place) if precision == "stored" else precision, in_place=True)
+    light = for_reading(model.to(place), _stored(folder, place) if precision == "stored" else precision, in_place=True)
+    release_memory()  # of the weights as they were read
+    keep_memory()  # what lies between two layers is freed and wanted again a thousand times a second
+    return light
 
 
 def _stored(folder: Path, place: torch.device) -> Precision:
