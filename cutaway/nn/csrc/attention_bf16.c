@@ -97,7 +97,7 @@ void attention_bf16(const Shape *shape, const void *q, const void *k, const void
   {
     Room m = carve(&S, 0);
     tiles_on();
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t bg = 0; bg < S.B * S.G; bg++) {
       int64_t b = bg / S.G, g = bg % S.G, at = b * S.K * S.key_stride + g * S.D;
       const float *cs = S.cosines ? S.cosines + b * S.rotary_stride : NULL, *sn = S.sines + b * S.rotary_stride;

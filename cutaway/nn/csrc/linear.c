@@ -183,6 +183,7 @@ static void product_int8(const Plan *plan, int64_t n, int64_t M, const uint8_t *
 void linear(const Plan *given, const uint16_t *x, int64_t M, void *out, int out_bf) {
   const Plan plan = *given;
   int64_t columns = (plan.N + PANEL - 1) / PANEL, blocks = (M + TOGETHER - 1) / TOGETHER, lda = (plan.K + 3) / 4 * 4;
+  int64_t share = 1 + columns * blocks / 32;  // a thread that is held up does less
   int many = M * plan.N * plan.K > 1 << 15;
   int64_t groups = (plan.K + GROUP - 1) / GROUP, chunk = plan.scales ? ROWS_INT8 : TILE_ROWS;
   uint8_t *bytes = plan.scales ? scratch((size_t)(M * lda)) : NULL;
@@ -192,7 +193,7 @@ void linear(const Plan *given, const uint16_t *x, int64_t M, void *out, int out_
     if (plan.scales)
 #pragma omp for schedule(static)
       for (int64_t m = 0; m < M; m++) to_bytes(x + m * plan.K, plan.K, lda, bytes + m * lda, scales + m * groups);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, share)
     for (int64_t at = 0; at < columns * blocks; at++) {
       float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
       int64_t n = at % columns * PANEL, last = at / columns * TOGETHER + TOGETHER;
