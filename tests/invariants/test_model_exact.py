@@ -18,7 +18,7 @@ from cutaway.models.heads import Classes
 from cutaway.models.light import for_reading, for_sampling
 from cutaway.models.model import Model, State, build, with_head
 from cutaway.nn.cache import KVCache
-from cutaway.nn.linear import Linear
+from cutaway.nn.linear import Linear, packs
 from cutaway.objectives.likelihood import Likelihood, token_logprobs
 
 DTYPES = {"float32": (torch.float32, 2e-5), "bfloat16": (torch.bfloat16, 0.12)}
@@ -206,4 +206,7 @@ def test_a_copy_for_reading_gives_the_same_numbers(any_model: Model) -> None:
         assert torch.equal(for_reading(model)(batch), model(batch))
         model.compute_dtype = torch.bfloat16
         wanted, found = model(batch), for_reading(model)(batch)
+        model.compute_dtype = torch.float32
+        whole = for_reading(model, "int8")(batch) if packs(torch.zeros(1, 2), "int8") else wanted
     assert (found - wanted).abs().max() <= DTYPES["bfloat16"][1] * wanted.abs().max()
+    assert (whole - wanted).abs().max() <= DTYPES["bfloat16"][1] * wanted.abs().max()
