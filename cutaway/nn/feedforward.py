@@ -29,7 +29,7 @@ class Gated(nn.Module):
 
     def packed(self, precision: Packing) -> nn.Module | None:
         """The same for reading, where that is faster."""
-        return _both(packed(self.gate_up, precision, after=self.activation, gated=True), packed(self.down, precision))
+        return _both(self.gate_up, self.down, precision, after=self.activation, gated=True)
 
 
 class Plain(nn.Module):
@@ -52,8 +52,11 @@ class Plain(nn.Module):
 
     def packed(self, precision: Packing) -> nn.Module | None:
         """The same for reading, where that is faster."""
-        return _both(packed(self.up, precision, after=self.activation), packed(self.down, precision))
+        return _both(self.up, self.down, precision, after=self.activation, gated=False)
 
 
-def _both(first: nn.Module | None, second: nn.Module | None) -> nn.Module | None:
-    return None if first is None or second is None else nn.Sequential(first, second)
+def _both(first: nn.Module, second: nn.Module, precision: Packing, *, after: After, gated: bool) -> nn.Module | None:
+    if not isinstance(first, Linear) or not isinstance(second, Linear):
+        return None  # beside an adapter only what is the base's own is laid out
+    made = packed(first, precision, after=after, gated=gated), packed(second, precision)
+    return None if made[0] is None or made[1] is None else nn.Sequential(*made)

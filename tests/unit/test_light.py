@@ -3,6 +3,7 @@ with a cache and without; and the words for which precision a person asks."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cutaway.errors import MachineError, ModelError
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
 from cutaway.models import light
+from cutaway.models.adapter import Lora, adapt
 from cutaway.models.folder import save_model, stored_small
 from cutaway.models.heads import Vector
 from cutaway.models.light import Precision, for_reading
@@ -82,6 +84,17 @@ def test_in_place_needs_no_second_model(decoder: Model, precision: Precision) ->
     batch, wanted = Batch(_tokens(2, 20)), for_reading(decoder, precision)
     assert for_reading(model, precision, in_place=True) is model
     assert torch.equal(model(batch), wanted(batch))
+
+
+@torch.no_grad()
+def test_adapters_stay_beside_what_is_laid_out(decoder: Model, precision: Precision) -> None:
+    model, batch = adapt(copy.deepcopy(decoder), Lora(rank=2), seed=1), Batch(_tokens(2, 20))
+    for name, parameter in model.named_parameters():
+        if ".up." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    wanted, found = model(batch), for_reading(model, precision)(batch)
+    assert (wanted - decoder(batch)).abs().max() > 0.1 * wanted.abs().max()
+    assert (found - wanted).abs().max() <= NEAR[precision] * wanted.abs().max()
 
 
 def _saved(folder: Path, dtype: torch.dtype) -> Path:
