@@ -58,5 +58,5 @@ class Plain(nn.Module):
 def _both(first: nn.Module, second: nn.Module, precision: Packing, *, after: After, gated: bool) -> nn.Module | None:
     if not isinstance(first, Linear) or not isinstance(second, Linear):
         return None  # beside an adapter only what is the base's own is laid out
-    made = packed(first, precision, after=after, gated=gated), packed(second, precision)
-    return None if made[0] is None or made[1] is None else nn.Sequential(*made)
+    one, other = packed(first, precision, after=after, gated=gated), packed(second, precision)
+    return None if one is None or other is None else nn.Sequential(one, other)

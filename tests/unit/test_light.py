@@ -91,9 +91,9 @@ def test_adapters_stay_beside_what_is_laid_out(decoder: Model, precision: Precis
     model, batch = adapt(copy.deepcopy(decoder), Lora(rank=2), seed=1), Batch(_tokens(2, 20))
     for name, parameter in model.named_parameters():
         if ".up." in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=0.01)
     wanted, found = model(batch), for_reading(model, precision)(batch)
-    assert (wanted - decoder(batch)).abs().max() > 0.1 * wanted.abs().max()
+    assert (wanted - decoder(batch)).abs().max() > 0.2 * wanted.abs().max()
     assert (found - wanted).abs().max() <= NEAR[precision] * wanted.abs().max()
 
 
