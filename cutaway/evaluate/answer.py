@@ -65,7 +65,9 @@ def _read(model: LanguageModel, tokenizer: Tokenizer, items: Sequence[Item], con
     rows = [np.concatenate([[tokenizer.bos_id], ids]).astype(np.int64)
             for ids in tokenizer.encode_documents([item.answers[0] for item in items])]
     pieces = [(i, window) for i, row in enumerate(rows) for window in rolling(row, context)]
-    nats, left = np.zeros(len(rows)), np.bincount([i for i, _ in pieces], minlength=len(rows))
+    nats, left = np.zeros(len(rows)), np.bincount(np.array([i for i, _ in pieces], np.int64), minlength=len(rows))
+    if not left.all():
+        raise DataError("a text of no token", where=items[int(np.argmin(left))].name)
     for owners, costs in window_nats(model, pieces, pad_id=tokenizer.pad_id):
         np.add.at(nats, owners, costs)
         np.subtract.at(left, owners, 1)

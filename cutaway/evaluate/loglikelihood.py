@@ -17,10 +17,10 @@ from torch import Tensor
 
 from cutaway.batch import Example
 from cutaway.errors import DataError, ModelError
+from cutaway.generate.prefill import Ids, append, begun
 from cutaway.models.model import LanguageModel, Scorer, State
 from cutaway.text.tokenizer import Tokenizer
 
-Ids = tuple[int, ...]
 ROWS, PLACES = 64, 4096  # contexts read at once, and their tokens: more is not faster on a CPU and takes memory
 LOGITS = 1 << 25  # numbers of logits that exist at once: 128 MiB
 
@@ -136,8 +136,8 @@ def _read(model: LanguageModel, contexts: Sequence[Ids], groups: dict[Ids, list[
     owners = [(row, i) for row, context in enumerate(contexts) for i in groups[context]]
     owners.sort(key=lambda o: -len(pairs[o[1]].continuation))
     longest = max(len(pairs[i].context) + len(pairs[i].continuation) - 1 for _, i in owners)
-    state = model.new_state(len(contexts), capacity=longest)
-    first = _laid(model, contexts, state, every=False)
+    state, rest = begun(model, contexts, longest)
+    first = append(model, rest, state)
     at = 0
     while at < len(owners):
         steps = len(pairs[owners[at][1]].continuation)
@@ -146,31 +146,39 @@ def _read(model: LanguageModel, contexts: Sequence[Ids], groups: dict[Ids, list[
         yield from _scored(model, first, state, some, pairs)
 
 
-def _laid(model: LanguageModel, rows: Sequence[Ids], state: State, *, every: bool) -> Tensor:
-    """Let the model read rows of ids, padded on the right, behind a state."""
-    width = max(map(len, rows))
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, :len(row)] = torch.tensor(row)
-    counts = torch.tensor([len(row) for row in rows])
-    device = state.lengths.device
-    even = bool((counts == width).all())
-    return model.logits(tokens.to(device), state, counts=None if even else counts.to(device), every=every)
-
-
 def _scored(model: LanguageModel, first: Tensor, state: State, some: Sequence[tuple[int, int]],
             pairs: Sequence[Pair]) -> Iterator[tuple[int, Likely]]:
+    """Continuations from long to short, behind the logits and the state of their contexts."""
     rows = torch.tensor([row for row, _ in some], device=first.device)
     ids = [pairs[i].continuation for _, i in some]
     logs, best = _measured(first[rows][:, None], [c[:1] for c in ids])
-    if len(ids[0]) > 1:  # they are sorted, the longest is the first
-        several = [c for c in ids if len(c) > 1]
-        after = _laid(model, [c[:-1] for c in several], state.select(rows[:len(several)]), every=True)
-        more, likeliest = _measured(after, [c[1:] for c in several])
+    several = [c for c in ids if len(c) > 1]  # the first of them, as they are sorted
+    if several:
+        more, likeliest = _followed(model, several, state.select(rows[:len(several)]))
         for i in range(len(several)):
             logs[i], best[i] = logs[i] + more[i], best[i] and likeliest[i]
     for (_, i), log, top in zip(some, logs, best, strict=True):
         yield i, Likely(log, len(pairs[i].continuation), top)
+
+
+def _followed(model: LanguageModel, rows: Sequence[Ids], state: State) -> tuple[list[float], list[bool]]:
+    """The same of every token but each row's first, which is read and not predicted here; a very long one in pieces,
+    so that only so many logits exist."""
+    logs, best = [0.0] * len(rows), [True] * len(rows)
+    piece = max(1, LOGITS // (len(rows) * model.vocab_size))
+    for start in range(0, len(rows[0]) - 1, piece):
+        parts = [row[start : start + piece + 1] for row in rows]
+        width = max(len(part) for part in parts) - 1
+        tokens = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, part in enumerate(parts):
+            tokens[i, : max(0, len(part) - 1)] = torch.tensor(part[:-1], dtype=torch.long)
+        counts = torch.tensor([max(0, len(part) - 1) for part in parts])
+        even, device = bool((counts == width).all()), state.lengths.device
+        logits = model.logits(tokens.to(device), state, counts=None if even else counts.to(device), every=True)
+        more, likeliest = _measured(logits, [part[1:] for part in parts])
+        logs = [a + b for a, b in zip(logs, more, strict=True)]
+        best = [a and b for a, b in zip(best, likeliest, strict=True)]
+    return logs, best
 
 
 def _measured(logits: Tensor, targets: Sequence[Ids]) -> tuple[list[float], list[bool]]:
@@ -180,7 +188,7 @@ def _measured(logits: Tensor, targets: Sequence[Ids]) -> tuple[list[float], list
     wanted = torch.zeros(len(targets), width, dtype=torch.long)
     real = torch.zeros(len(targets), width, dtype=torch.bool)
     for i, row in enumerate(targets):
-        wanted[i, :len(row)], real[i, :len(row)] = torch.tensor(row), True
+        wanted[i, :len(row)], real[i, :len(row)] = torch.tensor(row, dtype=torch.long), True
     wanted, real = wanted.to(logits.device), real.to(logits.device)
     logits = logits.float()
     chosen = logits.gather(-1, wanted[..., None])[..., 0] - logits.logsumexp(-1)
