@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,18 @@ METHODS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 def timed(model: HFLM, spent: list[float]) -> None:
     """Add the seconds of each of the model's three methods to ``spent``."""
-    for name in METHODS:
-        def run(requests: Any, *args: Any, _own: Any = getattr(model, name), **kwargs: Any) -> Any:
+    def clocked(own: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             try:
-                return _own(requests, *args, **kwargs)
+                return own(*args, **kwargs)
             finally:
                 spent.append(time.perf_counter() - start)
-        setattr(model, name, run)
+
+        return run
+
+    for name in METHODS:
+        setattr(model, name, clocked(getattr(model, name)))
 
 
 def sample(row: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from cutaway import device, records
-from cutaway.evaluate.answer import Outcome, context_of, outcomes
 from cutaway.evaluate.items import Items, read_items
+from cutaway.evaluate.outcome import Outcome, context_of, outcomes
 from cutaway.evaluate.task import AnyTask, Generation, Perplexity, load_task
 from cutaway.evaluate.task_scores import Scored, scored
 from cutaway.models.folder import load_model, load_tokenizer, save_model

@@ -1,4 +1,4 @@
-"""``cutaway eval``: measure finished models, on their runs' text or on public tasks, each figure with n and interval."""
+"""``cutaway eval``: measure finished models, on their runs' text or on public tasks, with n and interval."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def _replaced(task: Asked, text: str) -> str:
 def _answers(task: Any, row: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], int]:
     """The answers and the number of the right one."""
     if not isinstance(task, MultipleChoice):
-        answers = (_replaced(task, Template(task.target).fill(row, name)),)
+        answers: tuple[str, ...] = (_replaced(task, Template(task.target).fill(row, name)),)
     else:
         answers = tuple(_replaced(task, choice) for choice in _listed(task.choices, row, name))
     if len(answers) < 2 and isinstance(task, MultipleChoice):

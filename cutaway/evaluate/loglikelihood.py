@@ -1,7 +1,7 @@
 """Log-probabilities of continuations, and of whole texts in rolling windows: what lm-evaluation-harness's
 ``loglikelihood`` and ``loglikelihood_rolling`` compute, to the same tokens, for anything that is a LanguageModel.
 
-A context is read once, whatever number of continuations follows it, and the head runs where a continuation is predicted.
+A context is read once, however many continuations follow it, and the head runs where one of them is predicted.
 B rows, T tokens, V vocabulary.
 """
 
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cutaway.batch import Example
@@ -21,7 +22,8 @@ from cutaway.generate.prefill import Ids, append, begun
 from cutaway.models.model import LanguageModel, Scorer, State
 from cutaway.text.tokenizer import Tokenizer
 
-ROWS, PLACES = 64, 4096  # contexts read at once, and their tokens: more is not faster on a CPU and takes memory
+PLACES = 1024  # tokens of contexts read at once: more is no faster on a CPU, and pads more
+ENOUGH, ALIKE = 192, 0.7  # tokens that keep a processor busy; a length that shares rows with 1 without much padding
 LOGITS = 1 << 25  # numbers of logits that exist at once: 128 MiB
 
 
@@ -122,7 +124,7 @@ def _direct(model: Scorer, pairs: Sequence[Pair]) -> list[tuple[int, Likely]]:
 def _batches(contexts: Sequence[Ids]) -> Iterator[list[Ids]]:
     batch: list[Ids] = []
     for context in contexts:
-        if batch and (len(batch) == ROWS or (len(batch) + 1) * len(batch[0]) > PLACES):
+        if batch and (len(batch) + 1) * len(batch[0]) > PLACES:
             yield batch
             batch = []
         batch.append(context)
@@ -138,12 +140,26 @@ def _read(model: LanguageModel, contexts: Sequence[Ids], groups: dict[Ids, list[
     longest = max(len(pairs[i].context) + len(pairs[i].continuation) - 1 for _, i in owners)
     state, rest = begun(model, contexts, longest)
     first = append(model, rest, state)
-    at = 0
-    while at < len(owners):
-        steps = len(pairs[owners[at][1]].continuation)
-        some = owners[at:at + max(1, LOGITS // (steps * model.vocab_size))]
-        at += len(some)
+    for some in _alike(owners, pairs, model.vocab_size):
         yield from _scored(model, first, state, some, pairs)
+
+
+def _alike(owners: Sequence[tuple[int, int]], pairs: Sequence[Pair], vocab_size: int
+           ) -> Iterator[list[tuple[int, int]]]:
+    """Continuations, which come from long to short, in parts: no more logits than there may be, and a part that is
+    large enough for the processor ends where they become much shorter than its first."""
+    part: list[tuple[int, int]] = []
+    steps = 0
+    for owner in owners:
+        length = len(pairs[owner[1]].continuation)
+        full = (len(part) + 1) * steps * vocab_size > LOGITS
+        if part and (full or (len(part) * steps >= ENOUGH and length <= ALIKE * steps)):
+            yield part
+            part = []
+        steps = length if not part else steps
+        part.append(owner)
+    if part:
+        yield part
 
 
 def _scored(model: LanguageModel, first: Tensor, state: State, some: Sequence[tuple[int, int]],
@@ -197,14 +213,14 @@ def _measured(logits: Tensor, targets: Sequence[Ids]) -> tuple[list[float], list
     return sums.tolist(), best.tolist()
 
 
-def rolling(tokens: Sequence[int], context: int) -> Iterator[Example]:
+def rolling(tokens: NDArray[np.int64], context: int) -> Iterator[Example]:
     """Windows in which every token but the first (what stands before a text) is predicted once: as many as the context
     holds behind one token, and the last window filled up on its left with what was predicted before."""
-    row, last, done = np.asarray(tokens, np.int64), len(tokens) - 1, 0
+    last, done = len(tokens) - 1, 0
     while done < last:
         end = min(done + context, last)
         start = max(0, end - context)
         weights = np.ones(end - start + 1, np.float32)
         weights[: done - start + 1] = 0.0
-        yield Example(row[start:end + 1], weights)
+        yield Example(tokens[start:end + 1], weights)
         done = end

@@ -48,10 +48,10 @@ class Fewshot(Settings):
     item itself, so that no other item matters. From ``path``, or without it from the task's own data; a row equal to
     the item is never among them."""
 
-    count: int = Field(0, ge=0)
-    path: str | None = Field(None, min_length=1)
+    count: int = Field(default=0, ge=0)
+    path: str | None = Field(default=None, min_length=1)
     pick: Literal["first", "random"] = "first"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     separator: str = "\n\n"
 
 
@@ -74,7 +74,7 @@ class Task(Settings):
     version: int = Field(ge=1)
     about: str = ""
     path: str | None = Field(None, min_length=1)
-    columns: dict[str, str | tuple[str, ...]] = {}
+    columns: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=1)
     pick: Literal["first", "hash"] = "first"
     bad_rows: Literal["error", "skip"] = "error"

@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 
 from cutaway.errors import DataError
-from cutaway.evaluate.answer import Outcome
 from cutaway.evaluate.items import Item, Items
+from cutaway.evaluate.outcome import Outcome
 from cutaway.evaluate.resample import Floats, Statistics
-from cutaway.evaluate.task import AnyTask, Asked, Continuation, Extract, Generation, MultipleChoice, Perplexity
+from cutaway.evaluate.task import (
+    AnyTask,
+    Asked,
+    Continuation,
+    Extract,
+    Generation,
+    MultipleChoice,
+    Perplexity,
+)
 from cutaway.records import Measurement, digest, wilson
 
 

@@ -1,4 +1,4 @@
-"""Suites: a finished model measured again, on its run's held-out text and requests, on other text, or on a task file."""
+"""Suites: a finished model measured again, on its run's held-out text and requests, other text, or a task."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from cutaway.data.documents import PathSettings, read
 from cutaway.device import Device, compute_dtype
 from cutaway.errors import ModelError, RunError, SettingsError
-from cutaway.evaluate.answer import Outcome, context_of, outcomes
 from cutaway.evaluate.answers import ask
 from cutaway.evaluate.bits import bits_per_byte
 from cutaway.evaluate.held import HeldOut, held_out
 from cutaway.evaluate.items import Items
+from cutaway.evaluate.outcome import Outcome, context_of, outcomes
 from cutaway.evaluate.task import AnyTask, is_task, packaged
 from cutaway.evaluate.task_scores import Scored, scored
 from cutaway.generate.request import Sampling
