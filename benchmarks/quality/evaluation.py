@@ -51,17 +51,17 @@ class Case:
 
 
 CASES = (
-    Case("arc_easy", "arc/arc_easy.yaml", "arc_easy/validation", 12, 120),
-    Case("hellaswag", "hellaswag/hellaswag.yaml", "hellaswag/valid_2000", 6, 60),
-    Case("piqa", "piqa/piqa.yaml", "piqa/validation", 12, 120),
-    Case("blimp", "blimp/_template_yaml", "blimp/blimp_even", 16, 200),
-    Case("lambada", "lambada/lambada_openai.yaml", "lambada/test_2000", 10, 100),
-    Case("arc_easy", "arc/arc_easy.yaml", "arc_easy/validation", 4, 60, ("fewshot.count=3", "fewshot.pick=first"),
+    Case("arc_easy", "arc/arc_easy.yaml", "arc_easy/validation", 8, 80),
+    Case("hellaswag", "hellaswag/hellaswag.yaml", "hellaswag/valid_2000", 3, 40),
+    Case("piqa", "piqa/piqa.yaml", "piqa/validation", 8, 80),
+    Case("blimp", "blimp/_template_yaml", "blimp/blimp_even", 12, 120),
+    Case("lambada", "lambada/lambada_openai.yaml", "lambada/test_2000", 6, 60),
+    Case("arc_easy", "arc/arc_easy.yaml", "arc_easy/validation", 2, 20, ("fewshot.count=3", "fewshot.pick=first"),
          "num_fewshot: 3\nfewshot_split: few\nfewshot_config:\n  sampler: first_n\n"),
-    Case("text", None, "wiki_leads/en_valid", 3, 20),
-    Case("gsm8k", "gsm8k/gsm8k.yaml", "gsm8k/train", 1, 8, ("fewshot.count=2", "max_tokens=96"),
+    Case("text", None, "wiki_leads/en_valid", 2, 8),
+    Case("gsm8k", "gsm8k/gsm8k.yaml", "gsm8k/train", 1, 4, ("fewshot.count=2", "max_tokens=64"),
          "num_fewshot: 2\nfewshot_split: few\nfewshot_config:\n  sampler: first_n\ngeneration_kwargs:\n"
-         "  until: ['Question:', '</s>', '<|im_end|>']\n  do_sample: false\n  max_gen_toks: 96\n"))
+         "  until: ['Question:', '</s>', '<|im_end|>']\n  do_sample: false\n  max_gen_toks: 64\n"))
 TEXT = """output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: "{{text}}"
@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=str(own) if own.exists() else sys.executable)
     parser.add_argument("--quick", action="store_true", help="a tenth of the items")
-    parser.add_argument("--rounds", type=int, default=None, help="of every task, in turn (3, or 1 with --quick)")
+    parser.add_argument("--rounds", type=int, default=None, help="of every task, in turn (2, or 1 with --quick)")
     parser.add_argument("--batch-size", type=int, default=8, help="of lm-evaluation-harness")
     parser.add_argument("--only", help="one task's name")
     options = parser.parse_args()
@@ -208,7 +208,7 @@ def raced(options: argparse.Namespace, model: Model, tokenizer: Tokenizer, peer:
         task = load_task(case.name, settings)
         items = read_items(task)
         times = []
-        for turn in range(options.rounds or (1 if options.quick else 3)):
+        for turn in range(options.rounds or (1 if options.quick else 2)):
             for side in ((0, 1), (1, 0))[turn % 2]:
                 if side == 0:
                     mine, took = ours(model, tokenizer, task, items)
