@@ -51,15 +51,15 @@ class Case:
 
 
 CASES = (
-    Case("arc_easy", "arc/arc_easy.yaml", "arc_easy/validation", 8, 80),
-    Case("hellaswag", "hellaswag/hellaswag.yaml", "hellaswag/valid_2000", 3, 40),
-    Case("piqa", "piqa/piqa.yaml", "piqa/validation", 8, 80),
-    Case("blimp", "blimp/_template_yaml", "blimp/blimp_even", 12, 120),
-    Case("lambada", "lambada/lambada_openai.yaml", "lambada/test_2000", 6, 60),
-    Case("arc_easy", "arc/arc_easy.yaml", "arc_easy/validation", 2, 20, ("fewshot.count=3", "fewshot.pick=first"),
+    Case("arc_easy", "arc/arc_easy.yaml", "arc_easy/validation", 8, 60),
+    Case("hellaswag", "hellaswag/hellaswag.yaml", "hellaswag/valid_2000", 3, 24),
+    Case("piqa", "piqa/piqa.yaml", "piqa/validation", 8, 60),
+    Case("blimp", "blimp/_template_yaml", "blimp/blimp_even", 12, 80),
+    Case("lambada", "lambada/lambada_openai.yaml", "lambada/test_2000", 6, 40),
+    Case("arc_easy", "arc/arc_easy.yaml", "arc_easy/validation", 2, 10, ("fewshot.count=3", "fewshot.pick=first"),
          "num_fewshot: 3\nfewshot_split: few\nfewshot_config:\n  sampler: first_n\n"),
-    Case("text", None, "wiki_leads/en_valid", 2, 8),
-    Case("gsm8k", "gsm8k/gsm8k.yaml", "gsm8k/train", 1, 4, ("fewshot.count=2", "max_tokens=64"),
+    Case("text", None, "wiki_leads/en_valid", 2, 6),
+    Case("gsm8k", "gsm8k/gsm8k.yaml", "gsm8k/train", 1, 3, ("fewshot.count=2", "max_tokens=64"),
          "num_fewshot: 2\nfewshot_split: few\nfewshot_config:\n  sampler: first_n\ngeneration_kwargs:\n"
          "  until: ['Question:', '</s>', '<|im_end|>']\n  do_sample: false\n  max_gen_toks: 64\n"))
 TEXT = """output_type: loglikelihood_rolling

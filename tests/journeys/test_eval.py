@@ -111,7 +111,8 @@ def test_what_is_wrong_is_told_in_one_line(folder: Path, arc: Path, capsys: Capt
     assert told in err.splitlines()[-1]
 
 
-def test_a_model_that_is_not_there(arc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_a_model_that_is_not_there(arc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                   capsys: Captured) -> None:
     monkeypatch.setenv("CUTAWAY_MODELS", str(tmp_path))
     code, _, err = typed(capsys, "eval", "smollm2-135m-instruct", "arc_easy", "--data", arc)
     assert code == 5 and "cutaway pull smollm2-135m-instruct" in err
@@ -119,8 +120,13 @@ def test_a_model_that_is_not_there(arc: Path, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.skipif(not (Path(DATA) / "arc_easy").is_dir() or not (Path(MODELS) / "smollm2-135m-instruct").is_dir(),
                     reason="CUTAWAY_DATA and CUTAWAY_MODELS name no arc_easy and no smollm2-135m-instruct")
-def test_a_real_model_on_real_items(capsys: Captured) -> None:
+def test_a_real_model_on_real_items(tmp_path: Path, capsys: Captured) -> None:
+    """lm-evaluation-harness 0.4.13 on its own arc_easy.yaml and these eight items, with transformers 5.24."""
     code, out, _ = typed(capsys, "eval", "smollm2-135m-instruct", "arc_easy", "--data",
-                         Path(DATA) / "arc_easy" / "validation.jsonl.gz", "--limit", 8, "--json")
+                         Path(DATA) / "arc_easy" / "validation.jsonl.gz", "--limit", 8, "--items", tmp_path / "i.jsonl",
+                         "--json")
     (figures,) = json.loads(out)["models"].values()
-    assert code == 0 and figures["acc"]["value"] == 0.5 and figures["acc"]["n"] == 8  # lm-evaluation-harness's figure
+    assert code == 0
+    assert (figures["acc"]["value"], figures["acc_norm"]["value"], figures["acc"]["n"]) == (0.125, 0.375, 8)
+    first = json.loads((tmp_path / "i.jsonl").read_text().splitlines()[0])
+    assert first["logprobs"] == pytest.approx([-17.553112, -15.129818, -14.475653, -15.545367], abs=1e-3)

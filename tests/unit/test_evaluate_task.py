@@ -93,7 +93,7 @@ def test_a_missing_column_is_told_with_what_there_is(tmp_path):
     assert read_items(made(tmp_path, CHOICE, path, 'columns.q=["q", "question"]')).items == found.items
     with pytest.raises(DataError, match="no value in 'q or qu'; it has question"):
         read_items(made(tmp_path, CHOICE, path, 'columns.q=["q", "qu"]'))
-    with pytest.raises(SettingsError, match="columns.z is named by no template"):
+    with pytest.raises(SettingsError, match=r"columns\.z is named by no template"):
         read_items(made(tmp_path, CHOICE, path, "columns.z=question"))
 
 
