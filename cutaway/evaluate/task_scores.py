@@ -52,8 +52,10 @@ class Scored:
             yield {**item, **{k: v for k, v in asdict(outcome).items() if k != "item"}, "marks": dict(marks)}
 
 
-def scored(task: AnyTask, items: Items, outcomes: Sequence[Outcome], *, context: int, tokenizer_sha256: str) -> Scored:
-    """The figures of a task. Raises DataError where no item has an answer."""
+def scored(task: AnyTask, items: Items, outcomes: Sequence[Outcome], *, context: int, tokenizer_sha256: str,
+           dtype: str | None = None) -> Scored:
+    """The figures of a task; ``dtype`` is the arithmetic of the model's products, where it has some. Raises DataError
+    where no item has an answer."""
     ordered = sorted(outcomes, key=lambda o: o.item)
     marks = [{} if o.left_out else _marks(task, items.items[o.item], o) for o in ordered]
     answered = [m for m in marks if m]
@@ -64,7 +66,7 @@ def scored(task: AnyTask, items: Items, outcomes: Sequence[Outcome], *, context:
         "task": task.name, "version": task.version, "task_sha256": _digest(task), "data_sha256": items.sha256[:16],
         "items": len(items.items), "available": items.available, "context": context,
         "cut": sum(o.cut > 0 for o in ordered), "left_out": len(marks) - len(answered),
-        "skipped": items.skipped.counts.total(), "tokenizer_sha256": tokenizer_sha256[:16]}
+        "skipped": items.skipped.counts.total(), "tokenizer_sha256": tokenizer_sha256[:16], "dtype": dtype}
     if isinstance(task, Asked):
         conditions["fewshot"] = task.fewshot.count
     return Scored(tuple(ordered), tuple(marks), _figures(task, answered, conditions))

@@ -98,7 +98,8 @@ def answered(folder: Path, task: AnyTask, items: Items, run: Run | None, device:
     for part in outcomes(model, tokenizer, task, items.items):
         found += part
         yield len(part)
-    yield scored(task, items, found, context=context_of(model, task), tokenizer_sha256=tokenizer.digest)
+    dtype = str(model.compute_dtype).removeprefix("torch.") if isinstance(model, Model) else None
+    yield scored(task, items, found, context=context_of(model, task), tokenizer_sha256=tokenizer.digest, dtype=dtype)
 
 
 def _text(run: Run | None, data: Path | None) -> HeldOut:
