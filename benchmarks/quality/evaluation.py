@@ -3,7 +3,7 @@
 SmolLM2-135M-Instruct is saved as a folder that transformers reads. The data of every task are written into files in
 the form that lm-evaluation-harness's own YAML expects, which is then only told to read these; our packaged task files
 read the same. Compared are the requests as text, every log-probability, every written answer and every figure; and
-seconds an item, both in turn. Needs `cutaway pull smollm2-135m-instruct`, CUTAWAY_DATA and the peers' environment.
+seconds of the processor an item (of all cores together), both in turn. Needs `cutaway pull smollm2-135m-instruct`, CUTAWAY_DATA and the peers' environment.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ class Peer:
 
 
 def ours(model: Model, tokenizer: Tokenizer, task: AnyTask, items: Items) -> tuple[Scored, float]:
-    """The figures and the seconds of the requests."""
-    start = time.perf_counter()
+    """The figures and the processor seconds of the requests."""
+    start = time.process_time()
     found: list[Outcome] = [o for part in outcomes(model, tokenizer, task, items.items) for o in part]
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return scored(task, items, found, context=context_of(model, task), tokenizer_sha256=tokenizer.digest), seconds
 
 
@@ -230,14 +230,15 @@ def shown(name: str, row: dict[str, Any]) -> None:
         apart = both["ours"] - both["theirs"]
         print(f"{name:<20}{figure:<30}{row['n']:>5}{both['ours']:>12.6f}{both['theirs']:>12.6f}{apart:>10.1e}")
     print(f"{'':<20}{row['requests_differ']} requests and {row['answers_differ']} answers differ, log-probabilities at "
-          f"most {row['logprob_apart']:.1e} apart; {1000 * row['seconds']:.0f} ms an item, theirs "
+          f"most {row['logprob_apart']:.1e} apart; {1000 * row['seconds']:.0f} ms of the processor an item, theirs "
           f"{1000 * row['their_seconds']:.0f}: {row['ratio']:.2f} times as fast", flush=True)
 
 
 def report(found: dict[str, Any], version: str) -> None:
-    """Whether all is equal, and the JSON line. A perplexity may differ in its sixth digit: sums of float32."""
-    ok = all(row["requests_differ"] == row["answers_differ"] == 0 and row["logprob_apart"] < 2e-2
-             and all(math.isclose(f["ours"], f["theirs"], rel_tol=1e-5) for f in row["figures"].values())
+    """Whether all is equal, and the JSON line. A perplexity may differ in its fifth digit: torch's float32 log_softmax,
+    which the peer takes, is some 7e-6 nats a token above the exact sum on a CPU (``docs/lab/evaluation.md``)."""
+    ok = all(row["requests_differ"] == row["answers_differ"] == 0 and row["logprob_apart"] < 5e-3
+             and all(math.isclose(f["ours"], f["theirs"], rel_tol=2e-5) for f in row["figures"].values())
              for row in found.values())
     print(json.dumps({"name": "quality/evaluation", "figures": found, "ok": ok, "lm_eval": version,
                       "ratios": {name: row["ratio"] for name, row in found.items()},
