@@ -3,7 +3,8 @@
 SmolLM2-135M-Instruct is saved as a folder that transformers reads. The data of every task are written into files in
 the form that lm-evaluation-harness's own YAML expects, which is then only told to read these; our packaged task files
 read the same. Compared are the requests as text, every log-probability, every written answer and every figure; and
-seconds of the processor an item (of all cores together), both in turn. Needs `cutaway pull smollm2-135m-instruct`, CUTAWAY_DATA and the peers' environment.
+seconds of the processor an item (of all cores together), both in turn. Needs `cutaway pull smollm2-135m-instruct`,
+CUTAWAY_DATA and the peers' environment.
 """
 
 from __future__ import annotations
