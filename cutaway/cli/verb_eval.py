@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as _json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from cutaway.cli.console import Json, note, progress, result, table
 
 if TYPE_CHECKING:
     from cutaway.device import Device
+    from cutaway.models.open import Asked
     from cutaway.records import Measurement
     from cutaway.run.folder import Run
 
@@ -25,6 +26,8 @@ def command(
     data: Annotated[Path | None, typer.Option(help="The task's rows; or other text for bits per byte.")] = None,
     limit: Annotated[int | None, typer.Option(help="So many items of a task, from the first.")] = None,
     items: Annotated[Path | None, typer.Option(help="Write every item and its outcome here, as JSON lines.")] = None,
+    precision: Annotated[Literal["stored", "float32", "bfloat16", "int8"] | None, typer.Option(
+        help="Of products; the run's own, or float32, if not given.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     runs: Annotated[Path, typer.Option(help="The folder that runs lie in.")] = Path("runs"),
     json: Json = False,
@@ -42,20 +45,20 @@ def command(
     if is_task(task):
         given = [] if data is None else [f"path={_json.dumps(str(data), ensure_ascii=False)}"]
         given += [] if limit is None else [f"limit={limit}"]
-        _task(task, [*(settings or []), *given], folders, run, where, items, json=json)
+        _task(task, [*(settings or []), *given], folders, run, where, precision, items, json=json)
         return
     for name, value in (("path=value", settings or None), ("--limit", limit), ("--items", items)):
         if value is not None:
             raise SettingsError(f"{name} is for a task, and {task!r} is none", where="cutaway eval",
                                 way_out="name a task, such as arc_easy, or leave it out")
-    found = {folder: measure(folder, task, run=run, data=data, device=where) for folder in folders}
+    found = {folder: measure(folder, task, run=run, data=data, device=where, precision=precision) for folder in folders}
     if task == "all" and run is None:
         note("answers were not measured: only a run has held-out requests")
     result({"models": _plain(found)}, _table(found), json=json)
 
 
 def _task(name: str, assignments: Sequence[str], folders: Sequence[Path], run: Run | None, where: Device,
-          written: Path | None, *, json: bool) -> None:
+          precision: Asked | None, written: Path | None, *, json: bool) -> None:
     from cutaway.errors import RunError
     from cutaway.evaluate.items import read_items
     from cutaway.evaluate.task import load_task
@@ -71,7 +74,7 @@ def _task(name: str, assignments: Sequence[str], folders: Sequence[Path], run: R
     found: dict[Path, Scored] = {}
     for folder in folders:
         with progress(f"{folder.name} {task.name}", total=len(items.items), unit="items") as bar:
-            for part in answered(folder, task, items, run, where):
+            for part in answered(folder, task, items, run, where, precision):
                 if isinstance(part, Scored):
                     found[folder] = part
                 else:

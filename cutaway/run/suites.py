@@ -20,7 +20,7 @@ from cutaway.generate.request import Sampling
 from cutaway.models.folder import GGUF_FILE, load_tokenizer
 from cutaway.models.model import Model
 from cutaway.models.ngram import NGram
-from cutaway.models.open import open_language_model
+from cutaway.models.open import Asked, open_language_model
 from cutaway.models.pull import PACKAGED
 from cutaway.models.store import located, model_file
 from cutaway.records import Measurement
@@ -66,14 +66,15 @@ def check_suite(name: str) -> None:
                             f"there are {', '.join(known)}, or give a .toml file")
 
 
-def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, device: Device) -> dict[str, Measurement]:
+def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, device: Device,
+            precision: Asked | None = None) -> dict[str, Measurement]:
     """Figures of one model. Raises SettingsError for an unknown suite, or where there is nothing to measure on."""
     check_suite(suite)
     if run is None and data is None:
         raise SettingsError("a model outside a run has no held-out text", where=folder, way_out="add --data PATH")
     if suite == "answers" and run is None:
         raise SettingsError("only a run has held-out requests", where=folder, way_out="name a run, or the suite bits")
-    model, tokenizer = opened(folder, run, device)
+    model, tokenizer = opened(folder, run, device, precision)
     out: dict[str, Measurement] = {}
     if suite in ("all", "bits"):
         out["bits_per_byte"] = bits_per_byte(model, tokenizer, _text(run, data))
@@ -82,23 +83,30 @@ def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, dev
     return out
 
 
-def opened(folder: Path, run: Run | None, device: Device) -> tuple[Model | NGram, Tokenizer]:
-    """A model ready to be measured, in its run's arithmetic or else in float32, and its tokenizer."""
-    model, tokenizer = open_language_model(folder), load_tokenizer(folder)
+def opened(folder: Path, run: Run | None, device: Device,
+           precision: Asked | None = None) -> tuple[Model | NGram, Tokenizer]:
+    """A model ready to be measured, in the ``precision`` that is asked for, its run's arithmetic or else float32, and
+    its tokenizer."""
+    tokenizer = load_tokenizer(folder)
+    if precision is not None:
+        return open_language_model(folder, precision=precision, place=device.torch), tokenizer
+    model = open_language_model(folder)
     if isinstance(model, Model):
         model = model.to(device.torch)
         model.compute_dtype = compute_dtype("float32" if run is None else run.recipe.dtype, device)
     return model, tokenizer
 
 
-def answered(folder: Path, task: AnyTask, items: Items, run: Run | None, device: Device) -> Iterator[int | Scored]:
+def answered(folder: Path, task: AnyTask, items: Items, run: Run | None, device: Device,
+             precision: Asked | None = None) -> Iterator[int | Scored]:
     """A task's items answered by one model: how many more are done, again and again, and at last the figures."""
-    model, tokenizer = opened(folder, run, device)
+    model, tokenizer = opened(folder, run, device, precision)
     found: list[Outcome] = []
     for part in outcomes(model, tokenizer, task, items.items):
         found += part
         yield len(part)
     dtype = str(model.compute_dtype).removeprefix("torch.") if isinstance(model, Model) else None
+    dtype = "int8" if precision == "int8" else dtype
     yield scored(task, items, found, context=context_of(model, task), tokenizer_sha256=tokenizer.digest, dtype=dtype)
 
 
