@@ -203,6 +203,8 @@ class Tokenizer:
             return list(self._model.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError):
             raise _no_utf8(text) from None
+        except Exception as error:  # the library raises Exception itself
+            raise _no_token(text, error) from None
 
     @cached_property
     def _marked(self) -> tokenizers.Tokenizer:
@@ -213,7 +215,10 @@ class Tokenizer:
 
     def encode_marked(self, text: str) -> list[int]:
         """The ids of a template's own text, whose control tokens are tokens. Never for what a person wrote."""
-        return list(self._marked.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._marked.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # the library raises Exception itself
+            raise _no_token(text, error) from None
 
     def encode_documents(self, texts: Iterable[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text, equal to ``encode``, at a corpus's speed."""
@@ -228,7 +233,10 @@ class Tokenizer:
             raise _no_utf8(error.object) from None
         if self._fast is not None and (self.agrees(texts) if fast is None else fast):
             return _encode_joined(self._fast, data)
-        rows = [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try:
+            rows = [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except Exception as error:  # the library raises Exception itself
+            raise _no_token("a text", error) from None
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return np.fromiter((i for row in rows for i in row), np.uint32, int(lengths.sum())), lengths
 
@@ -348,6 +356,11 @@ def without_control(tree: Mapping[str, Any], hidden: Mapping[str, str]) -> dict[
 
 def _no_utf8(text: object) -> TokenizerError:
     return TokenizerError(f"{str(text)[:40]!a} is not text that UTF-8 can hold", way_out="remove the lone surrogates")
+
+
+def _no_token(text: str, error: Exception) -> TokenizerError:
+    return TokenizerError(f"this vocabulary cannot spell {text[:40]!a} ({str(error)[:80]})",
+                          way_out="use a tokenizer with a token for the unknown")
 
 
 def _natural(ids: Iterable[int]) -> Iterator[int]:
