@@ -103,12 +103,13 @@ def field(number: int, value: bytes | int | float) -> bytes:
     return varint(number << 3) + varint(value)
 
 
-def sentencepiece(kind: int, words: Iterable[str] = ("▁", "a", "d", "e", "f", "de", "def", "▁def", "b")) -> bytes:
-    """A SentencePiece model: 1 unigram, 2 BPE."""
+def sentencepiece(kind: int, *, rules: bool = True,
+                  words: Iterable[str] = ("▁", "a", "d", "e", "f", "de", "def", "▁def", "b")) -> bytes:
+    """A SentencePiece model: 1 unigram, 2 BPE; with ``rules`` it takes spaces away."""
     pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{b:02X}>", 0.0, 6) for b in range(256)),
               *((word, -float(i), 1) for i, word in enumerate(words))]
     out = b"".join(field(1, field(1, text.encode()) + field(2, score) + field(3, of)) for text, score, of in pieces)
-    return out + field(2, field(3, kind)) + field(3, field(3, 1) + field(4, 1) + field(5, 1))
+    return out + field(2, field(3, kind)) + field(3, field(3, 1) + field(4, int(rules)) + field(5, 1))
 
 
 def tiktoken() -> bytes:
@@ -146,7 +147,7 @@ def _in_folder(path: Path) -> object:
 
 def _folders(root: Path) -> dict[str, Reader]:
     """Model folders: each family's config.json, weights, modules of sentence-transformers, adapters."""
-    out = {}
+    out: dict[str, Reader] = {}
     for name, public in PUBLIC.items():
         public = {"model_type": name, **public}
         config, head = described(family_of(public, where=root), public, root)
@@ -249,6 +250,9 @@ def readers(root: Path) -> dict[str, Reader]:
     tokenizer = train(SubwordSettings(vocab_size=275), TEXTS)
     model = build(TransformerConfig(**SIZES), seed=1)
     write_gguf(root / "m.gguf", model, tokenizer, kind="q8_0")
+    (root / "pieces").mkdir()
+    (root / "pieces" / "tokenizer.model").write_bytes(sentencepiece(2, rules=False))
+    write_gguf(root / "pieces.gguf", model, load_tokenizer(root / "pieces"), kind="q4_0")
     (root / "m.bin").write_bytes(llama2c(model))
     (root / "tok.bin").write_bytes(llama2c_tokenizer())
     (root / "template.jinja").write_text(TEMPLATES[0])
@@ -268,12 +272,19 @@ def readers(root: Path) -> dict[str, Reader]:
     def templated(path: Path) -> object:
         return apply_template([Message("user", "Hi")], path.read_text(errors="replace"))
 
+    found = {**_folders(root / "folders"), **_tokenizers(root / "tokenizers", tokenizer),
+             **_ours(root / "ours", model, tokenizer)}
+    public = {**PUBLIC["bert"], "model_type": "bert", "architectures": ["BertModel"]}
+    config, _ = described(family_of(public, where=root), public, root)
+    write_gguf(root / "bert.gguf", build(config, head=Vector("mean"), seed=1),
+               load_tokenizer(root / "tokenizers" / "words"), kind="f16")
     return {
+        "gguf of an encoder": Reader(root / "bert.gguf", "bytes", lambda p: (_encoded(p), load_model(p))),
         "gguf model": Reader(root / "m.gguf", "bytes", load_model),
         "gguf tokenizer": Reader(root / "m.gguf", "bytes", _encoded),
+        "gguf of pieces": Reader(root / "pieces.gguf", "bytes", lambda p: (_encoded(p), load_model(p))),
         "llama2.c": Reader(root / "m.bin", "bytes", load_model),
         "llama2.c tokenizer": Reader(root / "tok.bin", "bytes", _encoded),
         "archive": Reader(root / "model.zip", "zip", unpacked),
         "chat template": Reader(root / "template.jinja", "template", templated),
-        **_folders(root / "folders"), **_tokenizers(root / "tokenizers", tokenizer),
-        **_ours(root / "ours", model, tokenizer)}
+        **found}

@@ -206,7 +206,8 @@ def _filled(place: _Place, pairs: list[tuple[Tensor | None, Tensor | None]], set
         wanted = ((settings.rank, inputs), (count, settings.rank))
         if down is not None and up is not None and (down.shape, up.shape) != wanted:
             raise ModelError(f"{module} is {tuple(down.shape)} and {tuple(up.shape)}, and {wanted[0]} and "
-                             f"{wanted[1]} go with it", where=folder / WEIGHTS, way_out="use the model it was learned beside")
+                             f"{wanted[1]} go with it", where=folder / WEIGHTS,
+                             way_out="use the model it was learned beside")
     made = _beside(place, [0 if down is None else settings.rank for down, _ in pairs], settings)
     with torch.no_grad():
         for i, (down, up) in enumerate(pairs):

@@ -120,16 +120,17 @@ def _load_file(path: Path, dtype: torch.dtype) -> Model:
         from cutaway.models.llama2c import read
 
         public, tensors = read(path)
+        vector = None
     else:
         from cutaway.models import gguf
         from cutaway.models.gguf_file import read_gguf
 
         file = read_gguf(path)
         public = gguf.public_config(file)
-        tensors = gguf.public_tensors(file, public)
+        tensors, vector = gguf.public_tensors(file, public), gguf.vector_of(file)
     family = family_of(public, where=path)
     config, head = described(family, public, path)
-    return filled(config, head, tensors, family, dtype, path)
+    return filled(config, vector or head, tensors, family, dtype, path)
 
 
 def family_of(public: Mapping[str, Any], *, where: object) -> Family:
@@ -158,10 +159,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The folder's tokenizer. Raises TokenizerError if it is damaged or not the one the model was saved with."""
     folder = Path(folder)
     if folder.suffix == GGUF_FILE:
-        from cutaway.models import gguf
         from cutaway.models.gguf_file import read_gguf
+        from cutaway.models.gguf_tokenizer import tokenizer
 
-        return gguf.tokenizer(read_gguf(folder))
+        return tokenizer(read_gguf(folder))
     if folder.suffix == LLAMA2C_FILE:
         from cutaway.models import llama2c
 

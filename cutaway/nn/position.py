@@ -40,8 +40,8 @@ class YarnStretch(Settings):
     kind: Literal["yarn"] = "yarn"
     factor: float = Field(gt=0)
     original: int = Field(ge=1)
-    fast: float = Field(default=32.0, gt=0)
-    slow: float = Field(default=1.0, gt=0)
+    fast: float = Field(default=32.0, gt=0, le=1e6)
+    slow: float = Field(default=1.0, gt=0, le=1e6)
     attention: float = Field(default=1.0, gt=0)
     whole: bool = True  # the ramp's ends are whole dimensions
 

@@ -125,7 +125,7 @@ class Tokenizer:
         hidden = {*self._control, *self._hidden.values()}
         for token, i in self._model.get_vocab(with_added_tokens=True).items():
             if token not in hidden:
-                table[i] = token.encode() if token in plain else self.spelling.bytes_of(token, i)
+                table[i] = self.spelling.bytes_of_added(token) if token in plain else self.spelling.bytes_of(token, i)
         return table
 
     @cached_property

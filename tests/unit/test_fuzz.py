@@ -20,6 +20,7 @@ from cutaway.models.folder import load_model, load_tokenizer, save_model
 from cutaway.models.model import build
 from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
+from cutaway.text.public import merges_of
 from cutaway.text.tokenizer import ByteSettings, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,9 @@ def changed(path: Path, change: Callable[[Any], None]) -> None:
 @pytest.mark.parametrize("change", [
     lambda t: t.update(hidden_size=2**33), lambda t: t.update(vocab_size=2**63), lambda t: t.update(vocab_size=2**70),
     lambda t: t.update(num_attention_heads=0), lambda t: t.update(rope_parameters={
-        "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16, "beta_fast": -1})])
+        "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16, "beta_fast": -1}),
+    lambda t: t.update(rope_parameters={"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16,
+                                        "beta_slow": 1e308})])
 def test_sizes_and_angles_that_cannot_be(change: Callable[[Any], None], tmp_path: Path) -> None:
     save_model(tmp_path / "m", build(CONFIG, seed=1))
     (tmp_path / "m" / "cutaway.json").unlink()
@@ -91,6 +94,8 @@ def test_vocabularies_that_lack_what_they_need(tmp_path: Path) -> None:
             (tmp_path / name / file).write_text(text)
         with pytest.raises(TokenizerError, match=said):
             load_tokenizer(tmp_path / name)
+    with pytest.raises(TokenizerError, match="a piece of 1,000,000 letters"):
+        merges_of({"a": 0.0, "b" * 1_000_000: -1.0})
     unigram = {"type": "Unigram", "unk_id": None, "byte_fallback": False, "vocab": [["a", -1.0], ["</s>", 0.0]]}
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": unigram}))
