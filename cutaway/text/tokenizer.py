@@ -206,19 +206,35 @@ class Tokenizer:
         except Exception as error:  # the library raises Exception itself
             raise _no_token(text, error) from None
 
-    @cached_property
-    def _marked(self) -> tokenizers.Tokenizer:
-        """The encoder with its control tokens, for what a template writes."""
-        from tokenizers import Tokenizer as Backend
-
-        return Backend.from_str(json.dumps(self._tree | {"post_processor": None, "padding": None, "truncation": None}))
-
-    def encode_marked(self, text: str) -> list[int]:
-        """The ids of a template's own text, whose control tokens are tokens. Never for what a person wrote."""
+    def encode_places(self, text: str, *, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of ``text`` and the letters of it that each stands for, from one and to the next. ``first``: nothing
+        stands before it, which some vocabularies show by a space."""
+        if not text:
+            return [], []
         try:
-            return list(self._marked.encode(text, add_special_tokens=False).ids)
+            found = (self._model if first else self._inner).encode(text, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):
+            raise _no_utf8(text) from None
         except Exception as error:  # the library raises Exception itself
             raise _no_token(text, error) from None
+        return list(found.ids), list(found.offsets)
+
+    @cached_property
+    def _inner(self) -> tokenizers.Tokenizer:
+        """The encoder of what stands behind a control token: without the space that some put before a whole text."""
+        from tokenizers import Tokenizer as Backend
+
+        cut = self._tree.get("pre_tokenizer") or {}
+        if cut.get("type") != "Metaspace" or cut.get("prepend_scheme") != "first":
+            return self._model
+        tree = self._tree | {"pre_tokenizer": cut | {"prepend_scheme": "never"}}
+        return Backend.from_str(json.dumps(without_control(tree, self._hidden)))
+
+    @property
+    def control_flags(self) -> dict[str, tuple[int, bool, bool]]:
+        """Each control token's id, and whether it takes the space before it and behind it."""
+        return {token["content"]: (token["id"], bool(token.get("lstrip")), bool(token.get("rstrip")))
+                for token in self._tree["added_tokens"] if token.get("special")}
 
     def encode_documents(self, texts: Iterable[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text, equal to ``encode``, at a corpus's speed."""

@@ -102,7 +102,7 @@ def test_vocabularies_that_lack_what_they_need(tmp_path: Path) -> None:
     (tmp_path / "some" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     found = load_tokenizer(tmp_path / "some")
     assert found.encode("aa") == [0, 0]
-    for encode in (found.encode, found.encode_marked, lambda text: found.encode_flat([text])):
+    for encode in (found.encode, found.encode_places, lambda text: found.encode_flat([text])):
         with pytest.raises(TokenizerError, match="cannot spell"):
             encode("z")
 
