@@ -194,6 +194,8 @@ def main() -> None:
             raise SystemExit(f"no reader is called {options.only!r}; there are {', '.join(known)}")
         for name, reader in chosen.items():
             counts: Counter[str] = Counter()
+            if (said := tried(reader.path, reader.path.read_bytes(), reader.read)) != "read":
+                findings.append(f"{name}: the good file is {said}")
             for number, said in outcomes(name, reader, -(-cases // len(chosen)), options.seed):
                 counts[said if said in ("read", "refused") else "found"] += 1
                 if said not in ("read", "refused"):

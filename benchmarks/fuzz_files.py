@@ -173,7 +173,8 @@ def _folders(root: Path) -> dict[str, Reader]:
         "safetensors": Reader(llama / "model.safetensors", "bytes", _in_folder),
         "safetensors index": Reader(tensors, "json", _in_folder),
         "modules.json": Reader(root / "vectors" / "modules.json", "json", _in_folder),
-        "1_Pooling": Reader(root / "vectors" / "1_Pooling" / "config.json", "json", _in_folder),
+        "1_Pooling": Reader(root / "vectors" / "1_Pooling" / "config.json", "json",
+                            lambda p: load_model(p.parent.parent)),
         "adapter_config.json": Reader(root / "adapter" / "adapter_config.json", "json", adapted),
         "adapter weights": Reader(root / "adapter" / "adapter_model.safetensors", "bytes", adapted)}
 
