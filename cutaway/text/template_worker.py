@@ -102,15 +102,15 @@ def _sandbox() -> Any:
     def refuse(message: object) -> None:
         raise TemplateError(str(message)[:200])
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
-               sort_keys: bool = False) -> str:
+    def _as_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
+                 sort_keys: bool = False) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=["jinja2.ext.loopcontrols", Generation])
     environment.globals |= {"raise_exception": refuse, "namespace": namespace,
                             "strftime_now": lambda form: datetime.now().strftime(form)}
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = _as_json
     return environment
 
 
