@@ -93,9 +93,9 @@ def _sandbox() -> Any:
                 raise SecurityError(f"{name!r} is no name for a template")
             super().__setitem__(name, value)
 
-    def namespace(**start: Any) -> Any:
+    def _namespace(*given: Any, **start: Any) -> Any:
         made = Plain()
-        for name, value in start.items():
+        for name, value in dict(*given, **start).items():
             made[name] = value
         return made
 
@@ -108,7 +108,7 @@ def _sandbox() -> Any:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=["jinja2.ext.loopcontrols", Generation])
-    environment.globals |= {"raise_exception": refuse, "namespace": namespace,
+    environment.globals |= {"raise_exception": refuse, "namespace": _namespace,
                             "strftime_now": lambda form: datetime.now().strftime(form)}
     environment.filters["tojson"] = _as_json
     return environment
