@@ -95,7 +95,7 @@ def _sandbox() -> Any:
 
     def _namespace(*given: Any, **start: Any) -> Any:
         made = Plain()
-        for name, value in dict(*given, **start).items():
+        for name, value in ((dict(given[0]) if given else {}) | start).items():
             made[name] = value
         return made
 
