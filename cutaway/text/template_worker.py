@@ -108,8 +108,10 @@ def _sandbox() -> Any:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=["jinja2.ext.loopcontrols", Generation])
-    environment.globals |= {"raise_exception": refuse, "namespace": _namespace,
-                            "strftime_now": lambda form: datetime.now().strftime(form)}
+    def strftime_now(form: str) -> str:
+        return datetime.now().strftime(form)
+
+    environment.globals |= {"raise_exception": refuse, "namespace": _namespace, "strftime_now": strftime_now}
     environment.filters["tojson"] = _as_json
     return environment
 
