@@ -16,14 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cutaway.errors import ModelError
+from cutaway.errors import ModelError, SettingsError
 from cutaway.models.folder import family_for
 from cutaway.models.model import Model
 from cutaway.models.whole import AGAIN, damaged, read_json, whole_folder, write_json
 from cutaway.nn.adapt import LowRank
 from cutaway.nn.linear import Linear
 from cutaway.records import atomic_write
-from cutaway.settings import Settings, nearest
+from cutaway.settings import Settings, decode, nearest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -181,13 +181,17 @@ def load_adapter(folder: str | Path, model: Model) -> Model:
     tensors = _read(folder / WEIGHTS)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    rooted, alpha = bool(said.get("use_rslora")), float(said.get("lora_alpha", 1))
+    try:
+        settings = decode(Lora, {"rank": said.get("r"), "alpha": said.get("lora_alpha"),
+                                 "rooted": said.get("use_rslora") or False}, where="")
+    except SettingsError as error:
+        raise ModelError(f"does not describe an adapter: {error.what}", where=folder / CONFIG, way_out=AGAIN) from None
     for place in _places(model):
         pairs = [(tensors.pop(f"{_PREFIX}{m}.lora_A.weight", None), tensors.pop(f"{_PREFIX}{m}.lora_B.weight", None))
                  for m in place.modules]
         if all(a is None and b is None for a, b in pairs):
             continue
-        _filled(place, pairs, Lora(rank=1, alpha=alpha, rooted=rooted), folder)
+        _filled(place, pairs, settings, folder)
     if tensors:
         raise ModelError(f"holds {min(tensors)}, which this model has no place for", where=folder / WEIGHTS,
                          way_out="use the model it was learned beside")
@@ -199,11 +203,12 @@ def _filled(place: _Place, pairs: list[tuple[Tensor | None, Tensor | None]], set
     for module, count, (down, up) in zip(place.modules, place.rows, pairs, strict=True):
         if (down is None) != (up is None):
             raise ModelError(f"holds one half of the adapter of {module}", where=folder / WEIGHTS, way_out=AGAIN)
-        if down is not None and up is not None and (down.ndim != 2 or up.ndim != 2 or down.shape[1] != inputs
-                                                    or up.shape != (count, len(down))):
-            raise ModelError(f"{module} is {tuple(down.shape)} and {tuple(up.shape)} beside {(count, inputs)}",
-                             where=folder / WEIGHTS, way_out="use the model it was learned beside")
-    made = _beside(place, [0 if down is None else len(down) for down, _ in pairs], settings)
+        wanted = ((settings.rank, inputs), (count, settings.rank))
+        if down is not None and up is not None and (down.shape, up.shape) != wanted:
+            raise ModelError(f"{module} is {tuple(down.shape)} and {tuple(up.shape)}, and {wanted[0]} and "
+                             f"{wanted[1]} go with it", where=folder / WEIGHTS,
+                             way_out="use the model it was learned beside")
+    made = _beside(place, [0 if down is None else settings.rank for down, _ in pairs], settings)
     with torch.no_grad():
         for i, (down, up) in enumerate(pairs):
             if down is not None and up is not None:

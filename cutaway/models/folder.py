@@ -122,25 +122,25 @@ def stored_small(folder: str | Path) -> bool:
     return max(tensors.values(), key=lambda t: math.prod(t.shape)).small
 
 
-def _of_file(path: Path) -> tuple[Mapping[str, Any], Tensors]:
-    """What a GGUF file, or a checkpoint of llama2.c, is and holds."""
+def _of_file(path: Path) -> tuple[Mapping[str, Any], Tensors, Vector | None]:
+    """What a GGUF file, or a checkpoint of llama2.c, is and holds, and the vectors that it is for."""
     if path.suffix == LLAMA2C_FILE:
         from cutaway.models.llama2c import read
 
-        return read(path)
+        return *read(path), None
     from cutaway.models import gguf
     from cutaway.models.gguf_file import read_gguf
 
     file = read_gguf(path)
     public = gguf.public_config(file)
-    return public, gguf.public_tensors(file, public)
+    return public, gguf.public_tensors(file, public), gguf.vector_of(file)
 
 
 def _load_file(path: Path, dtype: torch.dtype) -> Model:
-    public, tensors = _of_file(path)
+    public, tensors, vector = _of_file(path)
     family = family_of(public, where=path)
     config, head = described(family, public, path)
-    return filled(config, head, tensors, family, dtype, path)
+    return filled(config, vector or head, tensors, family, dtype, path)
 
 
 def family_of(public: Mapping[str, Any], *, where: object) -> Family:
@@ -169,10 +169,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The folder's tokenizer. Raises TokenizerError if it is damaged or not the one the model was saved with."""
     folder = Path(folder)
     if folder.suffix == GGUF_FILE:
-        from cutaway.models import gguf
         from cutaway.models.gguf_file import read_gguf
+        from cutaway.models.gguf_tokenizer import tokenizer
 
-        return gguf.tokenizer(read_gguf(folder))
+        return tokenizer(read_gguf(folder))
     if folder.suffix == LLAMA2C_FILE:
         from cutaway.models import llama2c
 

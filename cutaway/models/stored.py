@@ -49,10 +49,10 @@ def of_folder(folder: Path, expected: str | None) -> Tensors:
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
         return _of_file(folder / WEIGHTS, expected)
     named = read_json(folder / INDEX).get("weight_map")
-    files = set(named.values()) if isinstance(named, dict) else {""}
+    files = list(named.values()) if isinstance(named, dict) else [""]
     if any(not isinstance(name, str) or Path(name).name != name or not name for name in files):
         raise ModelError("names a file outside the folder", where=folder / INDEX, way_out=AGAIN)
-    return {k: v for name in sorted(files) for k, v in _of_file(folder / name, None).items()}
+    return {k: v for name in sorted(set(files)) for k, v in _of_file(folder / name, None).items()}
 
 
 def _of_file(path: Path, expected: str | None) -> Tensors:
@@ -81,9 +81,13 @@ def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: tor
     if config.num_layers > max(1, len(tensors)):
         raise ModelError(f"holds {len(tensors)} tensors, and config.json says {config.num_layers} layers", where=where,
                          way_out=AGAIN)
-    config = _as_written(config, head, tensors, family)
-    with torch.device("meta"):
-        _check(blank(config, head=head), tensors, family, where)
+    try:
+        config = _as_written(config, head, tensors, family)
+        with torch.device("meta"):
+            _check(blank(config, head=head), tensors, family, where)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's own, of sizes that no memory holds
+        raise ModelError(f"config.json says sizes that cannot be ({str(error)[:80]})", where=where,
+                         way_out=AGAIN) from None
     model = blank(config, head=head, compute_dtype=dtype)
     _assign(model, tensors, family)
     _refuse_left(model, tensors, family, where)

@@ -40,9 +40,9 @@ class YarnStretch(Settings):
     kind: Literal["yarn"] = "yarn"
     factor: float = Field(gt=0)
     original: int = Field(ge=1)
-    fast: float = 32.0
-    slow: float = 1.0
-    attention: float = 1.0
+    fast: float = Field(default=32.0, gt=0, le=1e6)
+    slow: float = Field(default=1.0, gt=0, le=1e6)
+    attention: float = Field(default=1.0, gt=0)
     whole: bool = True  # the ramp's ends are whole dimensions
 
 
