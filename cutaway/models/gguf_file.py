@@ -6,6 +6,7 @@ Format: github.com/ggml-org/ggml, docs/gguf.md.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import struct
 from collections.abc import Callable
@@ -70,15 +71,30 @@ def read_gguf(path: str | Path) -> GGUF:
     """The header of a file. Raises ModelError for one that is no GGUF, is cut off, or says what cannot be."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            if file.seek(0, 2) == 0:
-                raise ModelError("is empty", where=path, way_out=AGAIN)
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        state = path.stat()
     except OSError as error:
-        raise ModelError(f"cannot be read ({error.strerror or error})", where=path,
-                         way_out="name a .gguf file") from None
+        raise _unreadable(path, error) from None
+    return _read(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, size: int, changed: int) -> GGUF:
+    """Once for as long as the file stays the same: the model and its tokenizer ask for it one behind the other, and a
+    vocabulary of fifty thousand words takes half a second."""
+    if size == 0:
+        raise ModelError("is empty", where=path, way_out=AGAIN)
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
     with data:
         return _Header(data, path).read()
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ModelError:
+    why = getattr(error, "strerror", None) or error
+    return ModelError(f"cannot be read ({why})", where=path, way_out="name a .gguf file")
 
 
 class _Header:
