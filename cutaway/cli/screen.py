@@ -70,18 +70,19 @@ def figure_table(found: dict[str, Measurement]) -> Any:
     """Figures by model: one row a figure, one column a model, n at the end; below it what belongs to no model."""
     from rich.console import Group
 
-    names = dict.fromkeys(k.split(".", 1)[1] for k in found if k.split(".", 1)[0] in MODELS)
+    models = [m for m in MODELS if any(k.split(".", 1)[0] == m for k in found)]
+    names = dict.fromkeys(k.split(".", 1)[1] for k in found if k.split(".", 1)[0] in models)
     rows = []
     for name in names:
-        measured = [found.get(f"{m}.{name}") for m in MODELS]
+        measured = [found.get(f"{m}.{name}") for m in models]
         n = next((m.n for m in reversed(measured) if m is not None), None)
         rows.append([_named(name, measured), *(_cell(m, signed=name in CHANGES) for m in measured),
                      "" if n is None else f"{n:,}"])
     apart = [f"{key.rsplit('.', 1)[0]} {_named(key.rsplit('.', 1)[1], [m])} {_cell(m)}"
-             + (f" (n = {m.n:,})" if m.n else "") for key, m in found.items() if key.rsplit(".", 1)[0] not in MODELS]
+             + (f" (n = {m.n:,})" if m.n else "") for key, m in found.items() if key.rsplit(".", 1)[0] not in models]
     judges = dict.fromkeys(str(m.conditions["judge"]) for m in found.values() if "judge" in m.conditions)
     apart += [f"satisfies, parses: verdicts of {judge}" for judge in judges]
-    return Group(table(["figure, 95 % interval", *MODELS, "n"], rows), *(f"  {line}" for line in apart))
+    return Group(table(["figure, 95 % interval", *models, "n"], rows), *(f"  {line}" for line in apart))
 
 
 def _named(name: str, measured: list[Measurement | None]) -> str:
@@ -104,9 +105,10 @@ def _cell(m: Measurement | None, *, signed: bool = False) -> str:
 
 def next_commands(run: Run) -> list[str]:
     """What a person may want to type now."""
-    model = run.folder / "models" / "aligned"
+    model = run.model(next((m for m in reversed(MODELS) if run.model(m).is_dir()), "aligned"))
     code = (run.read_json("data/text.json") or {}).get("kind") == "functions"
     opening = "def " if code else "The "
+    begun = run.recipe.tokenizer is None
+    own = f"  cutaway export {model} --to safetensors" if begun else "  cutaway run quickstart data.path=DIR name=mine"
     return ["", "next:", f"  open {run.folder / 'report.html'}", f"  cutaway chat {model}",
-            f'  cutaway generate {model} "{opening}"', f"  cutaway show {run.folder}",
-            "  cutaway run quickstart data.path=DIR name=mine"]
+            f'  cutaway generate {model} "{opening}"', f"  cutaway show {run.folder}", own]

@@ -23,9 +23,9 @@ def command(
     json: Json = False,
 ) -> None:
     """Give each text its vector: a line of numbers a text, or a line of JSON."""
-    from cutaway.cli.place import model_folder
     from cutaway.device import set_threads
     from cutaway.models.open import open_embedder
+    from cutaway.run.place import model_folder
 
     set_threads()
     embedder = open_embedder(model_folder(model), too_long=too_long, precision=precision)

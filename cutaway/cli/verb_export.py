@@ -15,7 +15,8 @@ _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A name, a model folder or file, or a run (its furthest stage).")],
+    model: Annotated[str, typer.Argument(help="A name, a model or adapter folder or file, or a run (its "
+                                               "furthest stage).")],
     *,
     to: Annotated[Literal["gguf", "safetensors"], typer.Option(help="GGUF for llama.cpp, or a folder of safetensors.")],
     quantize: Annotated[Kind, typer.Option(help="How numbers are kept; safetensors know f32, f16 and bf16.")] = "f16",
@@ -23,12 +24,15 @@ def command(
                                                   "where not given.")] = None,
     json: Json = False,
 ) -> None:
-    """Write a model for other programs: its weights, its tokenizer and its chat template."""
+    """Write a model for other programs: its weights, its tokenizer and its chat template. Adapters are merged into the
+    model they stand beside."""
     import torch
 
-    from cutaway.cli.place import model_folder
-    from cutaway.models.folder import load_model, load_tokenizer, save_model
+    from cutaway.models.adapted import open_model, open_tokenizer
+    from cutaway.models.adapter import merge
+    from cutaway.models.folder import save_model
     from cutaway.models.gguf_write import write_gguf
+    from cutaway.run.place import model_folder
 
     if to == "safetensors" and quantize not in _DTYPES:
         raise SettingsError(f"safetensors know no {quantize}",
@@ -37,7 +41,7 @@ def command(
     target = out or Path(f"{Path(model).name}-{quantize}{'.gguf' if to == 'gguf' else ''}")
     if target.exists():
         raise SettingsError("is already there", where=target, way_out="name another with --out, or move it away")
-    loaded, tokenizer = load_model(folder), load_tokenizer(folder)
+    loaded, tokenizer = merge(open_model(folder)), open_tokenizer(folder)
     if to == "gguf":
         write_gguf(target, loaded, tokenizer, kind=quantize, name=Path(model).name)
     else:

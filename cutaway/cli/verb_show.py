@@ -24,12 +24,12 @@ def command(
 
     from cutaway.cli.screen import figure_table, summary
     from cutaway.run.folder import open_run
-    from cutaway.run.pipeline import PLAN
+    from cutaway.run.pipeline import plan
     from cutaway.run.stage_evaluate import figures
 
     found = open_run(run, runs)
     value = summary(found)
-    waiting = [name for name, _ in PLAN if name not in value["stages"]]
+    waiting = [name for name, _ in plan(found.recipe) if name not in value["stages"]]
     last = f"report: {value['report']}"
     if waiting:
         last = f"waiting: {', '.join(waiting)}; go on with: cutaway resume {found.folder}"

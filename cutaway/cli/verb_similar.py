@@ -23,9 +23,9 @@ def command(
     json: Json = False,
 ) -> None:
     """The cosine of the vectors of two texts, or of each pair of several, the most alike first."""
-    from cutaway.cli.place import model_folder
     from cutaway.device import set_threads
     from cutaway.models.open import open_embedder
+    from cutaway.run.place import model_folder
 
     if len(texts) < 2:
         raise RequestError("one text is like nothing", way_out="give two texts or more, each in quotation marks")

@@ -18,11 +18,11 @@ def command(
     json: Json = False,
 ) -> None:
     """Show the ids, tokens and bytes of a text; control tokens inside it stay text."""
-    from cutaway.cli.place import model_folder
-    from cutaway.text.tokenizer import load
+    from cutaway.models.adapted import open_tokenizer
+    from cutaway.run.place import model_folder
 
     folder = model_folder(model)
-    tokenizer = load(folder)
+    tokenizer = open_tokenizer(folder)
     text = _stdin() if text == "-" else text
     ids = tokenizer.encode(text)
     pieces = [tokenizer.bytes_of([i]) for i in ids]

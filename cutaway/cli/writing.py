@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cutaway.generate.writer import Options, Writer
     from cutaway.models.open import Asked
 
-ModelName = Annotated[str, typer.Argument(help="A model folder, or a run (its furthest stage).")]
+ModelName = Annotated[str, typer.Argument(help="A name, a model or adapter folder, or a run (its furthest stage).")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer; without it, all that fit the context.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")]
@@ -41,19 +41,19 @@ def options(*, max_tokens: int | None, temperature: float, top_k: int | None, to
 
 def open_writer(name: str, device: str, precision: Asked = "stored") -> Writer:
     """The model of that name on the device. Raises ModelError for one that writes no text, and says what it does."""
-    from cutaway.cli.place import model_folder
     from cutaway.device import pick, set_threads
     from cutaway.errors import SettingsError
     from cutaway.generate.engine import Engine
     from cutaway.generate.writer import Writer
-    from cutaway.models.folder import load_tokenizer
+    from cutaway.models.adapted import open_tokenizer
     from cutaway.models.model import Model
     from cutaway.models.open import open_language_model
+    from cutaway.run.place import model_folder
 
     folder = model_folder(name)
     set_threads()
     model = open_language_model(folder, precision=precision, place=pick(device).torch)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = open_tokenizer(folder)
     if not isinstance(model, Model) and device not in ("auto", "cpu"):
         raise SettingsError(f"an n-gram model is counted on the CPU, not on {device}", way_out="leave --device out")
     return Writer(Engine(model), tokenizer)

@@ -20,7 +20,7 @@ from typing import Literal, overload
 from cutaway.data.documents import Document
 from cutaway.errors import DataError
 
-Kind = Literal["functions", "continuations"]
+Kind = Literal["functions", "continuations", "given"]
 Counts = Counter[str]
 
 LONGEST_ANSWER = 900  # characters; in a context of 256 tokens no longer function fits
@@ -69,7 +69,8 @@ class Conversations(Sequence[Conversation]):
         return Conversations(kept, self.kind, dict(counts))
 
     def __str__(self) -> str:
-        made = "request → function" if self.kind == "functions" else "opening → continuation"
+        made = {"functions": "request → function", "continuations": "opening → continuation",
+                "given": "as they were given"}[self.kind]
         return f"{len(self.items):,} conversations ({made}); left out: {_listed(self.left_out)}"
 
 
@@ -95,9 +96,10 @@ def make(documents: Iterable[Document], kind: Kind | Literal["auto"] = "auto", *
     Raises DataError where the documents give nothing.
     """
     makers: dict[Kind, Callable[[Document, Counts], Iterator[Conversation]]] = {
-        "functions": _functions, "continuations": _continuations}
+        "functions": _functions, "continuations": _continuations, "given": _given}
     if kind != "auto" and kind not in makers:
-        raise DataError(f"unknown kind of conversations {kind!r}", way_out="choose auto, functions or continuations")
+        raise DataError(f"unknown kind of conversations {kind!r}",
+                        way_out="choose auto, functions, continuations or given")
     wanted: tuple[Kind, ...] = ("functions", "continuations") if kind == "auto" else (kind,)
     counts: dict[Kind, Counts] = {k: Counter() for k in wanted}
     found: dict[Kind, dict[tuple[str, str], Conversation]] = {k: {} for k in wanted}
@@ -117,6 +119,15 @@ def make(documents: Iterable[Document], kind: Kind | Literal["auto"] = "auto", *
         raise DataError(f"no conversation can be made of this text (left out: {_listed(counts[chosen])})",
                         way_out="give more text, or documented functions")
     return Conversations(tuple(found[chosen].values()), chosen, dict(counts[chosen]))
+
+
+def _given(document: Document, counts: Counts) -> Iterator[Conversation]:
+    """The document itself where it is a conversation."""
+    if document.asked is None:
+        counts["documents that are no conversations"] += 1
+        return
+    request, answer = document.text[: document.asked], document.text[document.asked :].strip()
+    yield Conversation(request, answer, document.name, document.digest)
 
 
 def _collect(found: dict[tuple[str, str], Conversation], made: Iterable[Conversation], counts: Counts,

@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cutaway.data.rows import Skip
-from cutaway.data.sources import Piece, path_pieces, stat_of, stdin_pieces, stdlib_root
+from cutaway.data.sources import (
+    Piece,
+    conversation_pieces,
+    path_pieces,
+    reference_file,
+    reference_pieces,
+    stat_of,
+    stdin_pieces,
+    stdlib_root,
+)
 from cutaway.errors import DataError
 from cutaway.settings import Settings
 
@@ -41,6 +50,12 @@ class StdlibSettings(_Shares):
     kind: Literal["python-stdlib"] = "python-stdlib"
 
 
+class ReferenceSettings(_Shares):
+    """The Python language reference in prose, as pydoc keeps it on this machine: 80 topics, half a megabyte."""
+
+    kind: Literal["python-reference"] = "python-reference"
+
+
 class PathSettings(_Shares):
     """A file, a folder or a glob. ``field`` is the column of jsonl, csv and parquet that holds the text."""
 
@@ -49,24 +64,35 @@ class PathSettings(_Shares):
     field: str = "text"
 
 
+class ConversationSettings(_Shares):
+    """Conversations of your own, a row each: ``field`` is the column of jsonl or parquet that holds the list of
+    messages, one of the user and one of the assistant, each with ``role`` and ``content``."""
+
+    kind: Literal["conversations"] = "conversations"
+    path: str = Field(min_length=1)
+    field: str = "messages"
+
+
 class StdinSettings(_Shares):
     """Text from standard input, spooled to a temporary file because it is read more than once."""
 
     kind: Literal["stdin"] = "stdin"
 
 
-DataSettings = Annotated[StdlibSettings | PathSettings | StdinSettings, Field(discriminator="kind")]
-AnyDataSettings = StdlibSettings | PathSettings | StdinSettings
+AnyDataSettings = StdlibSettings | ReferenceSettings | PathSettings | ConversationSettings | StdinSettings
+DataSettings = Annotated[AnyDataSettings, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text: ``name`` is its place, ``source`` the file it came from, ``digest`` the sha256 of its UTF-8."""
+    """One text: ``name`` is its place, ``source`` the file it came from, ``digest`` the sha256 of its UTF-8; of a
+    conversation, ``asked`` is how many of its characters ask, and the answer stands behind an empty line."""
 
     text: str
     name: str
     source: str
     digest: str
+    asked: int | None = None
 
 
 @dataclass(slots=True)
@@ -137,8 +163,8 @@ class Corpus:
                 continue
             seen.add(digest.digest()[:16])
             any_left = True
-            whole = Document(piece.text, piece.name, piece.source, digest.hexdigest())
-            yield from [whole] if self.piece_bytes is None else cut(whole, self.piece_bytes)
+            whole = Document(piece.text, piece.name, piece.source, digest.hexdigest(), piece.asked)
+            yield from [whole] if self.piece_bytes is None or piece.asked is not None else cut(whole, self.piece_bytes)
         if not any_left:
             raise DataError(f"no usable text ({skipped.counted})", where=_where(self.settings),
                             way_out=skipped.hint or "name a file or folder that holds UTF-8 text")
@@ -234,7 +260,9 @@ def _many(count: int, noun: str) -> str:
 
 
 def _root(settings: AnyDataSettings) -> str:
-    return settings.path if isinstance(settings, PathSettings) else str(stdlib_root())
+    if isinstance(settings, ReferenceSettings):
+        return str(reference_file())
+    return settings.path if isinstance(settings, PathSettings | ConversationSettings) else str(stdlib_root())
 
 
 def _where(settings: AnyDataSettings) -> str:
@@ -244,6 +272,10 @@ def _where(settings: AnyDataSettings) -> str:
 def _pieces(settings: AnyDataSettings) -> Iterator[Piece | Skip]:
     if isinstance(settings, StdinSettings):
         return stdin_pieces()
+    if isinstance(settings, ReferenceSettings):
+        return reference_pieces()
+    if isinstance(settings, ConversationSettings):
+        return conversation_pieces(settings.path, settings.field)
     if isinstance(settings, PathSettings):
         return path_pieces(settings.path, settings.field)
     return path_pieces(str(stdlib_root()), "text", stdlib=True)

@@ -6,6 +6,7 @@ paragraph. Rows of jsonl, csv and parquet (``rows.py``) are one document each. `
 
 from __future__ import annotations
 
+import ast
 import glob
 import os
 import sys
@@ -28,16 +29,59 @@ _NOT_STDLIB = frozenset({"test", "tests", "idlelib", "idle_test", "site-packages
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text as it was read: ``name`` says where in which file."""
+    """Text as it was read: ``name`` says where in which file; of a conversation, ``asked`` is how much of it asks."""
 
     text: str
     name: str
     source: str
+    asked: int | None = None
 
 
 def stdlib_root() -> Path:
     """Where this Python keeps the source of its standard library."""
     return Path(sysconfig.get_path("stdlib"))
+
+
+def reference_file() -> Path:
+    """Where this Python keeps the language reference that ``help()`` shows."""
+    return stdlib_root() / "pydoc_data" / "topics.py"
+
+
+def reference_pieces() -> Iterator[Piece | Skip]:
+    """The topics of the language reference, one piece each. Raises DataError where this Python came without them."""
+    file = reference_file()
+    try:
+        body = ast.parse(file.read_text("utf-8")).body
+        found = next(ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign))
+        topics = {str(name): str(text) for name, text in found.items()}
+    except (OSError, SyntaxError, ValueError, StopIteration, AttributeError) as error:
+        raise DataError(f"cannot be read ({error})", where=file, way_out="name another text") from None
+    yield from (Piece(text, f"{file.name}:{name}", file.name) for name, text in topics.items())
+
+
+def conversation_pieces(path: str, column: str) -> Iterator[Piece | Skip]:
+    """One question and its answer a row: a list of messages with ``role`` and ``content``, as chat services take it."""
+    for file, name in _files(path, stdlib=False):
+        if isinstance(name, Skip):
+            yield name
+        elif not has_rows(name):
+            yield Skip(name, "of no rows", "conversations are read from jsonl or parquet")
+        else:
+            for row in read_rows(file, name, (Column(column, "data.field", "messages", (list,)),)):
+                yield row if isinstance(row, Skip) else _conversation(row.values[0], row.name, name)
+
+
+def _conversation(messages: list[object], shown: str, source: str) -> Piece | Skip:
+    turns = [(m.get("role"), m.get("content")) for m in messages if isinstance(m, dict)]
+    if len(turns) < len(messages) or not all(isinstance(content, str) for _, content in turns):
+        return Skip(shown, "not a list of messages", "each has a role and a content")
+    roles = [role for role, _ in turns]
+    if roles != ["user", "assistant"]:
+        return Skip(shown, "not one question and its answer", f"its roles are {', '.join(map(str, roles)) or 'none'}")
+    request, answer = (str(content).strip() for _, content in turns)
+    if not request or not answer:
+        return Skip(shown, "with an empty message")
+    return Piece(f"{request}\n\n{answer}", shown, source, len(request))
 
 
 def path_pieces(path: str, column: str, *, stdlib: bool = False) -> Iterator[Piece | Skip]:

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cutaway.batch import Batch, Example, pad
+from cutaway.data.examples import chat
 from cutaway.errors import DataError
 from cutaway.evaluate.held import HeldOut
 from cutaway.models.model import LanguageModel, Model, Scorer
 from cutaway.objectives.likelihood import token_logprobs
-from cutaway.records import Measurement, bootstrap
+from cutaway.records import Measurement, bootstrap, digest
+from cutaway.text.chat import Message
 from cutaway.text.tokenizer import Tokenizer
 
 ROWS, PLACES = 32, 1 << 15
@@ -36,11 +38,11 @@ class Scores:
     bytes: NDArray[np.int64]
     conditions: dict[str, Any]
 
-    def measurement(self) -> Measurement:
+    def measurement(self, name: str = "bits_per_byte") -> Measurement:
         """Bits per byte over all documents; the interval resamples documents, and one document has none."""
         low, high = interval(self.nats / math.log(2), self.bytes)
         value = float(self.nats.sum()) / math.log(2) / int(self.bytes.sum())
-        return Measurement("bits_per_byte", value, "bits per byte", len(self.bytes), low, high, self.conditions)
+        return Measurement(name, value, "bits per byte", len(self.bytes), low, high, self.conditions)
 
 
 def interval(values: NDArray[Any], weights: NDArray[Any]) -> tuple[float | None, float | None]:
@@ -57,14 +59,15 @@ def bits_per_byte(model: LanguageModel, tokenizer: Tokenizer, text: HeldOut, *,
 
 
 def score(model: LanguageModel, tokenizer: Tokenizer, text: HeldOut, *, overlap: int | None = None,
-          rows: int = ROWS) -> Scores:
+          rows: int = ROWS, context: int | None = None) -> Scores:
     """Each document as ``bos, tokens…, eos``, every token after ``bos`` predicted exactly once, ``eos`` too.
 
-    A document longer than the context is read in windows of the whole context that overlap by ``overlap`` tokens
-    (default: a quarter of the context), so that every token but the first window's has at least that many before it.
-    More overlap flatters the figure a little and costs ``context / (context - overlap)`` times the work.
+    A document longer than the context (the model's own, or a shorter ``context``) is read in windows of it that overlap
+    by ``overlap`` tokens (default: a quarter of the context), so that every token but the first window's has at least
+    that many before it. More overlap flatters the figure a little and costs ``context / (context - overlap)`` times the
+    work.
     """
-    context = model.context_length
+    context = model.context_length if context is None else min(context, model.context_length)
     overlap = context // 4 if overlap is None else overlap
     if not 0 <= overlap < context:
         raise DataError(f"windows of {context} tokens cannot overlap by {overlap}",
@@ -100,6 +103,25 @@ def _direct(model: Scorer, pieces: Sequence[Piece]) -> tuple[NDArray[np.int64], 
     logs = np.where(np.concatenate([e.weights for _, e in pieces]) > 0, logs, 0.0)
     logs[starts[:-1]] = 0.0  # nothing stands before a window's first token
     return np.array([i for i, _ in pieces]), -np.add.reduceat(logs, starts[:-1])
+
+
+def score_answers(model: Model, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], *, rows: int = ROWS) -> Scores:
+    """What each (request, answer) costs where the answer and the end of its turn are predicted and the request is read:
+    how likely a model finds what was really answered. Raises DataError for none."""
+    if not pairs:
+        raise DataError("there is no answer to measure on", way_out="give more conversations to the held-out split")
+    examples = [chat([Message("user", request), Message("assistant", answer)], tokenizer) for request, answer in pairs]
+    order, nats = sorted(range(len(examples)), key=lambda i: -len(examples[i])), np.zeros(len(examples))
+    for at in range(0, len(order), rows):
+        part = order[at : at + rows]
+        batch = pad([examples[i] for i in part], pad_id=tokenizer.pad_id).to(model.device)
+        with torch.inference_mode():
+            nats[part] = -token_logprobs(model, batch).double().sum(1).cpu().numpy()
+    digests = digest("\0".join(text for pair in pairs for text in pair).encode())
+    tokens = [int((e.weights > 0).sum()) for e in examples]
+    return Scores(nats, np.array(tokens), np.array([len(answer.encode()) for _, answer in pairs]),
+                  {"answers": len(pairs), "text_sha256": digests[:16], "tokenizer_sha256": tokenizer.digest[:16],
+                   "context": model.context_length, "overlap": 0, "tokens": sum(tokens)})
 
 
 def windows(tokens: NDArray[np.int64], context: int, overlap: int) -> Iterator[Example]:

@@ -12,9 +12,10 @@ from cutaway.evaluate.bits import Scores, interval
 from cutaway.records import Measurement
 
 
-def forgetting(before: Scores, after: Scores) -> Measurement:
-    """Bits per byte ``after`` less ``before``: positive is forgetting. The interval resamples documents, each with
-    both its scores, so that what is common to both (hard documents) drops out.
+def forgetting(before: Scores, after: Scores, *, name: str = "forgetting") -> Measurement:
+    """Bits per byte ``after`` less ``before``: positive is forgetting (of a task's own answers, negative is a gain).
+    The interval resamples documents, each with both its scores, so that what is common to both (hard documents) drops
+    out.
 
     Raises DataError where the two were not taken on the same text through the same tokenizer.
     """
@@ -25,5 +26,5 @@ def forgetting(before: Scores, after: Scores) -> Measurement:
     assert np.array_equal(before.bytes, after.bytes)
     lost = (after.nats - before.nats) / math.log(2)
     low, high = interval(lost, before.bytes)
-    return Measurement("forgetting", float(lost.sum()) / int(before.bytes.sum()), "bits per byte", len(lost), low, high,
+    return Measurement(name, float(lost.sum()) / int(before.bytes.sum()), "bits per byte", len(lost), low, high,
                        {**after.conditions, "paired": True})

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from cutaway.errors import ModelError, SettingsError
 from cutaway.models.folder import family_for
 from cutaway.models.model import Model
-from cutaway.models.whole import AGAIN, damaged, read_json, whole_folder, write_json
+from cutaway.models.whole import AGAIN, SIDE, TOKENIZER, damaged, read_json, whole_folder, write_json
 from cutaway.nn.adapt import LowRank
 from cutaway.nn.linear import Linear
 from cutaway.records import atomic_write
 from cutaway.settings import Settings, decode, nearest
+from cutaway.text.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -59,9 +60,10 @@ Adapt = Annotated[Full | Partial | Lora, Field(discriminator="kind")]
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A linear map of ours: who holds it, by which name, and the public modules that its rows are."""
+    """A linear map of ours: who holds it, where and by which name, and the public modules that its rows are."""
 
     holder: nn.Module
+    path: str
     name: str
     linear: Linear | LowRank
     modules: tuple[str, ...]
@@ -85,6 +87,7 @@ def adapt(model: Model, settings: Full | Partial | Lora, *, seed: int = 0) -> Mo
     known = sorted({module.rpartition(".")[2] for place in places for module in place.modules})
     for target in settings.targets:
         if target not in known:
+            _refuse_outer(model, target)
             near = nearest(target, known)
             raise ModelError(f"no linear map is called {target!r}", way_out=f"did you mean {near!r}?" if near
                              else f"there are {', '.join(known)}")
@@ -95,6 +98,20 @@ def adapt(model: Model, settings: Full | Partial | Lora, *, seed: int = 0) -> Mo
         if any(ranks):
             _beside(place, ranks, settings).draw(draw)
     return model
+
+
+def _refuse_outer(model: Model, module: str, where: object = None) -> None:
+    """Raises ModelError for the embedding and the head of tokens, which stand outside the blocks."""
+    family, name = family_for(model), module.rpartition(".")[2]
+    outer = {public.removesuffix(".weight").rpartition(".")[2] for ours, names in
+             family.names(model.config, model.head_spec) for public in names
+             if ours == "head.weight" or ours.endswith("embedding.weight")}
+    outer |= {repeat.removesuffix(".weight").rpartition(".")[2] for repeat in family.REPEATS}
+    if name in outer:
+        reason = ("embedding and head are one tied matrix: an adapter beside one of its two uses would make them two"
+                  if model.config.tie_embeddings else "adapters stand beside the linear maps of the blocks alone")
+        raise ModelError(f"{name} can have no adapter: {reason}", where=where,
+                         way_out="leave it out of the targets, or let it learn itself with adapt.kind=partial")
 
 
 def _partial(model: Model, settings: Partial) -> Model:
@@ -131,7 +148,7 @@ def _places(model: Model) -> Iterator[_Place]:
                 if family.forms(ours, model.config) is not None:
                     raise ModelError(f"{model.config.traits.family} writes its matrices another way than peft's "
                                      "adapters", way_out="learn all of it, or parts of it")
-                yield _Place(part, name, child, tuple(n.removesuffix(".weight") for n in public[ours]), rows)
+                yield _Place(part, path, name, child, tuple(n.removesuffix(".weight") for n in public[ours]), rows)
 
 
 def merge(model: Model) -> Model:
@@ -139,12 +156,15 @@ def merge(model: Model) -> Model:
     for part in list(model.modules()):
         for name, child in list(part.named_children()):
             if isinstance(child, LowRank):
+                assert child.weight.dtype == torch.float32, "what is settled has lost the digits that a sum needs"
                 setattr(part, name, child.merged())
     return adapt(model, Full())
 
 
-def save_adapter(folder: str | Path, model: Model, *, base: str = "") -> None:
-    """The adapters of a model as peft keeps them. Raises ModelError for a model that has none, or of several ranks."""
+def save_adapter(folder: str | Path, model: Model, *, base: str = "", tokenizer: Tokenizer | None = None,
+                 side: Mapping[str, Any] | None = None) -> None:
+    """The adapters of a model as peft keeps them, with what else should be known of them in ``side``'s file. Raises
+    ModelError for a model that has none, or of several ranks."""
     from safetensors.torch import save
 
     folder, tensors = Path(folder), dict[str, Tensor]()
@@ -163,7 +183,12 @@ def save_adapter(folder: str | Path, model: Model, *, base: str = "") -> None:
         raise ModelError("has adapters of several ranks" if ranks else "has no adapters",
                          way_out="give it some of one rank, with adapt(model, Lora(…))")
     rank, scale, dropout = ranks.pop()
-    with whole_folder(folder, {CONFIG, WEIGHTS, "README.md"}) as temporary:
+    with whole_folder(folder, {CONFIG, WEIGHTS, "README.md", SIDE, *TOKENIZER}) as temporary:
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+        if tokenizer is not None or side is not None:
+            write_json(temporary / SIDE, {"format": 1, **(side or {}), "tokenizer_sha256":
+                                          None if tokenizer is None else tokenizer.digest})
         atomic_write(temporary / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_json(temporary / CONFIG, {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": scale * rank,
@@ -192,10 +217,34 @@ def load_adapter(folder: str | Path, model: Model) -> Model:
         if all(a is None and b is None for a, b in pairs):
             continue
         _filled(place, pairs, settings, folder)
+    for name in sorted(tensors):
+        _refuse_outer(model, name.removeprefix(_PREFIX).partition(".lora_")[0], folder / WEIGHTS)
     if tensors:
         raise ModelError(f"holds {min(tensors)}, which this model has no place for", where=folder / WEIGHTS,
                          way_out="use the model it was learned beside")
     return model
+
+
+def adapter_tensors(folder: str | Path, model: Model) -> dict[str, Tensor]:
+    """The adapters of a folder by the names that ``model``, which has adapters of the same shapes, has for them. Raises
+    ModelError where they are others."""
+    path = Path(folder) / WEIGHTS
+    tensors, out = _read(path), dict[str, Tensor]()
+    for place in _places(model):
+        if isinstance(place.linear, LowRank):
+            for i, (module, scale) in enumerate(zip(place.modules, place.linear.scales, strict=True)):
+                for half, name in (("A", "down"), ("B", "up")) if scale else ():
+                    found = tensors.pop(f"{_PREFIX}{module}.lora_{half}.weight", None)
+                    here = getattr(place.linear, name)[i]
+                    if found is None or found.shape != here.shape:
+                        raise ModelError(f"holds for {module} {'nothing' if found is None else tuple(found.shape)} "
+                                         f"where {tuple(here.shape)} learns", where=path,
+                                         way_out="use the adapt settings it was made with")
+                    out[f"{place.path}.{place.name}.{name}.{i}"] = found
+    if tensors:
+        raise ModelError(f"holds {min(tensors)}, which does not learn here", where=path,
+                         way_out="use the adapt settings it was made with")
+    return out
 
 
 def _filled(place: _Place, pairs: list[tuple[Tensor | None, Tensor | None]], settings: Lora, folder: Path) -> None:

@@ -10,6 +10,8 @@ import torch
 
 from cutaway.device import compute_dtype, keep_memory, pick, release_memory
 from cutaway.errors import MachineError, ModelError
+from cutaway.models.adapted import base_of, is_adapter, open_model
+from cutaway.models.adapter import merge
 from cutaway.models.bag_folder import load_bag
 from cutaway.models.classifier import Classifier
 from cutaway.models.folder import GGUF_FILE, load_model, load_tokenizer, stored_small
@@ -30,8 +32,8 @@ BAG = "bag"  # the kind in a bag of words' config.json
 
 def open_language_model(folder: str | Path, *, precision: Asked = "float32",
                         place: torch.device | None = None) -> Model | NGram:
-    """The network, with products of that ``precision``, or the n-gram model of a folder. Raises ModelError where it
-    writes no text, and says what it does."""
+    """The network, with products of that ``precision``, or the n-gram model of a folder; adapters are
+    merged into their base. Raises ModelError where it     writes no text, and says what it does."""
     folder = Path(folder)
     kind = _kind(folder)
     if kind == NGRAM:
@@ -40,7 +42,9 @@ def open_language_model(folder: str | Path, *, precision: Asked = "float32",
         return load_ngram(folder)
     if kind == BAG:
         raise ModelError("gives labels, not text", where=folder, way_out="name a language model")
-    model = load_model(folder)
+    model = open_model(folder)
+    if is_adapter(folder):
+        model = merge(model)
     gives = {"scalar": "scores", "classes": "labels", "vector": "vectors"}.get(model.head_kind)
     if gives is not None:
         raise ModelError(f"gives {gives}, not text", where=folder,
@@ -99,6 +103,8 @@ def _light(model: Model, folder: Path, precision: Asked, place: torch.device | N
 
 def _stored(folder: Path, place: torch.device) -> Precision:
     """bfloat16 where a file holds its matrices in less than 32 bits and this machine is faster in it; else float32."""
+    while is_adapter(folder):
+        folder = base_of(folder)
     if not stored_small(folder):
         return "float32"
     fast = ((place.type == "cpu" and packs(torch.zeros(1, 2), "bfloat16") is not None)
@@ -109,5 +115,7 @@ def _stored(folder: Path, place: torch.device) -> Precision:
 def _kind(folder: Path) -> str:
     if folder.suffix == GGUF_FILE:
         return "gguf"
+    if is_adapter(folder):
+        return "adapter"
     public = read_json(folder / CONFIG)
     return str(public.get("model_type", public.get("kind")))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cutaway.nn import ops
 from cutaway.nn.linear import Activation, After, Linear, Packing, packed
+from cutaway.nn.memory import made_again
 
 
 class Gated(nn.Module):
@@ -24,7 +25,9 @@ class Gated(nn.Module):
         # packed for reading it is a module of its own, and without a gradient there is nothing to keep or not to keep
         if isinstance(self.down, Linear) and torch.is_grad_enabled():
             return ops.gated_linear(gate_up, self.down.weight, self.activation)
-        out: Tensor = self.down(ops.gated(gate_up, self.activation))
+        inner = ops.gated(gate_up, self.activation)
+        with made_again(inner, lambda: ops.gated(gate_up, self.activation)):
+            out: Tensor = self.down(inner)
         return out
 
     def packed(self, precision: Packing) -> nn.Module | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from cutaway.nn import fused
 from cutaway.nn.kernels import library_for
@@ -159,9 +159,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, chunk: int,
                 smoothing: float) -> Tensor:
         cast = weight.to(hidden.dtype)
-        learning = hidden.requires_grad or weight.requires_grad
+        # asked of ctx: inside, a tensor never says so itself; a frozen head has no gradient of a vocabulary's size
+        learning = any(ctx.needs_input_grad[:2])
         grad_hidden = torch.zeros_like(hidden) if learning else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learning else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float64 if hidden.device.type == "cpu" else torch.float32,
                             device=hidden.device)
         for start in range(0, len(hidden), chunk):
@@ -170,8 +171,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses, slope = _losses(h @ cast.T, targets[part], weights[part], learning=learning,
                                     smoothing=smoothing)
             total += losses.sum(dtype=total.dtype)
-            if grad_hidden is not None and grad_weight is not None:
+            if grad_hidden is not None:
                 torch.mm(slope, cast, out=grad_hidden[part])
+            if grad_weight is not None:
                 grad_weight += slope.T @ h
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.spent = False
@@ -184,7 +186,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("the gradient of linear_cross_entropy was already taken; call it again")
         ctx.spent = True
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None, None
+        return grad_hidden.mul_(grad), None if grad_weight is None else grad_weight.mul_(grad), None, None, None, None
 
 
 def learned(hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,22 +214,55 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weight
     return out
 
 
-def _chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    logits = F.linear(hidden, weight.to(hidden.dtype)).float() / temperature
-    return logits.gather(1, targets[:, None]).squeeze(1) - torch.logsumexp(logits, -1)
+class _LinearLogprobs(torch.autograd.Function):
+    """``log softmax(hidden @ weight.T / temperature)[targets]`` chunk by chunk. Where the weight is frozen the gradient
+    by each hidden state is formed while its logits exist, and only scaled in the backward pass; where it learns the
+    logits are made again there, because its gradient is a sum over positions whose factors are not known before."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int) -> Tensor:
+        cast, ready = weight.to(hidden.dtype), ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        slopes = torch.empty_like(hidden) if ready else None
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = hidden[part] @ cast.T
+            logits = logits if temperature == 1 else logits.div_(temperature)
+            less = torch.full((len(logits),), -1.0, device=hidden.device)
+            out[part], slope = _losses(logits, targets[part], less, learning=ready, smoothing=0.0)
+            if slopes is not None:
+                torch.mm(slope, cast, out=slopes[part])
+        ctx.save_for_backward(*((None, None, None, slopes) if ready else (hidden, weight, targets, None)))
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, slopes = ctx.saved_tensors
+        grad = grad / ctx.temperature
+        if slopes is not None:
+            return slopes * grad[:, None].to(slopes.dtype), None, None, None, None
+        cast, grad_hidden = weight.to(hidden.dtype), torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for start in range(0, len(hidden), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            logits = hidden[part] @ cast.T
+            logits = logits if ctx.temperature == 1 else logits.div_(ctx.temperature)
+            _, slope = _losses(logits, targets[part], -grad[part], learning=True, smoothing=0.0)
+            torch.mm(slope, cast, out=grad_hidden[part])
+            grad_weight += slope.T @ hidden[part]
+        return grad_hidden, grad_weight, None, None, None
 
 
 def linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, kept: Tensor, *, temperature: float,
                     chunk: int) -> Tensor:
     """``log softmax(hidden @ weight.T / temperature)[targets]`` ``(B, T)``, 0 where ``kept`` is False; differentiable.
 
-    Each chunk's logits are made again in the backward pass instead of being kept.
+    No more than a chunk's logits exist at once.
     """
     at = kept.flatten().nonzero().squeeze(1)
     flat, chosen = hidden.flatten(0, 1)[at], targets.flatten()[at]
-    parts = [checkpoint(_chunk_logprobs, flat[i : i + chunk], weight, chosen[i : i + chunk], temperature,
-                        use_reentrant=False) for i in range(0, len(at), chunk)]
-    out = torch.zeros(kept.numel(), dtype=torch.float32, device=hidden.device)
-    # without a target the sum over no rows still ties the zeros to the graph: a micro-batch may have nothing to learn
-    out = out.index_put((at,), torch.cat(parts)) if parts else out + flat.float().sum()
-    return out.view(kept.shape)
+    logs: Tensor = _LinearLogprobs.apply(flat, weight, chosen, temperature, chunk)  # type: ignore[no-untyped-call]
+    # no target at all still ties the zeros to the graph: a micro-batch may have nothing to learn
+    return torch.zeros(kept.numel(), device=hidden.device).index_put((at,), logs).view(kept.shape)

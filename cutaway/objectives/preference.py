@@ -8,6 +8,7 @@ objective of this file. B pairs, T targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from cutaway.batch import Batch, Example, pad
 from cutaway.errors import DataError, SettingsError, TrainingError
+from cutaway.models.learning import Beginning
 from cutaway.models.model import Model
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.objectives.objective import Loss
@@ -29,11 +31,16 @@ def pairs(chosen: Sequence[Example], rejected: Sequence[Example], *, pad_id: int
     return replace(pad(chosen, pad_id=pad_id), pair=pad(rejected, pad_id=pad_id))
 
 
-def with_reference(model: Model, batch: Batch) -> Batch:
-    """The batch with ``reference_logprob`` of ``model`` on both sides, computed once, before training."""
-    with torch.no_grad():
-        own = token_logprobs(model, batch)
-    return replace(batch, reference_logprob=own, pair=None if batch.pair is None else with_reference(model, batch.pair))
+def with_reference(reference: Model | Beginning, batch: Batch) -> Batch:
+    """The batch with ``reference_logprob`` on both sides, computed once, before training: of a model of its own, or of
+    what the model that learns was at its beginning."""
+    with torch.no_grad(), reference() if isinstance(reference, Beginning) else nullcontext(reference) as model:
+        return _referred(model, batch)
+
+
+def _referred(model: Model, batch: Batch) -> Batch:
+    pair = None if batch.pair is None else _referred(model, batch.pair)
+    return replace(batch, reference_logprob=token_logprobs(model, batch), pair=pair)
 
 
 def rewards(model: Model, batch: Batch) -> Tensor:

@@ -14,12 +14,16 @@ from cutaway.run.work import Work
 
 def finish(work: Work, job: Job, model: Model, name: str) -> None:
     """Save ``models/<name>`` and mark the stage done, with what it cost; collective over the ranks."""
-    tensors = work.parallel.gathered(dict(model.named_parameters()))
+    sharded = work.parallel.kind == "fsdp2"
+    tensors = work.parallel.gathered(dict(model.named_parameters())) if sharded else {}
     with work.alone() as mine:
         if not mine:
             return
         rows = [r for r in work.run.rows(work.run.log) if r.get("stage") == job.stage]
-        save_model(work.run.model(name), whole(model, tensors), work.tokenizer)
+        if job.learner is not None and not sharded:
+            job.learner.save(work, work.run.model(name))
+        else:
+            save_model(work.run.model(name), whole(model, tensors) if sharded else model, work.tokenizer)
         lineage.add_model(work.run, name, len(rows))
         work.event(job.stage, "done", measured(work, job, rows))
 
@@ -30,6 +34,8 @@ def measured(work: Work, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]
     seconds = sum(r["seconds"] for r in rows)
     flops = stage_flops(job.model.config, tokens, context=work.recipe.model.context_length, passes=job.passes)
     world = work.parallel.world
-    return {"steps": len(rows), "tokens": tokens, "seconds": seconds, "flops": flops, "ranks": world,
+    sizes = [(p.numel(), p.requires_grad) for p in job.model.parameters()]
+    return {"parameters": sum(n for n, _ in sizes), "learned_parameters": sum(n for n, learns in sizes if learns),
+            "steps": len(rows), "tokens": tokens, "seconds": seconds, "flops": flops, "ranks": world,
             "tokens_per_second": tokens / max(seconds, 1e-9), "skipped": sum(bool(r.get("skipped")) for r in rows),
             "share_of_peak": flops / max(seconds, 1e-9) / work.machine.peak(work.dtype)}

@@ -16,7 +16,9 @@ from cutaway.data.documents import read
 from cutaway.errors import CutawayError
 from cutaway.run import lineage
 from cutaway.run.folder import Run, create
-from cutaway.run.recipe import PersonJudgeSettings, Recipe
+from cutaway.run.learner import check_model
+from cutaway.run.preferences import check_preferences
+from cutaway.run.recipe import FolderModel, PersonJudgeSettings, Preferences, Recipe
 from cutaway.run.report import write_report
 from cutaway.run.stage_align import align_stage
 from cutaway.run.stage_evaluate import evaluate_stage, proxy_stage
@@ -29,19 +31,27 @@ from cutaway.run.work import Interrupted, Screen, Work
 from cutaway.train.parallel import SINGLE, Parallel, launch
 from cutaway.train.signals import Stop
 
-PLAN: tuple[tuple[str, Callable[[Work], None]], ...] = (
-    ("tokenizer", text_stage),
-    ("evaluate-random", partial(evaluate_stage, name="random")),
-    ("pretrain", pretrain_stage),
-    ("evaluate-base", partial(evaluate_stage, name="base")),
-    ("finetune", finetune_stage),
-    ("evaluate-finetuned", partial(evaluate_stage, name="finetuned")),
-    ("preferences", preferences_stage),
-    ("reward", reward_stage),
-    ("evaluate-proxy", proxy_stage),
-    ("align", align_stage),
-    ("evaluate-aligned", partial(evaluate_stage, name="aligned")),
-)
+Stage = Callable[[Work], None]
+
+
+def plan(recipe: Recipe) -> list[tuple[str, Stage]]:
+    """The stages of a run in order: those that the recipe has, and a measurement of every model they make."""
+    def measured(name: str) -> tuple[str, Stage]:
+        return f"evaluate-{name}", partial(evaluate_stage, name=name)
+
+    stages: list[tuple[str, Stage]] = [("tokenizer", text_stage)]
+    if recipe.pretrain is not None:
+        stages += [measured("random"), ("pretrain", pretrain_stage)]
+    stages.append(measured("base"))
+    if recipe.finetune is not None:
+        stages += [("finetune", finetune_stage), measured("finetuned")]
+    if recipe.preferences is not None:
+        stages.append(("preferences", preferences_stage))
+    if recipe.reward is not None:
+        stages += [("reward", reward_stage), ("evaluate-proxy", proxy_stage)]
+    if recipe.align is not None:
+        stages += [("align", align_stage), measured("aligned")]
+    return stages
 
 
 def start(recipe: Recipe, root: Path, screen: Screen) -> Run:
@@ -51,7 +61,9 @@ def start(recipe: Recipe, root: Path, screen: Screen) -> Run:
     """
     if int(os.environ.get("RANK", "0")) > 0:
         return _session(Run(root / recipe.name), recipe, screen)
-    read(recipe.data)  # no folder is made for text that cannot be used
+    read(recipe.data)  # no folder is made for text or a model that cannot be used
+    check_model(recipe)
+    check_preferences(recipe)
     run = create(root, recipe)
     try:
         return _session(run, recipe, screen)
@@ -88,6 +100,8 @@ def _go(run: Run, recipe: Recipe, screen: Screen, device: machines.Device, paral
         parallel.any(True)  # nobody reads the folder before it is there
         if work.first:
             lineage.begin(run, work.machine)
+            if isinstance(recipe.model, FolderModel):
+                lineage.add_base(run, work.place("base"))
             _expect_a_person(work)
         try:
             _stages(work)
@@ -100,16 +114,17 @@ def _go(run: Run, recipe: Recipe, screen: Screen, device: machines.Device, paral
 
 
 def _expect_a_person(work: Work) -> None:
-    if isinstance(work.recipe.judge, PersonJudgeSettings) and not work.run.done("preferences") \
-            and not sys.stdin.isatty():
+    asks = isinstance(work.recipe.judge, PersonJudgeSettings) and isinstance(work.recipe.preferences, Preferences)
+    if asks and not work.run.done("preferences") and not sys.stdin.isatty():
         work.note("judge.kind=person: there is no terminal here, so the run will stop before the preferences; "
                   "resume it at one")
 
 
 def _stages(work: Work) -> None:
-    done = {name for name, _ in PLAN if work.run.done(name)}
+    stages = plan(work.recipe)
+    done = {name for name, _ in stages if work.run.done(name)}
     work.parallel.any(True)  # every rank has read what is done before the first writes more
-    for name, stage in PLAN:
+    for name, stage in stages:
         if name not in done:
             stage(work)
             if device_cache := getattr(torch, work.device.kind, None):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from cutaway.errors import RunError
+from cutaway.data.rows import has_rows
+from cutaway.errors import DataError, RunError
 from cutaway.records import atomic_write, digest, read_journal
 from cutaway.run.folder import Run
+from cutaway.run.recipe import FilePreferences, Recipe
 from cutaway.train.reward import Answer
 
 VERSION = 1
@@ -53,6 +56,14 @@ def hold_out(preferences: Sequence[Preference], share: float, seed: int) -> list
     giving = sorted((p.request for p in preferences if p.pairs), key=lambda r: digest(f"{seed} {r}".encode()))
     held = set(giving[: max(1, min(round(share * len(giving)), len(giving) - 1))])
     return [replace(p, held_out=p.request in held) for p in preferences]
+
+
+def check_preferences(recipe: Recipe) -> None:
+    """Raises DataError where the recipe names a file of preferences that cannot be read as one."""
+    if isinstance(recipe.preferences, FilePreferences):
+        path = Path(recipe.preferences.path)
+        if not path.is_file() or not has_rows(path.name):
+            raise DataError("is no jsonl, csv or parquet file", where=path, way_out="check preferences.path")
 
 
 def write_preferences(run: Run, preferences: Sequence[Preference], *, judge: str, stand_in: bool) -> None:

@@ -205,8 +205,11 @@ def alignment_pictures(e: Evidence) -> list[Picture]:
     """What is rewarded, what is wanted, and how far the model has moved, on one axis; then one against the other."""
     rows = list(e.log.get("align", ()))
     table = learning_table(rows, ALIGN) if rows else None
+    proxy = ("Proxy reward", "what the reward model gives, in spreads of the fine-tuned model", "t1")
+    if not e.has("reward"):
+        proxy = ("Reward", "the judge's own score of 0 to 1, demands met and grades between", "t1")
     wanted: Mapping[str, tuple[str, str, str]] = {
-        "reward": ("Proxy reward", "what the reward model gives, in spreads of the fine-tuned model", "t1"),
+        "reward": proxy,
         "judge": ("Judge's score", f"share that satisfies the judge, {e.stand_in}", "t3"),
         "kl": ("KL to the fine-tuned model", "nats a token, of the answers learned from", "t2"),
     }

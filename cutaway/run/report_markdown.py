@@ -35,20 +35,18 @@ def _lines(e: Evidence) -> Iterator[str]:
                 f"- {stage.name}: {len(rows):,} steps, loss {rows[0]['loss']:.3f} → {rows[-1]['loss']:.3f}"
                 + (f", {stage.skipped} skipped" if stage.skipped else "")
             )
-    yield from (
-        "",
-        "## What alignment did",
-        "",
-        escape(words.over_optimised(e.log.get("align", ())) or words.no_alignment(e)),
-        "",
-    )
+    yield ""
+    if e.has("align"):
+        found = words.over_optimised(e.log.get("align", ())) if e.has("reward") else ""
+        yield from ("## What alignment did", "", escape(found or words.no_alignment(e)), "")
     yield from ("## What it cost", "", escape(words.cost_words(e)), "")
     yield from table_lines(tables.cost_table(e))
     yield from ("## What it read", "", escape(f"{words.source_sentence(e)} {words.data_note(e)}".strip()), "")
     yield from table_lines(tables.data_table(e))
     yield from table_lines(tables.left_out_table(e))
-    yield from ("## Who preferred what", "", f"Ranked by {escape(tables.judge_of(e))}.", "")
-    yield from table_lines(tables.preferences_table(e))
+    if e.has("preferences"):
+        yield from ("## Who preferred what", "", f"Ranked by {escape(tables.judge_of(e))}.", "")
+        yield from table_lines(tables.preferences_table(e))
     yield from ("## Where it came from", "")
     yield from table_lines(tables.lineage_table(e))
     yield from table_lines(tables.machine_table(e))

@@ -27,7 +27,9 @@ SECTIONS = (
 
 def page(e: Evidence) -> str:
     """The whole page."""
-    return render("report.html", _facts(e), sections=SECTIONS)
+    stages = {"alignment": "align", "preferences": "preferences"}
+    sections = tuple(s for s in SECTIONS if s[0] not in stages or e.has(stages[s[0]]))
+    return render("report.html", _facts(e) | {"shown": [key for key, _ in sections]}, sections=sections)
 
 
 def _facts(e: Evidence) -> dict[str, Any]:
@@ -40,8 +42,9 @@ def _facts(e: Evidence) -> dict[str, Any]:
         "samples": samples(e),
         "learning": figures.learning_pictures(e),
         "alignment": figures.alignment_pictures(e),
-        "verdict": words.over_optimised(e.log.get("align", ())),
+        "verdict": words.over_optimised(e.log.get("align", ())) if e.has("reward") else "",
         "no_alignment": words.no_alignment(e),
+        "trained_on": words.trained_on(e),
         "cost": tables.cost_table(e),
         "cost_words": words.cost_words(e),
         "source": words.source_sentence(e),

@@ -111,6 +111,22 @@ class Evidence:
         found: Row = {k: v for k, v in (session.get("versions") or {}).items() if v}
         return found | {k: session[k] for k in ("commit", "system") if session.get(k)}
 
+    @property
+    def began(self) -> str | None:
+        """The model that was there before the run, if it began with one."""
+        model = self.recipe.get("model") or {}
+        return Path(str(model.get("path"))).name if model.get("kind") == "folder" else None
+
+    def has(self, stage: str) -> bool:
+        """Whether the run's recipe has a stage."""
+        return self.began is None or stage in self.recipe
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that the run is to measure."""
+        stages = {"random": "pretrain", "finetuned": "finetune", "aligned": "align"}
+        return tuple(m for m in MODELS if m not in stages or self.has(stages[m]))
+
     def measured(self, model: str, name: str) -> Measurement | None:
         """One figure of one model, an answers' share included."""
         found = self.evaluations.get(model)

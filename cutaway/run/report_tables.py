@@ -35,6 +35,8 @@ def models_table(e: Evidence) -> Table:
         ("Bits per byte", lambda m: shown(e.measured(m, "bits_per_byte"))),
         *((words(c) if c != "satisfies" else "Satisfies the judge", _cell(e, c)) for c in checks),
         ("Change of that share, paired", lambda m: shown(e.measured(m, "change"), points)),
+        ("Held-out answers, bits per byte", lambda m: shown(e.measured(m, "answer_bits"))),
+        ("Change of that, paired", lambda m: shown(e.measured(m, "answer_gain"), signed)),
         ("Forgetting, bits per byte", lambda m: shown(e.measured(m, "forgetting"), signed)),
         ("Proxy reward", lambda m: shown(e.measured(m, "proxy_reward"))),
         ("KL to fine-tuned, nats an answer", lambda m: shown(e.measured(m, "kl"))),

@@ -14,6 +14,8 @@ def source(e: Evidence) -> str:
     """What text this run learned from."""
     data = e.recipe.get("data") or {}
     kind = data.get("kind")
+    if kind == "python-reference":
+        return "the Python language reference on this machine"
     if kind == "python-stdlib":
         return "the Python standard library's source on this machine"
     return (
@@ -30,27 +32,40 @@ def summary(e: Evidence) -> str:
     trained = (splits(e).get("train") or {}).get("bytes")
     text = f"{trained / 1e6:.1f} MB of {source(e)}" if trained else source(e)
     done = {s.key for s in e.stages if s.done}
+    later = [word for key, word in (("finetune", "fine-tuned"), ("align", "aligned")) if key in done]
+    took = f", in {duration(e.seconds)}" if e.seconds else ""
+    if e.began is not None:
+        told = f"was {' and '.join(later)} on conversations from {text}" if later else "has not been trained yet"
+        return f"{e.began}, a model that was there before, {told}{_learned(e)}{took if later else ''}."
     if "pretrain" not in done:
         return f"A run on {text}; the model has not been trained yet."
-    later = [word for key, word in (("finetune", "fine-tuned"), ("align", "aligned")) if key in done]
     parts = [f"learned from {text}", *([f"was {' and '.join(later)}"] if later else [])]
-    size_of = e.parameters or 0
-    many = f"{size_of / 1e6:,.1f} million" if size_of >= 1e6 else f"{size_of:,}"
-    of = f" of {many} parameters" if size_of else ""
-    took = f", in {duration(e.seconds)}" if e.seconds else ""
+    of = f" of {_many(e.parameters)} parameters" if e.parameters else ""
     return f"A language model{of} that {', then '.join(parts)}{took}."
 
 
+def _many(count: float) -> str:
+    return f"{count / 1e6:,.1f} million" if count >= 1e6 else f"{count:,.0f}"
+
+
+def _learned(e: Evidence) -> str:
+    """How many of its parameters learned."""
+    facts = next((s.facts for s in reversed(e.stages) if s.facts.get("learned_parameters")), None)
+    if facts is None:
+        return ""
+    return f", {_many(facts['learned_parameters'])} of {_many(facts['parameters'])} parameters learning"
+
+
 def headlines(e: Evidence) -> list[Headline]:
-    """The four numbers at the top."""
-    bits, forgot = e.measured("base", "bits_per_byte"), e.measured("aligned", "forgetting")
-    last = next((m for m in reversed(MODELS) if e.measured(m, "satisfies")), "aligned")
-    met, right = e.measured(last, "satisfies"), e.reward_accuracy
+    """The numbers at the top."""
+    last = next((m for m in reversed(MODELS) if e.measured(m, "satisfies")), e.models[-1])
+    met, bits = e.measured(last, "satisfies"), e.measured("base", "bits_per_byte")
     before = " → ".join(percent(found.value) for m in MODELS if (found := e.measured(m, "satisfies")))
     beside = ", ".join(f"{k} {m.value:.2f}" for k, m in e.compression.items() if k in ("gzip -9", "xz -9"))
-    return [
+    when = "before anything was learned" if e.began is not None else "after pre-training"
+    out = [
         Headline(
-            "Held-out text after pre-training",
+            f"Held-out text {when}",
             f"{bits.value:.2f}" if bits else NONE,
             "bits per byte" if bits else "",
             f"{beside} on the same text" if beside else "",
@@ -61,19 +76,29 @@ def headlines(e: Evidence) -> list[Headline]:
             "",
             f"{beside_value(met)}; by model {before}" if met else "",
         ),
-        Headline(
-            "Reward model on held-out pairs",
-            percent(right.value) if right else NONE,
-            "",
-            beside_value(right) if right else "",
-        ),
-        Headline(
-            "Forgetting after alignment",
-            signed(forgot.value) if forgot else NONE,
-            "bits per byte" if forgot else "",
-            beside_value(forgot, signed) if forgot else "",
-        ),
     ]
+    if e.has("reward"):
+        right = e.reward_accuracy
+        out.append(
+            Headline(
+                "Reward model on held-out pairs",
+                percent(right.value) if right else NONE,
+                "",
+                beside_value(right) if right else "",
+            )
+        )
+    return [*out, _forgetting(e)]
+
+
+def _forgetting(e: Evidence) -> Headline:
+    stage = "alignment" if e.has("align") else "fine-tuning"
+    forgot = e.measured("aligned" if e.has("align") else "finetuned", "forgetting")
+    return Headline(
+        f"Forgetting after {stage}",
+        signed(forgot.value) if forgot else NONE,
+        "bits per byte" if forgot else "",
+        beside_value(forgot, signed) if forgot else "",
+    )
 
 
 def over_optimised(rows: Sequence[Row]) -> str:
@@ -115,12 +140,32 @@ def _differ(before: Sequence[float], after: Sequence[float]) -> int:
 
 def no_alignment(e: Evidence) -> str:
     """What stands where there is nothing to say about over-optimisation."""
+    if not e.has("align"):
+        return "This run has no alignment."
     rows = e.log.get("align", ())
     if not rows:
         return "The run has not come to alignment yet."
     if (e.recipe.get("align") or {}).get("kind") == "dpo":
         return "DPO samples no answers while it trains, so there is no curve of proxy against judge."
+    if (e.recipe.get("align") or {}).get("reward") == "judge":
+        return "The reward was the judge's own score: there is no proxy to part from it."
     return "Too few steps to tell whether the proxy was over-optimised."
+
+
+def trained_on(e: Evidence) -> str:
+    """What alignment rewarded, and what is wanted."""
+    align = e.recipe.get("align") or {}
+    if align.get("kind") == "dpo":
+        return "The model learns from pairs of answers, better and worse, how far it may go from what it began as."
+    if align.get("reward") == "judge":
+        return (
+            "What is rewarded is the judge's own score, which a program computes: demands met, with grades between. "
+            "What is counted is whether all of them are."
+        )
+    return (
+        "The model is trained on the proxy, a reward model; what is wanted is the judge's score. They part where the "
+        "proxy is over-optimised."
+    )
 
 
 def cost_words(e: Evidence) -> str:
@@ -156,13 +201,23 @@ def data_note(e: Evidence) -> str:
 LIMITS = (
     "Intervals cover the draw of held-out requests and documents, not the luck of one training run. Another seed can "
     "differ by more than they are wide: repeat the run with other seeds before believing a small difference.",
-    "Bits per byte depend on the text. Held-out documents come from the same corpus; only exact duplicates are kept "
-    "out of training, so near copies make the model look better. gzip and xz read the held-out text as one stream "
-    "and start from nothing; the model starts every document afresh and has seen other text of its kind.",
-    "The reward model is tested on answers of the fine-tuned model. Alignment moves away from those, and the "
-    "further it moves (KL), the less that accuracy says.",
     "Share of peak counts matrix products and attention only, against the fastest product measured on this machine. "
     "Whatever else ran at the same time makes both look worse.",
+)
+
+
+SAME_CORPUS = (
+    "Bits per byte depend on the text. Held-out documents come from the same corpus; only exact duplicates are kept "
+    "out of training, so near copies make the model look better. gzip and xz read the held-out text as one stream "
+    "and start from nothing; the model starts every document afresh and has seen other text of its kind."
+)
+OTHER_TEXT = (
+    "Bits per byte, and with them forgetting, are measured on another text than what was learned from, and depend on "
+    "it: on a third text a model may have forgotten more or less. It may have read this one before the run."
+)
+REWARD = (
+    "The reward model is tested on answers of the fine-tuned model. Alignment moves away from those, and the "
+    "further it moves (KL), the less that accuracy says."
 )
 
 
@@ -179,14 +234,15 @@ def limits(e: Evidence) -> list[str]:
             f"Only {min(m.n or 0 for m in few):,} held-out requests were asked; below 200 the intervals are too wide "
             "for anything but large differences."
         )
-    if missing := [NAMES[m].lower() for m in MODELS if m not in e.evaluations]:
+    if missing := [NAMES[m].lower() for m in e.models if m not in e.evaluations]:
         own.append(f"Not evaluated: {', '.join(missing)}.")
     if unfinished := [s.name for s in e.stages if not s.done]:
         own.append(f"Begun and not finished: {', '.join(unfinished)}.")
     if skipped := sum(s.skipped for s in e.stages):
         own.append(f"{skipped} steps were skipped because their loss or gradient was not finite.")
     own += [f"{note}." for note in e.notes]
-    return [*own, _about_the_judge(e), *LIMITS]
+    text = OTHER_TEXT if (e.recipe.get("evaluate") or {}).get("text") else SAME_CORPUS
+    return [*own, _about_the_judge(e), LIMITS[0], text, *([REWARD] if e.has("reward") else []), *LIMITS[1:]]
 
 
 def _about_the_judge(e: Evidence) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cutaway.models.model import Model
+from cutaway.run.learner import Learner
 from cutaway.run.work import Work
 from cutaway.train import checkpoint
 from cutaway.train.optimizer import Optimizer
@@ -24,6 +25,7 @@ class Saver:
     model: Model
     optimizer: Optimizer
     best: tuple[str, int] | None = None
+    learner: Learner | None = None
     saved_at: float = field(default_factory=time.perf_counter)
 
     def restore(self) -> tuple[int, int]:
@@ -60,8 +62,10 @@ class Saver:
         """Write the checkpoint, then let go of those that are neither new nor best. Collective over the ranks."""
         work, folder = self.work, self.work.run.checkpoints(self.stage)
         metric = None if self.best is None or self.best[0] not in row else -self.best[1] * float(row[self.best[0]])
+        base = "" if self.learner is None else str(self.learner.base)
         checkpoint.save(folder, step=step, model=self.model, optimizer=self.optimizer, tokenizer=work.tokenizer,
-                        resume={"tokens": row["tokens"], "stage": self.stage}, metric=metric, parallel=self.parallel)
+                        resume={"tokens": row["tokens"], "stage": self.stage}, metric=metric, parallel=self.parallel,
+                        base=base)
         if work.first:
             checkpoint.prune(folder, keep=work.recipe.checkpoint.keep)
         self.saved_at = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 
 from cutaway.data.conversations import Conversation
 from cutaway.evaluate.answers import Answered, Asked, ask, difference
-from cutaway.evaluate.bits import Scores, score
+from cutaway.evaluate.bits import Scores, score, score_answers
 from cutaway.evaluate.forgetting import forgetting
 from cutaway.evaluate.proxy import kl, proxy_reward
 from cutaway.generate.request import Sampling
@@ -23,8 +23,7 @@ from cutaway.run.stage_pretrain import fresh
 from cutaway.run.work import Work, fitting
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.train.judge import Verdict
-
-MODELS = ("random", "base", "finetuned", "aligned")
+from cutaway.train.reward import prompt
 
 
 def evaluate_stage(work: Work, name: str) -> None:
@@ -34,20 +33,24 @@ def evaluate_stage(work: Work, name: str) -> None:
         if not mine:
             return
         model = fresh(work) if name == "random" else work.load(name)
-        model.eval()
-        scores = score(model, work.tokenizer, work.text.held)
+        light = for_sampling(model.eval())
+        scores = score(light, work.tokenizer, work.text.held, context=work.recipe.model.context_length)
         settings = work.recipe.evaluate
         requests, left_out = chosen_requests(work.text.test, work.tokenizer, work.recipe)
-        if left_out and name == "random":
+        if left_out and name == work.recipe.models[0]:
             work.note(f"{left_out:,} held-out requests are left out: with an answer of {settings.max_tokens} tokens "
-                      f"they do not fit the context of {model.context_length}")
-        answered = ask(for_sampling(model), work.tokenizer, requests, work.judge, max_tokens=settings.max_tokens,
+                      f"they do not fit the context of {work.recipe.model.context_length}")
+        answered = ask(light, work.tokenizer, requests, work.judge, max_tokens=settings.max_tokens,
                        sampling=Sampling(temperature=settings.temperature), seed=work.recipe.seed)
-        row = _measured(work, name, scores, answered)
+        pairs = chosen_answers(work, requests)
+        told = score_answers(light, work.tokenizer, pairs) if pairs else None
+        row = _measured(work, name, scores, answered, told)
         if name == "aligned":
-            per = kl(model, work.load("finetuned"), answered, work.tokenizer, temperature=settings.temperature or 1.0)
-            row |= {"kl": per["per_answer"], "kl_per_token": per["per_token"],
-                    "proxy_reward": proxy_reward(reward_of(work), answered)}
+            before = for_sampling(work.load(work.recipe.tuned).eval())
+            per = kl(light, before, answered, work.tokenizer, temperature=settings.temperature or 1.0)
+            row |= {"kl": per["per_answer"], "kl_per_token": per["per_token"]}
+            if work.recipe.reward is not None:
+                row["proxy_reward"] = proxy_reward(reward_of(work), answered)
         work.run.write_json(f"evals/{name}.json", row)
         work.event(stage, "done", {"seconds": watch.seconds})
         shown = [row["bits_per_byte"], row["answers"]["satisfies"]]
@@ -64,16 +67,31 @@ def chosen_requests(conversations: Sequence[Conversation], tokenizer: Tokenizer,
     return [kept[i] for i in order[: settings.requests]], left_out
 
 
-def _measured(work: Work, name: str, scores: Scores, answered: Answered) -> dict[str, Any]:
+def chosen_answers(work: Work, requests: Sequence[str]) -> list[tuple[str, str]]:
+    """The requests with their own answers, as far as both fit the context."""
+    answers = {c.request: c.answer for c in reversed(work.text.test)}
+    room = work.recipe.model.context_length
+    return [(r, answers[r]) for r in requests
+            if len(prompt(r, work.tokenizer)) + len(work.tokenizer.encode(answers[r])) < room]
+
+
+def _measured(work: Work, name: str, scores: Scores, answered: Answered,
+              told: Scores | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "stage": name, "bits_per_byte": scores.measurement(), "answers": answered.measurements(), "forgetting": None,
-        "change": None, "proxy_reward": None, "kl": None,
+        "change": None, "proxy_reward": None, "kl": None, "answer_bits": None, "answer_gain": None,
         "samples": [a.to_dict() for a in answered.items[: work.recipe.evaluate.samples]],
-        "documents": {"nats": scores.nats.tolist(), "tokens": scores.tokens.tolist(), "bytes": scores.bytes.tolist()}}
+        "documents": _listed(scores)}
     if name in ("finetuned", "aligned"):
         row["forgetting"] = forgetting(_scores(work.run, "base"), scores)
-    if name != "random":
-        row["change"] = difference(answers(work.run, MODELS[MODELS.index(name) - 1]), answered)
+    if told is not None:
+        row |= {"answer_bits": told.measurement("answer_bits"), "told": _listed(told)}
+    models = work.recipe.models
+    if name != models[0]:
+        before = models[models.index(name) - 1]
+        row["change"] = difference(answers(work.run, before), answered)
+        if told is not None and _eval(work.run, before).get("told") is not None:
+            row["answer_gain"] = forgetting(_scores(work.run, before, "told", "answer_bits"), told, name="answer_gain")
     samples = Journal(work.run.folder / "samples.jsonl")
     work.run.keep(samples, lambda r: r["stage"] != name)
     for asked in answered.items:
@@ -82,16 +100,20 @@ def _measured(work: Work, name: str, scores: Scores, answered: Answered) -> dict
     return row
 
 
+def _listed(scores: Scores) -> dict[str, list[float]]:
+    return {"nats": scores.nats.tolist(), "tokens": scores.tokens.tolist(), "bytes": scores.bytes.tolist()}
+
+
 def _eval(run: Run, name: str) -> dict[str, Any]:
     row = run.read_json(f"evals/{name}.json")
     assert row is not None, name
     return row
 
 
-def _scores(run: Run, name: str) -> Scores:
+def _scores(run: Run, name: str, kept: str = "documents", figure: str = "bits_per_byte") -> Scores:
     row = _eval(run, name)
-    nats, tokens, size = (np.array(row["documents"][k]) for k in ("nats", "tokens", "bytes"))
-    return Scores(nats, tokens, size, row["bits_per_byte"]["conditions"])
+    nats, tokens, size = (np.array(row[kept][k]) for k in ("nats", "tokens", "bytes"))
+    return Scores(nats, tokens, size, row[figure]["conditions"])
 
 
 def answers(run: Run, name: str) -> Answered:
@@ -108,7 +130,7 @@ def proxy_stage(work: Work) -> None:
         if not mine:
             return
         reward = reward_of(work)
-        for name in MODELS[:-1]:
+        for name in (m for m in work.recipe.models if m != "aligned"):
             row = _eval(work.run, name)
             row["proxy_reward"] = proxy_reward(reward, answers(work.run, name))
             work.run.write_json(f"evals/{name}.json", row)
@@ -118,12 +140,13 @@ def proxy_stage(work: Work) -> None:
 def figures(run: Run) -> dict[str, Measurement]:
     """The headline figures of a run, as far as it has come, by ``model.figure``."""
     out: dict[str, Measurement] = {}
-    for name in MODELS:
+    for name in run.recipe.models:
         row = run.read_json(f"evals/{name}.json")
         if row is None:
             continue
         found = {"bits_per_byte": row["bits_per_byte"], "parses": row["answers"].get("parses"),
-                 "satisfies": row["answers"]["satisfies"], "forgetting": row["forgetting"],
+                 "satisfies": row["answers"]["satisfies"],
+                 "answer_bits": row.get("answer_bits"), "forgetting": row["forgetting"],
                  "proxy_reward": row["proxy_reward"], "kl": row["kl"], "change": row["change"]}
         out |= {f"{name}.{k}": Measurement.from_dict(v) for k, v in found.items() if v is not None}
     reward = run.read_json("evals/reward.json")

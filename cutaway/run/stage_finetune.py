@@ -13,6 +13,7 @@ from cutaway.errors import TrainingError
 from cutaway.objectives.likelihood import Likelihood
 from cutaway.run.finish import finish
 from cutaway.run.folder import Run
+from cutaway.run.learner import learner
 from cutaway.run.recipe import Recipe
 from cutaway.run.stage_pretrain import loader, valid_bits
 from cutaway.run.training import Job, length, train
@@ -46,6 +47,7 @@ class Mixed:
 def mixed(run: Run, recipe: Recipe, tokenizer: Tokenizer, conversations: Sequence[Conversation]) -> Mixed:
     """The stage's data. A conversation longer than the context is left out and counted."""
     settings, context, made = recipe.finetune, recipe.model.context_length, []
+    assert settings is not None
     for c in conversations:
         made.append((chat([Message("user", c.request), Message("assistant", c.answer)], tokenizer), c.name))
     kept = [(e, name) for e, name in made if len(e) - 1 <= context]
@@ -60,11 +62,13 @@ def mixed(run: Run, recipe: Recipe, tokenizer: Tokenizer, conversations: Sequenc
 def finetune_stage(work: Work) -> None:
     """Train the fine-tuned model, starting from base."""
     settings, rank, world = work.recipe.finetune, work.parallel.rank, work.parallel.world
+    assert settings is not None
+    learns = learner(work, "base", settings.adapt)
     source = mixed(work.run, work.recipe, work.tokenizer, work.text.train)
     if source.left_out:
         work.note(f"{source.left_out:,} of {len(work.text.train):,} conversations are longer than the context of "
                   f"{source.answers.length} and are left out")
-    job = Job(STAGE, work.load("base"), lambda n: source.batches(n, micro=settings.micro, rank=rank, world=world),
-              Likelihood(), settings, look=lambda m: valid_bits(work, m),
+    job = Job(STAGE, learns.model, lambda n: source.batches(n, micro=settings.micro, rank=rank, world=world),
+              Likelihood(), settings, look=lambda m: valid_bits(work, m), learner=learns, passes=learns.passes,
               step_tokens=settings.rows * source.answers.length)
     finish(work, job, train(work, job, length(work, job, settings.budget)), MODEL)

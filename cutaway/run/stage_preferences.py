@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
+from cutaway.data.rows import Column, Skip, read_rows
+from cutaway.errors import DataError
 from cutaway.evaluate.answers import answer_of
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
@@ -16,7 +20,13 @@ from cutaway.models.model import Model
 from cutaway.records import Journal
 from cutaway.run.preferences import Preference, hold_out, pairs_from, write_preferences
 from cutaway.run.preferences import answer_of as answer_of_row
-from cutaway.run.recipe import PersonJudgeSettings, RequestsBudget
+from cutaway.run.recipe import (
+    FilePreferences,
+    PersonJudgeSettings,
+    Preferences,
+    RequestsBudget,
+    SecondsBudget,
+)
 from cutaway.run.work import Work
 from cutaway.train.judge import Judge, PersonJudge
 from cutaway.train.reward import Answer, prompt
@@ -32,23 +42,53 @@ def preferences_stage(work: Work) -> None:
         if not mine:
             return
         began = time.perf_counter()
-        requests = _requests(work)
-        answered = _answer_all(work, requests)
-        judge = _judge(work)
-        preferences, ties = _rank(work, judge, answered)
-        write_preferences(work.run, preferences, judge=judge.label, stand_in=judge.stand_in)
+        settings = work.recipe.preferences
+        if isinstance(settings, FilePreferences):
+            preferences, ties, label, stand_in = _given(work, settings), 0, Path(settings.path).name, False
+        else:
+            judge = _judge(work)
+            preferences, ties = _rank(work, judge, _answer_all(work, _requests(work)))
+            label, stand_in = judge.label, judge.stand_in
+        write_preferences(work.run, preferences, judge=label, stand_in=stand_in)
         pairs, held = sum(len(p.pairs) for p in preferences), sum(len(p.pairs) for p in preferences if p.held_out)
-        work.note(f"{pairs:,} pairs from {len(preferences):,} requests ranked by {judge.label}; {ties:,} ties dropped; "
+        work.note(f"{pairs:,} pairs from {len(preferences):,} requests ranked by {label}; {ties:,} ties dropped; "
                   f"{held:,} pairs held out")
         work.event(STAGE, "done", {
             "seconds": time.perf_counter() - began, "requests": len(preferences), "pairs": pairs,
-            "held_out_pairs": held, "ties": ties, "judge": judge.label, "stand_in": judge.stand_in,
+            "held_out_pairs": held, "ties": ties, "judge": label, "stand_in": stand_in,
             "answer_tokens": sum(len(a.tokens) for p in preferences for a in p.answers)})
+
+
+def _given(work: Work, settings: FilePreferences) -> list[Preference]:
+    """The pairs of a file, those that do not fit the context left out and counted. Raises DataError for none."""
+    path = Path(settings.path)
+    columns = [Column(name, "preferences.path", name) for name in ("prompt", "chosen", "rejected")]
+    room, out, left = work.recipe.model.context_length, list[Preference](), Counter[str]()
+    for row in read_rows(path, path.name, columns):
+        if isinstance(row, Skip):
+            left[row.reason] += 1
+            continue
+        request, *texts = row.values
+        answers = tuple(Answer(text, tuple(work.tokenizer.encode(text)), True) for text in texts)
+        if len(prompt(request, work.tokenizer)) + max(len(a.tokens) for a in answers) >= room:
+            left[f"longer than the context of {room}"] += 1
+            continue
+        out.append(Preference(request, answers, (1.0, 0.0), ((0, 1),)))
+    if left:
+        work.note(f"left out of {path}: " + ", ".join(f"{n:,} {why}" for why, n in sorted(left.items())))
+    if len(out) < 2:
+        raise DataError(f"holds {len(out)} usable preferences", where=path, way_out="give more, or raise the context")
+    return hold_out(out, settings.held_out, work.recipe.seed)
+
+
+def _settings(work: Work) -> Preferences:
+    assert isinstance(work.recipe.preferences, Preferences)
+    return work.recipe.preferences
 
 
 def _requests(work: Work) -> list[str]:
     """Distinct training requests in an order made from the seed."""
-    fitting = work.fitting(work.text.train, work.recipe.preferences.max_tokens)
+    fitting = work.fitting(work.text.train, _settings(work).max_tokens)
     order = np.random.default_rng([work.recipe.seed, 4]).permutation(len(fitting))
     return [fitting[i] for i in order]
 
@@ -58,7 +98,7 @@ def _answer_all(work: Work, requests: Sequence[str]) -> list[tuple[str, tuple[An
     kept = Journal(work.run.folder / "answers.jsonl")
     rows = work.run.rows(kept)
     done = [(r["request"], tuple(answer_of_row(a) for a in r["answers"])) for r in rows]
-    model, budget = work.load("finetuned"), work.recipe.preferences.budget
+    model, budget = work.load(work.recipe.tuned), _settings(work).budget
     total = budget.requests if isinstance(budget, RequestsBudget) else None
     if total is not None:
         _plan(work, total := min(total, len(requests)), "requests")
@@ -80,8 +120,8 @@ def _plan(work: Work, total: int, basis: str, seconds: float | None = None) -> N
 
 def _promise(work: Work, took: float, available: int) -> int:
     """How many requests the seconds allow, judged by the first chunk; written down as the stage's length."""
-    budget = work.recipe.preferences.budget
-    assert not isinstance(budget, RequestsBudget)
+    budget = _settings(work).budget
+    assert isinstance(budget, SecondsBudget)
     seconds = work.allowance(STAGE, budget.seconds)
     total = max(_CHUNK, min(available, int(seconds / took) * _CHUNK))
     _plan(work, total, "calibration", total / _CHUNK * took)
@@ -90,7 +130,7 @@ def _promise(work: Work, took: float, available: int) -> int:
 
 
 def _answer(work: Work, model: Model, requests: Sequence[str], *, first: int) -> list[tuple[str, tuple[Answer, ...]]]:
-    settings, tokenizer = work.recipe.preferences, work.tokenizer
+    settings, tokenizer = _settings(work), work.tokenizer
     sampling = Sampling(temperature=settings.temperature)
     asked = [Request(tokens=tuple(prompt(r, tokenizer)), max_tokens=settings.max_tokens, sampling=sampling,
                      seed=row_seed(work.recipe.seed, first + i, k), stop_ids=(tokenizer.end_id,))
@@ -107,7 +147,7 @@ def _judge(work: Work) -> Judge:
 
 
 def _rank(work: Work, judge: Judge, answered: Sequence[tuple[str, tuple[Answer, ...]]]) -> tuple[list[Preference], int]:
-    settings, out, ties = work.recipe.preferences, [], 0
+    settings, out, ties = _settings(work), [], 0
     for request, answers in answered:
         scores = judge.rank(request, answers)
         if not scores:

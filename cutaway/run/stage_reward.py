@@ -10,6 +10,7 @@ import torch
 from cutaway.batch import Batch, Example
 from cutaway.data.order import share, shuffled
 from cutaway.errors import TrainingError
+from cutaway.models.adapter import merge
 from cutaway.models.model import Model, with_head
 from cutaway.objectives.preference import Reward, pairs, rewards
 from cutaway.records import Measurement, wilson
@@ -71,9 +72,10 @@ def accuracy(model: Model, held: Pairs) -> Measurement:
 def reward_stage(work: Work) -> None:
     """Train the reward model on a copy of the fine-tuned one."""
     settings, preferences = work.recipe.reward, read_preferences(work.run)
+    assert settings is not None
     learned, held = pairs_of(work, preferences, held_out=False), pairs_of(work, preferences, held_out=True)
     rank, world = work.parallel.rank, work.parallel.world
-    model = with_head(work.load("finetuned"), "scalar", seed=work.recipe.seed)
+    model = with_head(merge(work.load(work.recipe.tuned)), "scalar", seed=work.recipe.seed)
     job = Job(STAGE, model, lambda n: learned.batch(n, settings.rows, rank=rank, world=world).micro(settings.micro),
               Reward(settings.centring), settings, look=lambda m: {"held_out_accuracy": accuracy(m, held).value},
               best=("held_out_accuracy", 1), step_tokens=learned.mean_tokens(settings.rows))

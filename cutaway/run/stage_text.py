@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
-from cutaway.data.conversations import Conversation, Conversations, make
-from cutaway.data.documents import Corpus, read
+from cutaway.data.conversations import Conversation, Conversations, Kind, make
+from cutaway.data.documents import ConversationSettings, Corpus, Document, read
 from cutaway.data.shards import write_shards
 from cutaway.errors import RunError, TrainingError
 from cutaway.evaluate.compression import compression
@@ -16,6 +17,7 @@ from cutaway.evaluate.held import HeldOut, held_out
 from cutaway.records import Stopwatch, atomic_write
 from cutaway.run import lineage
 from cutaway.run.folder import Run
+from cutaway.run.recipe import Recipe
 from cutaway.run.work import Text, Work
 from cutaway.text.tokenizer import Tokenizer, train
 
@@ -36,7 +38,7 @@ def _prepare(work: Work, watch: Stopwatch) -> None:
     corpus = read(recipe.data)
     if corpus.note:
         work.note(corpus.note)
-    tokenizer = train(recipe.tokenizer, corpus.split("train"))
+    tokenizer = _tokenizer(work, corpus)
     with run.folder_for(run.folder / "tokenizer") as folder:
         tokenizer.save(folder)
     manifest = write_shards(run.folder / "data" / "shards", corpus, tokenizer)
@@ -45,7 +47,7 @@ def _prepare(work: Work, watch: Stopwatch) -> None:
     work.note(f"left out of the corpus: {corpus.skipped}")
     train_set, test_set = _conversations(work, corpus)
     write_text(run, train_set, test_set, held_out(corpus.split("valid"), max_bytes=recipe.evaluate.bytes // 4),
-               held_out(corpus.split("test"), max_bytes=recipe.evaluate.bytes))
+               held_out(_measured(recipe, corpus), max_bytes=recipe.evaluate.bytes))
     run.write_json("evals/compression.json", {name: m.to_dict() for name, m in compression(work.text.held).items()})
     tokens = manifest.splits["train"].tokens
     work.note(f"{manifest.splits['train'].documents:,} documents to learn from, {tokens:,} tokens of "
@@ -53,8 +55,25 @@ def _prepare(work: Work, watch: Stopwatch) -> None:
     work.event(STAGE, "done", {"seconds": watch.seconds, "tokens": tokens})
 
 
+def _tokenizer(work: Work, corpus: Corpus) -> Tokenizer:
+    """The one that the model brings, or one learned from the training split."""
+    settings = work.recipe.tokenizer
+    return work.own_tokenizer() if settings is None else train(settings, corpus.split("train"))
+
+
+def _measured(recipe: Recipe, corpus: Corpus) -> Iterable[Document]:
+    """The text that bits per byte are measured on."""
+    other = recipe.evaluate.text
+    if other is None:
+        return corpus.split("test")
+    return read(other.model_copy(update={"valid_share": 0.0, "test_share": 0.0}))
+
+
 def _conversations(work: Work, corpus: Corpus) -> tuple[Conversations, Conversations]:
-    kind = work.recipe.finetune.conversations
+    finetune = work.recipe.finetune
+    kind: Kind | Literal["auto"] = "auto" if finetune is None else finetune.conversations
+    if isinstance(work.recipe.data, ConversationSettings):
+        kind = "given"
     train_set = make(corpus.split("train"), kind, limit=_KEEP)
     test_set = make(corpus.split("test"), train_set.kind, limit=work.recipe.evaluate.requests * 20)
     train_set = train_set.without(test_set)

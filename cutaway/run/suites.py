@@ -17,7 +17,8 @@ from cutaway.evaluate.outcome import Outcome, context_of, outcomes
 from cutaway.evaluate.task import AnyTask, is_task, packaged
 from cutaway.evaluate.task_scores import Scored, scored
 from cutaway.generate.request import Sampling
-from cutaway.models.folder import GGUF_FILE, load_tokenizer
+from cutaway.models.adapted import is_adapter, open_tokenizer
+from cutaway.models.folder import GGUF_FILE
 from cutaway.models.model import Model
 from cutaway.models.ngram import NGram
 from cutaway.models.open import Asked, open_language_model
@@ -44,7 +45,7 @@ def models_of(name: str, runs: Path) -> tuple[Run | None, list[Path]]:
             if not found:
                 raise RunError("holds no finished model yet", where=folder, way_out=f"cutaway resume {folder}")
             return Run(folder), found
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or is_adapter(folder):
             above = folder.resolve().parents
             inside = len(above) > 1 and (above[1] / "recipe.toml").is_file()
             return (Run(above[1]) if inside else None), [folder]
@@ -87,7 +88,7 @@ def opened(folder: Path, run: Run | None, device: Device,
            precision: Asked | None = None) -> tuple[Model | NGram, Tokenizer]:
     """A model ready to be measured, in the ``precision`` that is asked for, its run's arithmetic or else float32, and
     its tokenizer."""
-    tokenizer = load_tokenizer(folder)
+    tokenizer = open_tokenizer(folder)
     if precision is not None:
         return open_language_model(folder, precision=precision, place=device.torch), tokenizer
     model = open_language_model(folder)
@@ -125,7 +126,7 @@ def _text(run: Run | None, data: Path | None) -> HeldOut:
 
 
 def _answers(model: Model, run: Run) -> dict[str, Measurement]:
-    recipe, text, tokenizer = run.recipe, read_text(run), load_tokenizer(run.folder / "tokenizer")
+    recipe, text, tokenizer = run.recipe, read_text(run), open_tokenizer(run.folder / "tokenizer")
     requests, _ = chosen_requests(text.test, tokenizer, recipe)
     judge = program_judge(text.kind, text.learned)
     answered = ask(model, tokenizer, requests, judge, max_tokens=recipe.evaluate.max_tokens,

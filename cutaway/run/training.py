@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,9 +11,11 @@ import torch
 from torch import Tensor
 
 from cutaway.device import release_memory
+from cutaway.models.learning import copied
 from cutaway.models.model import Model, build
 from cutaway.nn.block import compiled
 from cutaway.objectives.objective import Objective
+from cutaway.run.learner import Learner
 from cutaway.run.predict import predict
 from cutaway.run.recipe import Learning, SecondsBudget, StepsBudget, TokensBudget
 from cutaway.run.saver import Saver
@@ -30,7 +31,8 @@ Facts = Mapping[str, float]
 @dataclass(frozen=True)
 class Job:
     """A stage: what is trained, on which batches, towards what; ``look`` measures on held-out data, ``facts`` adds to
-    each row of the log. ``stride``: a step can only be resumed at a multiple of it."""
+    each row of the log. ``stride``: a step can only be resumed at a multiple of it. ``learner`` says what of the model
+    learns, where that is not all of it."""
 
     stage: str
     model: Model
@@ -45,6 +47,7 @@ class Job:
     stride: int = 1
     whole: bool = False  # every rank needs the whole model, because it also generates with it
     compile: bool = False
+    learner: Learner | None = None
 
 
 def length(work: Work, job: Job, budget: StepsBudget | TokensBudget | SecondsBudget) -> int:
@@ -79,7 +82,7 @@ def _plan(work: Work, job: Job, total: int, basis: str, *, each: float | None = 
 
 def calibrate(work: Work, job: Job, seconds: float) -> tuple[int, float]:
     """How many steps fit into ``seconds``, and the seconds of one, from a few steps of a copy on this rank alone."""
-    trial = copy.deepcopy(job.model)
+    trial = copied(job.model)
     pace = measure_pace(job.model, job.batches, job.objective, optimizer=job.settings.optimizer,
                         schedule=job.settings.schedule, clip=job.settings.clip, seconds=seconds,
                         prepared=_prepared(job, trial), trial=trial)
@@ -92,7 +95,7 @@ def train(work: Work, job: Job, total: int) -> Model:
     parallel = _parallel(work, job)
     parallel.wrap(job.model)
     optimizer = build_optimizer(job.model, job.settings.optimizer)
-    saver = Saver(work, parallel, job.stage, job.model, optimizer, job.best)
+    saver = Saver(work, parallel, job.stage, job.model, optimizer, job.best, job.learner)
     start, tokens = saver.restore()
     with _prepared(job, job.model), work.progress(job.stage, total=total - start) as bar:
         for step in steps(job.model, job.batches, job.objective, optimizer, schedule=job.settings.schedule, total=total,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,10 +16,11 @@ from cutaway.data.conversations import Conversation
 from cutaway.device import Device, Machine, compute_dtype, peak_rss_bytes
 from cutaway.errors import DataError
 from cutaway.evaluate.held import HeldOut
-from cutaway.models.folder import load_model
+from cutaway.models.adapted import open_model, open_tokenizer
 from cutaway.models.model import Model
 from cutaway.run.folder import Run
-from cutaway.run.recipe import Recipe, SecondsBudget
+from cutaway.run.place import model_folder
+from cutaway.run.recipe import FolderModel, Recipe, SecondsBudget
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.text.tokenizer import load as load_tokenizer
 from cutaway.train.judge import ProgramJudge, TextJudge, program_judge
@@ -126,11 +128,20 @@ class Work:
         """The program that checks answers of this run's kind."""
         return program_judge(self.text.kind, self.text.learned)
 
+    def place(self, name: str) -> Path:
+        """Where a model of this run lies; ``base`` may be one that was there before."""
+        model = self.recipe.model
+        return model_folder(model.path) if name == "base" and isinstance(model, FolderModel) else self.run.model(name)
+
     def load(self, name: str) -> Model:
-        """A finished model of this run on this run's device."""
-        model = load_model(self.run.model(name)).to(self.device.torch)
+        """A finished model of this run, or the one it begins with, on this run's device; adapters stand beside."""
+        model = open_model(self.place(name)).to(self.device.torch)
         model.compute_dtype = self.dtype
         return model
+
+    def own_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model that the run begins with."""
+        return open_tokenizer(self.place("base"))
 
     def fitting(self, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
         """The distinct requests that leave room for an answer of ``max_tokens``; how many do not is noted."""
@@ -198,10 +209,10 @@ class Work:
         if self.recipe.seconds is None:
             return seconds
         later = TIMED[TIMED.index(stage):]
-        planned = sum(b.seconds for s in later
-                      if isinstance(b := getattr(self.recipe, s).budget, SecondsBudget))
+        planned = sum(b.seconds for s in later if (settings := getattr(self.recipe, s)) is not None
+                      if isinstance(b := getattr(settings, "budget", None), SecondsBudget))
         took = [r["seconds"] for r in self.run.rows(self.run.stages)
                 if r.get("event") == "done" and r["stage"].startswith("evaluate") and r["stage"] != "evaluate-proxy"]
-        reserve = (took or [0.0])[-1] * sum(s in later for s in EVALUATED_AFTER)
+        reserve = (took or [0.0])[-1] * sum(s in later and getattr(self.recipe, s) is not None for s in EVALUATED_AFTER)
         left = self.recipe.seconds - self.elapsed - reserve
         return self.shared(seconds * min(1.0, max(left / planned, LEAST)))

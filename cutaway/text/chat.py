@@ -104,6 +104,9 @@ def _by_template(messages: Sequence[Message | Row], tools: Sequence[Row], tokeni
         else:
             line.own(part, weight=float(generated))
     ids, weights = line.finished()
+    for at in range(1, len(ids) if not said else 0):  # an answer's end is learned, or it would never be written
+        if weights[at - 1] and not weights[at] and ids[at] in tokenizer.stop_ids:
+            weights[at] = 1.0
     begun = tuple(ids[: len(tokenizer.begin_ids)]) == tokenizer.begin_ids
     once = () if begun else tokenizer.begin_ids  # exactly one, whether the template writes it or not
     return Rendered([*once, *ids], [0.0] * len(once) + weights)

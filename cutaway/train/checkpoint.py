@@ -1,6 +1,7 @@
 """Checkpoints: a folder ``step-N/`` that is there whole or not at all, and is checked bit by bit before it is used.
 
-A model folder, ``optimizer.safetensors`` and ``resume.json`` (step, the caller's own position, sha256 of every file).
+What learns (a model folder, a folder of adapters, or parts by name), ``optimizer.safetensors`` and ``resume.json``
+(step, the caller's own position, sha256 of every file).
 Nothing draws from a global random generator while training (every draw is seeded by (seed, step)), so these are all
 that a bitwise equal continuation needs, at any number of ranks (after OLMo-core's world-size-independent position).
 """
@@ -24,7 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cutaway.errors import CheckpointError, ModelError, RunError
+from cutaway.models.adapted import is_adapter
+from cutaway.models.adapter import adapter_tensors, save_adapter
 from cutaway.models.folder import load_model, save_model
+from cutaway.models.learning import all_learns, learned_of, low_rank_of
 from cutaway.models.model import Model
 from cutaway.records import digest, environment
 from cutaway.text.tokenizer import Tokenizer
@@ -32,7 +36,7 @@ from cutaway.train.optimizer import Optimizer
 from cutaway.train.parallel import SINGLE, Parallel
 
 FORMAT = 1
-OPTIMIZER, RESUME = "optimizer.safetensors", "resume.json"
+OPTIMIZER, RESUME, LEARNED = "optimizer.safetensors", "resume.json", "learned.safetensors"
 _NAME = re.compile(r"step-(\d+)")
 _REPLACED = re.compile(r"\.(step-\d+)\.replaced")
 Note = Callable[[str], None]
@@ -51,16 +55,19 @@ class Checkpoint:
 
 
 def save(folder: Path, *, step: int, model: Model, optimizer: Optimizer, resume: Mapping[str, Any],
-         tokenizer: Tokenizer | None = None, metric: float | None = None, parallel: Parallel = SINGLE) -> Path:
+         tokenizer: Tokenizer | None = None, metric: float | None = None, parallel: Parallel = SINGLE,
+         base: str = "") -> Path:
     """Write ``folder/step-N`` after step N and return it; it has that name only once all of it is on the disk.
 
-    ``resume`` is the caller's own position, plain JSON. Every rank calls this, the first one writes; older checkpoints
-    are not touched. Raises RunError when the folder cannot be written or the disk is full.
+    Of a model of which only a part learns that part alone is kept: adapters as peft keeps them, with ``base`` as the
+    name of what they stand beside, or the parameters of ``learned.safetensors``. ``resume`` is the caller's own
+    position, plain JSON. Every rank calls this, the first one writes; older checkpoints are not touched.
+    Raises RunError when the folder cannot be written or the disk is full.
     """
     whole, state = parallel.unwrap(model), parallel.gathered(optimizer.tensors())
     target, failure = folder / f"step-{step}", None
     facts = {"step": step, "metric": metric, "tokenizer": None if tokenizer is None else tokenizer.digest,
-             "resume": dict(resume), "environment": _environment()}
+             "resume": dict(resume), "environment": _environment()} | ({"base": base} if base else {})
     if parallel.rank == 0:
         try:
             _write(target, whole, tokenizer, state, facts)
@@ -170,7 +177,7 @@ def _write(target: Path, model: Model, tokenizer: Tokenizer | None, state: Mappi
            facts: Mapping[str, Any]) -> None:
     work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        save_model(work, model, tokenizer)
+        _save_learned(work, model, tokenizer, str(facts.get("base", "")))
         save_file({k: v.contiguous() for k, v in state.items()}, work / OPTIMIZER)
         files = {p.name: digest(p) for p in sorted(work.iterdir())}
         body = {"format": FORMAT, **facts, "files": files}
@@ -181,6 +188,16 @@ def _write(target: Path, model: Model, tokenizer: Tokenizer | None, state: Mappi
         _publish(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _save_learned(work: Path, model: Model, tokenizer: Tokenizer | None, base: str) -> None:
+    if low_rank_of(model):
+        save_adapter(work, model, base=base)
+    elif all_learns(model):
+        save_model(work, model, tokenizer)
+    else:
+        work.mkdir(parents=True)
+        save_file({k: p.detach().cpu().contiguous() for k, p in learned_of(model).items()}, work / LEARNED)
 
 
 def _publish(work: Path, target: Path) -> None:
@@ -259,8 +276,17 @@ def _reason(failure: Exception | None) -> str:
 
 
 def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
-    """The parameters of a checkpoint under the names of ``model``, which must be of the same shape."""
+    """What a checkpoint kept under the names of ``model``, which must be of the same shape and learn the same."""
+    learned = "adapters" if is_adapter(folder) else "parts" if (folder / LEARNED).is_file() else "all"
+    wanted = "adapters" if low_rank_of(model) else "all" if all_learns(model) else "parts"
+    if learned != wanted:
+        raise CheckpointError(f"holds {learned} of a model of which {wanted} learns", where=folder,
+                              way_out="resume with the recipe that made it")
     try:
+        if learned == "adapters":
+            return adapter_tensors(folder, model)
+        if learned == "parts":
+            return _parts(folder, model)
         saved = load_model(folder)
     except ModelError as error:
         raise CheckpointError(error.what, where=error.where, way_out=_way_out(folder)) from None
@@ -270,6 +296,15 @@ def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
         raise CheckpointError(f"made by another model: {name} is {there[name]} there and {here[name]} here",
                               where=folder, way_out="resume with the recipe that made it")
     return dict(saved.named_parameters())
+
+
+def _parts(folder: Path, model: Model) -> dict[str, Tensor]:
+    tensors, learned = _state(folder / LEARNED), learned_of(model)
+    other = {k: v.shape for k, v in tensors.items()}.items() ^ {k: v.shape for k, v in learned.items()}.items()
+    if other:
+        raise CheckpointError(f"learned other parts: {min(other)[0]} differs", where=folder / LEARNED,
+                              way_out="resume with the recipe that made it")
+    return tensors
 
 
 def _state(path: Path) -> dict[str, Tensor]:

@@ -138,11 +138,22 @@ class Satisfaction:
         return [float(self.judge.verdict(r, a).satisfies) for r, a in zip(requests, answers, strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """A checker as a reward: its score in 0..1, so that answers of which none meets every demand still differ."""
+
+    judge: Checker
+
+    def __call__(self, requests: Sequence[str], answers: Sequence[Answer]) -> list[float]:
+        return [self.judge.verdict(r, a).score for r, a in zip(requests, answers, strict=True)]
+
+
 def program_judge(kind: str, learned: Iterable[str] = ()) -> ProgramJudge | TextJudge:
-    """The program that judges this kind of conversations: ``functions`` or ``continuations``. The words of the texts
-    that were ``learned`` from are those it knows."""
+    """The program that judges this kind of conversations: ``functions``, ``continuations`` or ``given``, of which it
+    sees the form alone. The words of the texts that continuations were ``learned`` from are those it knows."""
     known = frozenset(w for text in learned for w in _words(text)) if kind == "continuations" else frozenset()
-    judges: dict[str, ProgramJudge | TextJudge] = {"functions": ProgramJudge(), "continuations": TextJudge(known)}
+    judges: dict[str, ProgramJudge | TextJudge] = {"functions": ProgramJudge(), "continuations": TextJudge(known),
+                                                       "given": TextJudge()}
     if kind not in judges:
         raise DataError(f"no program judges {kind!r}", way_out=f"choose {' or '.join(judges)}")
     return judges[kind]

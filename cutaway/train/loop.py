@@ -18,6 +18,7 @@ from torch import Tensor
 from cutaway.batch import Batch
 from cutaway.device import keep_memory
 from cutaway.errors import TrainingError
+from cutaway.models.learning import low_rank_of
 from cutaway.models.model import Model
 from cutaway.objectives.objective import Objective
 from cutaway.train.optimizer import Optimizer
@@ -77,7 +78,7 @@ def steps(model: Model, batches: Batches, objective: Objective, optimizer: Optim
 @contextmanager
 def _dice(model: Model, key: tuple[int, ...]) -> Iterator[None]:
     """What is drawn inside depends on ``key`` alone, and nothing outside notices; for models that drop out."""
-    if not model.config.dropout:
+    if not model.config.dropout and not any(part.dropout for part in low_rank_of(model)):
         yield
         return
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):

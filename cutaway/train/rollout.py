@@ -22,10 +22,12 @@ from cutaway.data.order import share, shuffled
 from cutaway.errors import DataError, TrainingError
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Completion, Request, Sampling
+from cutaway.models.learning import Beginning
 from cutaway.models.light import for_sampling
 from cutaway.models.model import Model
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.objectives.policy import group_advantages
+from cutaway.objectives.preference import with_reference
 from cutaway.settings import Settings
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.train.reward import Answer, Reward, prompt
@@ -73,7 +75,7 @@ class Rollouts:
     """
 
     model: Model
-    reference: Model
+    reference: Model | Beginning
     tokenizer: Tokenizer
     prompts: tuple[str, ...]
     reward: Reward
@@ -138,8 +140,8 @@ class Rollouts:
         batch = pad(examples, pad_id=self.tokenizer.pad_id).to(self.model.device)
         again = self.settings.updates > 1 or self.settings.kl > 0
         with torch.no_grad():
-            return replace(batch, reference_logprob=token_logprobs(self.reference, batch),
-                           old_logprob=token_logprobs(self.model, batch) if again else None)
+            old = token_logprobs(self.model, batch) if again else None
+        return replace(with_reference(self.reference, batch), old_logprob=old)
 
     def _statistics(self, requests: Sequence[str], answers: Sequence[Answer],
                     values: Sequence[float]) -> dict[str, tuple[float, float]]:

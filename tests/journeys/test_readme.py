@@ -24,7 +24,7 @@ def test_its_python_runs_and_learns() -> None:
 
 
 def test_its_verbs_and_recipes_exist() -> None:
-    called = re.findall(r"\bcutaway ([a-z]+)(?: ([a-z]+))?", TEXT)
+    called = re.findall(r"\bcutaway ([a-z]+)(?: ([a-z][a-z0-9-]*))?", TEXT)
     verbs = [(verb, thing) for verb, thing in called if verb in VERBS]
     assert {"run", "chat", "show", "trace", "doctor"} <= {verb for verb, _ in verbs}
     assert {thing for verb, thing in verbs if verb == "run"} <= set(names())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from adapted_base import base_tokenizer
 
 from cutaway.errors import RequestError
 from cutaway.text.chat import Message, apply_template, render
@@ -75,3 +76,13 @@ def test_a_template_that_reaches_out_or_never_ends_is_refused_and_the_next_one_w
         apply_template([Message("user", "Hi")], template)
     assert "\n" not in str(caught.value)
     assert apply_template([Message("user", "Hi")], "{{ messages[0]['content'] }}") == "Hi"
+
+
+def test_the_end_of_the_assistants_turn_is_learned_by_a_public_template_too() -> None:
+    tokenizer = base_tokenizer()
+    ids, weights = render([Message("user", "hi"), Message("assistant", "yo"), Message("user", "b"),
+                           Message("assistant", "c")], tokenizer)
+    learned = [i for i, w in zip(ids, weights, strict=True) if w]
+    assert learned == [*tokenizer.encode("yo"), tokenizer.end_id, *tokenizer.encode("c"), tokenizer.end_id]
+    asked = render([Message("user", "hi")], tokenizer, add_generation_prompt=True)
+    assert not any(asked.weights) and ids[: len(asked.ids)] == asked.ids

