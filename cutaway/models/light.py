@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from cutaway.errors import MachineError
+from cutaway.errors import MachineError, ModelError
 from cutaway.models.heads import TokenHead
 from cutaway.models.model import Model
 from cutaway.nn.adapt import LowRank
@@ -27,7 +27,7 @@ def for_sampling(model: Model) -> Model:
     """
     if model.compute_dtype == torch.float32 and not any(isinstance(part, LowRank) for part in model.modules()):
         return model
-    return _cast(_copied(model), model.compute_dtype)
+    return _cast(_copied(model, model.compute_dtype), model.compute_dtype)
 
 
 def for_reading(model: Model, precision: Precision | None = None, *, in_place: bool = False) -> Model:
@@ -36,21 +36,23 @@ def for_reading(model: Model, precision: Precision | None = None, *, in_place: b
 
     It learns nothing and is not saved. In bfloat16 its numbers differ from the model's in the last place; in int8 every
     weight is rounded to 255 steps of its output's largest, and every 64 inputs likewise. Raises MachineError for
-    int8 where this processor has no dot products for it.
+    int8 where this processor has no dot products for it, and ModelError where one of the products cannot be made of
+    them (a recurrent network's loop).
     """
     if precision is None:
         precision = "bfloat16" if model.compute_dtype == torch.bfloat16 else "float32"
-    light = model.eval() if in_place else _copied(model)
-    light.compute_dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    light = model.eval() if in_place else _copied(model, dtype)
+    light.compute_dtype = dtype
     if precision != "float32":
         _pack(light, precision)
-    return _cast(light, light.compute_dtype)
+    return _cast(light, dtype)
 
 
-def _copied(model: Model) -> Model:
-    """A copy that shares with ``model`` the weights of products, for they are about to be replaced, and what does not
-    learn, for it cannot change under the copy."""
-    shared = {id(m.weight): m.weight for m in model.modules() if isinstance(m, Linear)}
+def _copied(model: Model, dtype: torch.dtype) -> Model:
+    """A copy that shares with ``model`` the weights of products of another dtype, for they are about to be replaced,
+    and what does not learn, for it cannot change under the copy."""
+    shared = {id(m.weight): m.weight for m in model.modules() if isinstance(m, Linear) and m.weight.dtype != dtype}
     shared |= {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, dict(shared)).eval()
 
@@ -67,7 +69,7 @@ def _cast(light: Model, dtype: torch.dtype) -> Model:
             for name, child in list(part.named_children()):
                 if isinstance(child, LowRank):
                     setattr(part, name, child.light(dtype))
-    return light
+    return light.requires_grad_(False)
 
 
 def _pack(light: Model, precision: Packing) -> None:
@@ -80,5 +82,8 @@ def _pack(light: Model, precision: Packing) -> None:
                     packed(child, precision) if isinstance(child, Linear) else None)
             if made is not None:
                 setattr(part, name, made)
+    left = sum(isinstance(part, Linear) for part in light.modules())
+    if precision == "int8" and left:
+        raise ModelError(f"{left} of its products cannot be of int8 here", way_out="ask for bfloat16 or float32")
     if isinstance(light.head, TokenHead) and (lib := packs(light.head.weight, precision)) is not None:
         light.head.packed = PackedLinear(lib, light.head.weight, light.head.bias, precision)

@@ -32,8 +32,8 @@ BAG = "bag"  # the kind in a bag of words' config.json
 
 def open_language_model(folder: str | Path, *, precision: Asked = "float32",
                         place: torch.device | None = None) -> Model | NGram:
-    """The network, with products of that ``precision``, or the n-gram model of a folder; adapters are
-    merged into their base. Raises ModelError where it     writes no text, and says what it does."""
+    """The network, with products of that ``precision``, or the n-gram model of a folder; adapters are merged into their
+    base. Raises ModelError where it writes no text, and says what it does."""
     folder = Path(folder)
     kind = _kind(folder)
     if kind == NGRAM:
@@ -97,7 +97,8 @@ def _light(model: Model, folder: Path, precision: Asked, place: torch.device | N
         raise MachineError(f"products of int8 run on the CPU, not on {place.type}", way_out="ask for bfloat16")
     light = for_reading(model.to(place), _stored(folder, place) if precision == "stored" else precision, in_place=True)
     release_memory()  # of the weights as they were read
-    keep_memory()  # what lies between two layers is freed and wanted again a thousand times a second
+    if place.type == "cpu":
+        keep_memory()  # what lies between two layers is freed and wanted again a thousand times a second
     return light
 
 

@@ -110,6 +110,9 @@ class PackedLinear(nn.Module):
         self.plan = _Plan(inputs, outputs, pointer(self.panels), pointer(self.scales), pointer(self.sums),
                           pointer(self.bias), -1 if after is None else KERNEL_OF[after], gated)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
+        return self  # nothing in it changes
+
     def forward(self, x: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """``(…, outputs)`` in bfloat16 or float32; half as many behind a gate."""
         x = x.to(torch.bfloat16).contiguous()

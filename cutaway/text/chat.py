@@ -104,12 +104,26 @@ def _by_template(messages: Sequence[Message | Row], tools: Sequence[Row], tokeni
         else:
             line.own(part, weight=float(generated))
     ids, weights = line.finished()
-    for at in range(1, len(ids) if not said else 0):  # an answer's end is learned, or it would never be written
-        if weights[at - 1] and not weights[at] and ids[at] in tokenizer.stop_ids:
-            weights[at] = 1.0
+    if not said:
+        weights = _with_ends(ids, weights, tokenizer)
     begun = tuple(ids[: len(tokenizer.begin_ids)]) == tokenizer.begin_ids
     once = () if begun else tokenizer.begin_ids  # exactly one, whether the template writes it or not
     return Rendered([*once, *ids], [0.0] * len(once) + weights)
+
+
+def _with_ends(ids: Sequence[int], weights: Sequence[float], tokenizer: Tokenizer) -> list[float]:
+    """The weights with those of the tokens that end an answer, or it would never end one: the stop token behind it and
+    the white space that the template writes before that."""
+    out, last = list(weights), -1  # where the answer that is being looked at had its last token
+    for at, token in enumerate(ids):
+        if out[at]:
+            last = at
+        elif last >= 0 and token in tokenizer.stop_ids:
+            out[last + 1 : at + 1] = [1.0] * (at - last)
+            last = -1
+        elif last >= 0 and tokenizer.decode([token]).strip():
+            last = -1
+    return out
 
 
 def _row(message: Message | Row) -> dict[str, Any]:

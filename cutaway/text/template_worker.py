@@ -8,7 +8,9 @@ to be stopped. Run as a script, this file is that process.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ from typing import Any
 SECONDS, PATIENCE, MEMORY, LARGEST = 5.0, 60.0, 512 << 20, 1 << 24  # of its own time, and by the clock
 KNOWN = 16  # templates that are kept compiled
 _lock = threading.Lock()
-_worker: list[subprocess.Popen[str]] = []
+_worker: dict[int, subprocess.Popen[str]] = {}  # by the process that asks: a fork must not read another's answers
 
 
 def rendered(template: str, words: dict[str, Any], *, spans: bool = False) -> tuple[str | None, str]:
@@ -44,22 +46,26 @@ def rendered(template: str, words: dict[str, Any], *, spans: bool = False) -> tu
 
 
 def _running() -> subprocess.Popen[str]:
-    if not _worker:
-        _worker.append(subprocess.Popen([sys.executable, "-I", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True, encoding="utf-8"))
+    if os.getpid() not in _worker:
+        _worker.clear()  # a parent's is the parent's to end
+        _worker[os.getpid()] = subprocess.Popen([sys.executable, "-I", __file__], stdin=subprocess.PIPE,
+                                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                                encoding="utf-8")
         atexit.register(stop)
-    return _worker[0]
+    return _worker[os.getpid()]
 
 
 def stop() -> None:
     """End the process, if there is one."""
-    for worker in _worker:
-        worker.kill()
-        worker.wait()
-        for pipe in (worker.stdin, worker.stdout):
+    worker = _worker.pop(os.getpid(), None)
+    if worker is None:
+        return
+    worker.kill()
+    worker.wait()
+    for pipe in (worker.stdin, worker.stdout):
+        with contextlib.suppress(OSError, ValueError):  # what was not sent any more
             if pipe is not None:
                 pipe.close()
-    _worker.clear()
 
 
 def _sandbox() -> Any:
@@ -127,8 +133,6 @@ def _alarm(seconds: float) -> None:
 
 def _serve() -> None:
     """Answer line by line until the input ends."""
-    import contextlib
-
     from jinja2 import TemplateError
 
     with contextlib.suppress(ImportError, ValueError, OSError):

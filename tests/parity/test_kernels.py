@@ -77,6 +77,9 @@ def test_a_packed_weight(inputs: int, outputs: int, precision: Packing) -> None:
     assert small(torch.zeros(3, inputs).bfloat16(), dtype=torch.float32).allclose(linear.bias)
     x[1, 7, 1] = torch.nan
     assert small(x)[1, 7].isnan().all() and torch.equal(small(x)[1, 8:], small(x[1, 8:]))
+    with torch.no_grad():
+        linear.weight[0, 1] = torch.nan
+    assert _packed(linear, precision)(x[0])[:, 0].isnan().all()
 
 
 def _packed(linear: Linear, precision: Packing, **then: Any) -> PackedLinear:

@@ -22,8 +22,10 @@ from cutaway.models.light import Precision, for_reading
 from cutaway.models.model import Model, build
 from cutaway.models.ngram_folder import MODEL_TYPE as NGRAM
 from cutaway.models.open import open_embedder, open_language_model
+from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.nn.linear import PackedLinear, packs
+from cutaway.objectives.likelihood import token_logprobs
 from cutaway.text.tokenizer import ByteSettings, train
 
 NEAR: dict[Precision, float] = {"float32": 0.0, "bfloat16": 5e-2, "int8": 8e-2}  # of the largest logit
@@ -95,6 +97,33 @@ def test_adapters_stay_beside_what_is_laid_out(decoder: Model, precision: Precis
     wanted, found = model(batch), for_reading(model, precision)(batch)
     assert (wanted - decoder(batch)).abs().max() > 0.2 * wanted.abs().max()
     assert (found - wanted).abs().max() <= NEAR[precision] * wanted.abs().max()
+
+
+def test_a_copy_stays_as_it_was_when_the_model_learns(precision: Precision) -> None:
+    model, batch = build(CONFIG, seed=4), Batch(_tokens(2, 20))
+    copied = for_reading(model, precision)
+    with torch.no_grad():
+        before = copied(batch)
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        assert torch.equal(copied(batch), before) and torch.equal(copy.deepcopy(copied)(batch), before)
+    assert not any(p.requires_grad for p in copied.parameters()) and all(p.requires_grad for p in model.parameters())
+
+
+@torch.no_grad()
+def test_what_tokens_cost_is_said_by_the_same_head(decoder: Model, precision: Precision) -> None:
+    """Bits per byte and choices must not be of two models."""
+    copied, tokens = for_reading(decoder, precision), _tokens(3, 21)
+    batch = Batch(tokens[:, :-1], targets=tokens[:, 1:], weights=(tokens[:, 1:] % 3 > 0).float())
+    found = token_logprobs(copied, batch, chunk=7)
+    wanted = torch.log_softmax(copied(batch), -1).gather(2, tokens[:, 1:, None]).squeeze(2)
+    assert (found - wanted * (batch.weights != 0)).abs().max() <= 1e-5
+
+
+def test_a_loop_has_no_products_of_int8() -> None:
+    _here("int8")
+    with pytest.raises(ModelError, match="of its products cannot be of int8"):
+        for_reading(build(RecurrentConfig(vocab_size=50, hidden_size=32, num_layers=1)), "int8")
 
 
 def _saved(folder: Path, dtype: torch.dtype) -> Path:

@@ -29,7 +29,7 @@ INLINE int64_t tile_rows(const Shape *S, int64_t b, int64_t i0) {
   int64_t rows = S->T - i0 < TILE ? S->T - i0 : TILE, end = i0 + rows;
   if (end == S->T) return rows;
   int64_t begin = first_key(S, b, end);
-  return begin > i0 && begin < end ? begin - i0 : rows;
+  return begin > i0 && begin < end && first_key(S, b, begin) == begin ? begin - i0 : rows;  // and no window's edge
 }
 // what any query of a tile sees, its beginning on a multiple of `step`
 INLINE Span tile_span(const Shape *S, int64_t b, int64_t i0, int64_t rows, int64_t step) {

@@ -57,17 +57,20 @@ void linear_pack_int8(const float *w, int64_t N, int64_t K, int8_t *out, float *
   for (int64_t p = 0; p < (N + PANEL - 1) / PANEL; p++)
     for (int64_t n = 0; n < PANEL; n++) {
       int64_t row = p * PANEL + n;
-      float most = 0;
+      float most = 0, strange = 0;  // becomes NaN by one that is no number
       if (row < N)
-        for (int64_t k = 0; k < K; k++) most = fmaxf(most, fabsf(w[row * K + k]));
+        for (int64_t k = 0; k < K; k++) {
+          most = fmaxf(most, fabsf(w[row * K + k]));
+          strange += w[row * K + k] * 0.0f;
+        }
       float inverse = most > 0 ? 127.0f / most : 0;
       for (int64_t g = 0; g < groups; g++) sums[(p * groups + g) * PANEL + n] = 0;
       for (int64_t k = 0; k < 4 * fours; k++) {
-        int8_t q = row < N && k < K ? (int8_t)lrintf(w[row * K + k] * inverse) : 0;
+        int8_t q = row < N && k < K && strange == 0 ? (int8_t)lrintf(w[row * K + k] * inverse) : 0;
         out[((p * fours + k / 4) * PANEL + n) * 4 + k % 4] = q;
         sums[(p * groups + k / GROUP) * PANEL + n] -= ZERO * q;
       }
-      scales[row] = most / 127.0f;
+      scales[row] = most / 127.0f + strange;
     }
 }
 
@@ -132,7 +135,10 @@ INLINE void to_bytes(const uint16_t *x, int64_t K, int64_t wide, uint8_t *out, f
       _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtepi32_epi8(q));
     }
 #endif
-    for (; i < end; i++) out[i] = (uint8_t)(lrintf(one_in(x, i, 1) * inverse) + ZERO);
+    for (; i < end; i++) {
+      float q = one_in(x, i, 1) * inverse;
+      out[i] = q == q ? (uint8_t)(lrintf(q) + ZERO) : ZERO;
+    }
   }
   for (int64_t i = K; i < wide; i++) out[i] = ZERO;
 }
