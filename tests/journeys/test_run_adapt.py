@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from cutaway.batch import Batch
 from cutaway.cli.main import main
+from cutaway.errors import ModelError
 from cutaway.models.adapted import open_model
 from cutaway.models.folder import load_model
 from cutaway.records import read_journal
@@ -174,6 +176,13 @@ def test_adapters_can_be_gone_on_with(place: Path, tmp_path: Path) -> None:
     told = json.loads((second.model("finetuned") / "adapter_config.json").read_text())
     assert told["base_model_name_or_path"] == str(place / "base") and told["r"] == 16
     before = tmp_path / "runs" / "first" / "models" / "finetuned"
+    for setting, said in {"rank=8": "of rank 16, and adapt.rank is 8", "alpha=64": "of scale 2, and adapt.alpha = 64",
+                          "rooted=true": "of scale 2, and adapt.alpha = 32 makes it 8",
+                          'targets=["q_proj"]': "k_proj, and adapt.targets asks for none"}.items():
+        asked = small(place / "corpus", before, "name=third", f"finetune.adapt.{setting}")
+        with pytest.raises(ModelError, match=re.escape(said)):
+            start(load("smollm2-lora", asked), tmp_path / "runs", Trap())
+        assert not (tmp_path / "runs" / "third").exists()
     assert (logits(second.model("finetuned")) - logits(before)).abs().max() > 1e-5
 
 
