@@ -9,7 +9,15 @@ from pathlib import Path
 import torch
 
 from cutaway.errors import ModelError, SettingsError
-from cutaway.models.adapted import SAMPLE, base_of, is_adapter, open_model, open_tokenizer, sample_of
+from cutaway.models.adapted import (
+    SAMPLE,
+    base_name,
+    base_of,
+    is_adapter,
+    open_model,
+    open_tokenizer,
+    sample_of,
+)
 from cutaway.models.adapter import Full, Lora, Partial, adapt, difference, merge, save_adapter
 from cutaway.models.folder import save_model
 from cutaway.models.learning import learned_of, low_rank_of, settled
@@ -59,7 +67,8 @@ class Learner:
 
     def save_adapters(self, folder: Path, tokenizer: Tokenizer | None = None) -> None:
         """The adapters alone, in peft's format, with the reference to their base."""
-        save_adapter(folder, self.model, base=str(self.base), tokenizer=tokenizer, side={SAMPLE: self.sample})
+        save_adapter(folder, self.model, base=base_name(self.base, folder), tokenizer=tokenizer,
+                     side={SAMPLE: self.sample})
 
 
 def learner(work: Work, begins: str, settings: Full | Partial | Lora) -> Learner:

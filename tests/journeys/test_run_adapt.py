@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from cutaway.batch import Batch
 from cutaway.cli.main import main
 from cutaway.errors import ModelError
-from cutaway.models.adapted import open_model
+from cutaway.models.adapted import base_name, open_model
 from cutaway.models.folder import load_model
 from cutaway.records import read_journal
 from cutaway.run.folder import Run
@@ -119,8 +119,8 @@ def test_a_checkpoint_keeps_what_learns_and_a_reference_to_the_rest(place: Path)
     [folder] = (place / "runs" / "kept" / "checkpoints" / "finetune").iterdir()
     assert {p.name for p in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors",
                                                   "optimizer.safetensors", "resume.json"}
-    assert json.loads((folder / "resume.json").read_text())["base"] == str(place / "base")
-    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(place / "base")
+    assert json.loads((folder / "resume.json").read_text())["base"] == "../../../../../base"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "../../../../../base"
 
 
 @pytest.mark.parametrize(("setting", "said"), [
@@ -174,7 +174,8 @@ def test_adapters_can_be_gone_on_with(place: Path, tmp_path: Path) -> None:
     words = small(place / "corpus", tmp_path / "runs" / "first" / "models" / "finetuned", "name=second")
     second = start(load("smollm2-lora", words), tmp_path / "runs", Trap())
     told = json.loads((second.model("finetuned") / "adapter_config.json").read_text())
-    assert told["base_model_name_or_path"] == str(place / "base") and told["r"] == 16
+    assert told["base_model_name_or_path"] == base_name(place / "base", second.model("finetuned")) and told["r"] == 16
+    assert not Path(told["base_model_name_or_path"]).is_absolute()
     before = tmp_path / "runs" / "first" / "models" / "finetuned"
     for setting, said in {"rank=8": "of rank 16, and adapt.rank is 8", "alpha=64": "of scale 2, and adapt.alpha = 64",
                           "rooted=true": "of scale 2, and adapt.alpha = 32 makes it 8",
