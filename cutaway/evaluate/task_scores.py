@@ -69,6 +69,8 @@ def scored(task: AnyTask, items: Items, outcomes: Sequence[Outcome], *, context:
         "skipped": items.skipped.counts.total(), "tokenizer_sha256": tokenizer_sha256[:16], "dtype": dtype}
     if isinstance(task, Asked):
         conditions["fewshot"] = task.fewshot.count
+    if items.shots_sha256 is not None:
+        conditions |= {"fewshot_sha256": items.shots_sha256[:16], "fewshot_skipped": items.shots_skipped.counts.total()}
     return Scored(tuple(ordered), tuple(marks), _figures(task, answered, conditions))
 
 
