@@ -76,7 +76,9 @@ def scored(task: AnyTask, items: Items, outcomes: Sequence[Outcome], *, context:
 
 def _digest(task: AnyTask) -> str:
     """What a task asks, wherever its data lie and however many items of them are taken."""
-    return digest(task.model_dump_json(exclude={"path", "limit", "pick", "about", "context"}).encode())[:16]
+    elsewhere: dict[str, bool | set[str]] = {**dict.fromkeys(("path", "limit", "pick", "about", "context"), True),
+                                             "fewshot": {"path"}}
+    return digest(task.model_dump_json(exclude=elsewhere).encode())[:16]
 
 
 def _marks(task: AnyTask, item: Item, outcome: Outcome) -> dict[str, Any]:

@@ -233,7 +233,8 @@ def test_solved_items_and_every_outcome_as_rows(tmp_path):
     conditions = result.figures["acc"].conditions
     assert (conditions["fewshot"], conditions["items"], conditions["available"]) == (2, 5, 5)
     assert "fewshot_sha256" not in conditions
-    for change, same in (({"path": "elsewhere", "limit": 3}, True), ({"delimiter": ""}, False)):
+    moved = task.fewshot.model_copy(update={"path": "elsewhere"})
+    for change, same in (({"path": "elsewhere", "limit": 3, "fewshot": moved}, True), ({"delimiter": ""}, False)):
         other = scored(task.model_copy(update=change), items, found, context=64, tokenizer_sha256="")
         assert (other.figures["acc"].conditions["task_sha256"] == conditions["task_sha256"]) == same
 
