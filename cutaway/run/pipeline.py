@@ -26,7 +26,7 @@ from cutaway.run.stage_finetune import finetune_stage
 from cutaway.run.stage_preferences import preferences_stage
 from cutaway.run.stage_pretrain import pretrain_stage
 from cutaway.run.stage_reward import reward_stage
-from cutaway.run.stage_text import text_stage
+from cutaway.run.stage_text import other_text, text_stage
 from cutaway.run.work import Interrupted, Screen, Work
 from cutaway.train.parallel import SINGLE, Parallel, launch
 from cutaway.train.signals import Stop
@@ -62,6 +62,7 @@ def start(recipe: Recipe, root: Path, screen: Screen) -> Run:
     if int(os.environ.get("RANK", "0")) > 0:
         return _session(Run(root / recipe.name), recipe, screen)
     read(recipe.data)  # no folder is made for text or a model that cannot be used
+    other_text(recipe)
     check_model(recipe)
     check_preferences(recipe)
     run = create(root, recipe)

@@ -203,6 +203,7 @@ def test_conversations_and_preferences_of_ones_own(place: Path, monkeypatch: pyt
     assert main(["run", "smollm2-dpo", *words, *more]) == 0
     err = capsys.readouterr().err
     assert "1 longer than the context of 200" in err and "as they were given" in err
+    assert "left out of evaluate.text: " in err
     assert "1 not a list of messages" in err and "1 not one question and its answer" in err
     told = [json.loads(x) for x in (place / "runs" / "own" / "preferences.jsonl").read_text().splitlines()]
     assert len(told) == 19 and {r["judge"] for r in told} == {"pairs.jsonl"} and not told[0]["stand_in"]
