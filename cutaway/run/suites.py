@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from cutaway.data.documents import PathSettings, read
@@ -81,7 +82,15 @@ def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, dev
         out["bits_per_byte"] = bits_per_byte(model, tokenizer, _text(run, data))
     if suite in ("all", "answers") and run is not None and isinstance(model, Model):
         out |= _answers(model, run)
-    return out
+    dtype = _dtype(model, precision)
+    return {name: replace(m, conditions={**m.conditions, "dtype": dtype}) for name, m in out.items()}
+
+
+def _dtype(model: Model | NGram, precision: Asked | None) -> str | None:
+    """The arithmetic of a model's products, None where it has none."""
+    if not isinstance(model, Model):
+        return None
+    return "int8" if precision == "int8" else str(model.compute_dtype).removeprefix("torch.")
 
 
 def opened(folder: Path, run: Run | None, device: Device,
@@ -106,9 +115,8 @@ def answered(folder: Path, task: AnyTask, items: Items, run: Run | None, device:
     for part in outcomes(model, tokenizer, task, items.items):
         found += part
         yield len(part)
-    dtype = str(model.compute_dtype).removeprefix("torch.") if isinstance(model, Model) else None
-    dtype = "int8" if precision == "int8" else dtype
-    yield scored(task, items, found, context=context_of(model, task), tokenizer_sha256=tokenizer.digest, dtype=dtype)
+    yield scored(task, items, found, context=context_of(model, task), tokenizer_sha256=tokenizer.digest,
+                 dtype=_dtype(model, precision))
 
 
 def _text(run: Run | None, data: Path | None) -> HeldOut:
