@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cutaway.batch import Example
 from cutaway.errors import DataError, ModelError
+from cutaway.evaluate.bits import direct_nats
 from cutaway.generate.prefill import Ids, append, begun
 from cutaway.models.model import LanguageModel, Scorer, State
 from cutaway.text.tokenizer import Tokenizer
@@ -111,14 +112,13 @@ def _checked(found: Likely) -> Likely:
 
 
 def _direct(model: Scorer, pairs: Sequence[Pair]) -> list[tuple[int, Likely]]:
-    """By a model that gives the probabilities of whole documents."""
-    if not pairs:
-        return []
-    rows = [np.array(p.context + p.continuation, np.int64) for p in pairs]
-    starts = np.cumsum([0, *map(len, rows)])
-    logs = model.score(np.concatenate(rows), starts)
-    return [(i, _checked(Likely(float(logs[end - len(p.continuation):end].sum()), len(p.continuation), None)))
-            for i, (p, end) in enumerate(zip(pairs, starts[1:].tolist(), strict=True))]
+    """By a model that gives the probabilities of whole documents: each pair is one, and its continuation counts."""
+    pieces = [(i, Example(np.array(p.context + p.continuation, np.int64),
+                          np.repeat(np.array([0, 1], np.float32), (len(p.context), len(p.continuation)))))
+              for i, p in enumerate(pairs)]
+    owners, costs = direct_nats(model, pieces)
+    return [(i, _checked(Likely(-cost, len(pairs[i].continuation), None)))
+            for i, cost in zip(owners.tolist(), costs.tolist(), strict=True)]
 
 
 def _batches(contexts: Sequence[Ids]) -> Iterator[list[Ids]]:
