@@ -14,6 +14,7 @@ import torch
 from cutaway import device as machines
 from cutaway.data.documents import read
 from cutaway.errors import CutawayError
+from cutaway.records import Screen
 from cutaway.run import lineage
 from cutaway.run.folder import Run, create
 from cutaway.run.learner import check_model
@@ -27,7 +28,7 @@ from cutaway.run.stage_preferences import preferences_stage
 from cutaway.run.stage_pretrain import pretrain_stage
 from cutaway.run.stage_reward import reward_stage
 from cutaway.run.stage_text import other_text, text_stage
-from cutaway.run.work import Interrupted, Screen, Work
+from cutaway.run.work import Interrupted, Work
 from cutaway.train.parallel import SINGLE, Parallel, launch
 from cutaway.train.signals import Stop
 
