@@ -98,8 +98,8 @@ def stopped(place: Path, name: str, words: list[str], traps: list[Trap]) -> Run:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_stopped_equals_never_stopped(kind: str, dtype: str, place: Path) -> None:
     words = typed(place, kind, f"dtype={dtype}")
-    if kind == "lora":
-        words.append("finetune.adapt.dropout=0.1")
+    words += ["finetune.adapt.dropout=0.1"] if kind != "partial" else []
+    words += ["align.adapt.dropout=0.1"] if kind in ("dpo", "grpo") else []
     whole = start(load(words[0], [*words[1:], f"name=whole-{kind}-{dtype}"]), place / "runs", Trap())
     traps = [Trap("finetune", 3, "SIGINT"), Trap("finetune", 2, "crash")]
     traps += [Trap("align", 3, "crash"), Trap("align", 1, "SIGTERM")] if kind in ("dpo", "grpo") else []
