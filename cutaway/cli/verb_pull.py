@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cutaway.cli.console import Bar, Json, note, progress, result
+from cutaway.cli.console import Json, note, progress, result
+
+if TYPE_CHECKING:
+    from cutaway.records import Bar
 
 
 def command(

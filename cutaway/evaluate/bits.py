@@ -88,7 +88,7 @@ def window_nats(model: LanguageModel, pieces: Sequence[Piece], *, pad_id: int,
     """(document of each window, its nats), both ``(B,)``, in batches as they are done; each window is read as a
     document of its own."""
     if isinstance(model, Scorer):
-        yield _direct(model, pieces)
+        yield direct_nats(model, pieces)
         return
     for owners, batch in _batches(pieces, rows=rows, pad_id=pad_id):
         with torch.inference_mode():
@@ -96,8 +96,10 @@ def window_nats(model: LanguageModel, pieces: Sequence[Piece], *, pad_id: int,
         yield owners, costs
 
 
-def _direct(model: Scorer, pieces: Sequence[Piece]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """By a model that gives the probabilities of whole documents."""
+def direct_nats(model: Scorer, pieces: Sequence[Piece]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The same at once, by a model that gives the probabilities of whole documents."""
+    if not pieces:
+        return np.zeros(0, np.int64), np.zeros(0)
     starts = np.cumsum([0, *(len(e.tokens) for _, e in pieces)])
     logs = model.score(np.concatenate([e.tokens for _, e in pieces]), starts)
     logs = np.where(np.concatenate([e.weights for _, e in pieces]) > 0, logs, 0.0)

@@ -39,13 +39,17 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """The items chosen, out of how many of the file, the file's sha256, and what was left out."""
+    """The items chosen, out of how many of the file, the file's sha256, and what was left out; the same of the file of
+    solved items, where they have one of their own."""
 
     items: tuple[Item, ...]
     available: int
     file: str
     sha256: str
     skipped: Skipped = field(default_factory=Skipped)
+    shots: str | None = None
+    shots_sha256: str | None = None
+    shots_skipped: Skipped = field(default_factory=Skipped)
 
     def notes(self) -> Iterator[str]:
         """What a reader of the figures has to know."""
@@ -53,6 +57,8 @@ class Items:
             yield f"{len(self.items):,} of {self.available:,} items of {self.file} were asked"
         if self.skipped.counts:
             yield f"left out of {self.file}: {self.skipped}"
+        if self.shots_skipped.counts:
+            yield f"left out of {self.shots}, whose rows are the solved items: {self.shots_skipped}"
 
 
 _Row = tuple[Mapping[str, Any], str]
@@ -63,11 +69,11 @@ def read_items(task: AnyTask) -> Items:
     that lacks a column, or that holds no item."""
     if task.path is None:
         raise SettingsError("no data is named", where=f"task {task.name}", way_out="add --data FILE")
-    skipped = Skipped()
+    skipped, shots_skipped = Skipped(), Skipped()
     rows, available = _chosen(task, _rows(task, task.path, skipped))
     if not rows:
         raise DataError(f"holds no item ({skipped.counted})", where=task.path, way_out="give a file with rows")
-    pool = _pool(task, rows)
+    pool = _pool(task, rows, shots_skipped)
     items = []
     for row, name in rows:
         try:
@@ -79,7 +85,9 @@ def read_items(task: AnyTask) -> Items:
             skipped.add(name, "without a prompt or an answer", error.what)
     if not items:
         raise DataError(f"holds no item ({skipped.counted})", where=task.path, way_out="give a file with usable rows")
-    return Items(tuple(items), available, task.path, digest(Path(task.path).expanduser()), skipped)
+    shots = task.fewshot.path if isinstance(task, Asked) and task.fewshot.count else None
+    return Items(tuple(items), available, task.path, digest(Path(task.path).expanduser()), skipped, shots,
+                 None if shots is None else digest(Path(shots).expanduser()), shots_skipped)
 
 
 def _rows(task: AnyTask, path: str, skipped: Skipped) -> Iterator[_Row]:
@@ -145,14 +153,15 @@ def _key(row: Mapping[str, Any]) -> str:
     return digest(json.dumps(row, sort_keys=True, default=str).encode())
 
 
-def _pool(task: AnyTask, rows: Sequence[_Row]) -> list[_Row]:
-    """The rows that solved items are taken from."""
+def _pool(task: AnyTask, rows: Sequence[_Row], skipped: Skipped) -> list[_Row]:
+    """The rows that solved items are taken from; ``skipped`` counts what a file of their own does not give."""
     if not isinstance(task, Asked) or not task.fewshot.count:
         return []
     if task.fewshot.path is None:
         assert task.path is not None
+        # what this file does not give was counted when it was read for the items
         return list(_rows(task, task.path, Skipped())) if task.limit is not None else list(rows)
-    return list(_rows(task, task.fewshot.path, Skipped()))
+    return list(_rows(task, task.fewshot.path, skipped))
 
 
 def _item(task: AnyTask, row: Mapping[str, Any], name: str, pool: Sequence[_Row]) -> Item:

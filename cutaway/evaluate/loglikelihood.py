@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cutaway.batch import Example
 from cutaway.errors import DataError, ModelError
+from cutaway.evaluate.bits import direct_nats
 from cutaway.generate.prefill import Ids, append, begun
 from cutaway.models.model import LanguageModel, Scorer, State
 from cutaway.text.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ from cutaway.text.tokenizer import Tokenizer
 PLACES = 1024  # tokens of contexts read at once: more is no faster on a CPU, and pads more
 ENOUGH, ALIKE = 192, 0.7  # tokens that keep a processor busy; a length that shares rows with 1 without much padding
 LOGITS = 1 << 25  # numbers of logits that exist at once: 128 MiB
+PART = 4096  # tokens of continuations read at once, however few logits each has: it bounds what the layers keep
 
 
 class Pair(NamedTuple):
@@ -100,8 +102,7 @@ def loglikelihoods(model: LanguageModel, pairs: Sequence[Pair], *, greedy: bool 
     for i, one in enumerate(pairs):
         groups.setdefault(one.context, []).append(i)
     for contexts in _batches(sorted(groups, key=lambda c: (-len(c), c))):
-        with torch.inference_mode():
-            yield [(i, _checked(found)) for i, found in _read(model, contexts, groups, pairs)]
+        yield from _read(model, contexts, groups, pairs)
 
 
 def _checked(found: Likely) -> Likely:
@@ -111,14 +112,13 @@ def _checked(found: Likely) -> Likely:
 
 
 def _direct(model: Scorer, pairs: Sequence[Pair]) -> list[tuple[int, Likely]]:
-    """By a model that gives the probabilities of whole documents."""
-    if not pairs:
-        return []
-    rows = [np.array(p.context + p.continuation, np.int64) for p in pairs]
-    starts = np.cumsum([0, *map(len, rows)])
-    logs = model.score(np.concatenate(rows), starts)
-    return [(i, _checked(Likely(float(logs[end - len(p.continuation):end].sum()), len(p.continuation), None)))
-            for i, (p, end) in enumerate(zip(pairs, starts[1:].tolist(), strict=True))]
+    """By a model that gives the probabilities of whole documents: each pair is one, and its continuation counts."""
+    pieces = [(i, Example(np.array(p.context + p.continuation, np.int64),
+                          np.repeat(np.array([0, 1], np.float32), (len(p.context), len(p.continuation)))))
+              for i, p in enumerate(pairs)]
+    owners, costs = direct_nats(model, pieces)
+    return [(i, _checked(Likely(-cost, len(pairs[i].continuation), None)))
+            for i, cost in zip(owners.tolist(), costs.tolist(), strict=True)]
 
 
 def _batches(contexts: Sequence[Ids]) -> Iterator[list[Ids]]:
@@ -133,26 +133,29 @@ def _batches(contexts: Sequence[Ids]) -> Iterator[list[Ids]]:
 
 
 def _read(model: LanguageModel, contexts: Sequence[Ids], groups: dict[Ids, list[int]], pairs: Sequence[Pair]
-          ) -> Iterator[tuple[int, Likely]]:
-    """Read a batch of contexts, then what follows them, neighbours in length together."""
+          ) -> Iterator[list[tuple[int, Likely]]]:
+    """Read a batch of contexts, then part by part what follows them, neighbours in length together."""
     owners = [(row, i) for row, context in enumerate(contexts) for i in groups[context]]
     owners.sort(key=lambda o: -len(pairs[o[1]].continuation))
     longest = max(len(pairs[i].context) + len(pairs[i].continuation) - 1 for _, i in owners)
-    state, rest = begun(model, contexts, longest)
-    first = append(model, rest, state)
+    with torch.inference_mode():
+        state, rest = begun(model, contexts, longest)
+        first = append(model, rest, state)
     for some in _alike(owners, pairs, model.vocab_size):
-        yield from _scored(model, first, state, some, pairs)
+        with torch.inference_mode():  # which is not to reach whoever asks for the next part
+            part = [(i, _checked(found)) for i, found in _scored(model, first, state, some, pairs)]
+        yield part
 
 
 def _alike(owners: Sequence[tuple[int, int]], pairs: Sequence[Pair], vocab_size: int
            ) -> Iterator[list[tuple[int, int]]]:
-    """Continuations, which come from long to short, in parts: no more logits than there may be, and a part that is
-    large enough for the processor ends where they become much shorter than its first."""
+    """Continuations, which come from long to short, in parts: no more logits and tokens than there may be, and a part
+    that is large enough for the processor ends where they become much shorter than its first."""
     part: list[tuple[int, int]] = []
     steps = 0
     for owner in owners:
         length = len(pairs[owner[1]].continuation)
-        full = (len(part) + 1) * steps * vocab_size > LOGITS
+        full = (len(part) + 1) * steps > min(PART, LOGITS // vocab_size)
         if part and (full or (len(part) * steps >= ENOUGH and length <= ALIKE * steps)):
             yield part
             part = []

@@ -69,12 +69,16 @@ def scored(task: AnyTask, items: Items, outcomes: Sequence[Outcome], *, context:
         "skipped": items.skipped.counts.total(), "tokenizer_sha256": tokenizer_sha256[:16], "dtype": dtype}
     if isinstance(task, Asked):
         conditions["fewshot"] = task.fewshot.count
+    if items.shots_sha256 is not None:
+        conditions |= {"fewshot_sha256": items.shots_sha256[:16], "fewshot_skipped": items.shots_skipped.counts.total()}
     return Scored(tuple(ordered), tuple(marks), _figures(task, answered, conditions))
 
 
 def _digest(task: AnyTask) -> str:
     """What a task asks, wherever its data lie and however many items of them are taken."""
-    return digest(task.model_dump_json(exclude={"path", "limit", "pick", "about", "context"}).encode())[:16]
+    elsewhere: dict[str, bool | set[str]] = {**dict.fromkeys(("path", "limit", "pick", "about", "context"), True),
+                                             "fewshot": {"path"}}
+    return digest(task.model_dump_json(exclude=elsewhere).encode())[:16]
 
 
 def _marks(task: AnyTask, item: Item, outcome: Outcome) -> dict[str, Any]:

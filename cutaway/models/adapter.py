@@ -7,6 +7,7 @@ Applied from outside: a model with adapters is the same model to every objective
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from cutaway.errors import ModelError, SettingsError
 from cutaway.models.folder import family_for
 from cutaway.models.model import Model
 from cutaway.models.whole import AGAIN, SIDE, TOKENIZER, damaged, read_json, whole_folder, write_json
-from cutaway.nn.adapt import LowRank
+from cutaway.nn.adapt import LowRank, scale_of
 from cutaway.nn.linear import Linear
 from cutaway.records import atomic_write
 from cutaway.settings import Settings, decode, nearest
@@ -93,11 +94,36 @@ def adapt(model: Model, settings: Full | Partial | Lora, *, seed: int = 0) -> Mo
                              else f"there are {', '.join(known)}")
     draw = torch.Generator().manual_seed(seed)
     for place in places:
-        ranks = [settings.rank if not settings.targets or m.rpartition(".")[2] in settings.targets else 0
-                 for m in place.modules]
+        ranks = _ranks(place, settings)
         if any(ranks):
             _beside(place, ranks, settings).draw(draw)
     return model
+
+
+def _ranks(place: _Place, settings: Lora) -> list[int]:
+    """The rank that each public module of a linear map is to have."""
+    return [settings.rank if not settings.targets or m.rpartition(".")[2] in settings.targets else 0
+            for m in place.modules]
+
+
+def difference(model: Model, settings: Lora) -> str | None:
+    """The first thing in which the adapters of a model are others than ``settings`` ask for, None where they are the
+    same; what is dropped beside them is no part of them."""
+    scale = scale_of(settings.alpha, settings.rank, rooted=settings.rooted)
+    for place in _places(model):
+        wanted, there = _ranks(place, settings), [0] * len(place.modules)
+        scales = (0.0,) * len(there)
+        if isinstance(place.linear, LowRank):
+            there, scales = [len(down) for down in place.linear.down], place.linear.scales
+        for module, asked, rank, found in zip(place.modules, wanted, there, scales, strict=True):
+            if bool(asked) != bool(rank):
+                return (f"has {'an' if rank else 'no'} adapter beside {module}, and adapt.targets asks for "
+                        f"{'none' if rank else 'one'}")
+            if asked != rank:
+                return f"has adapters of rank {rank}, and adapt.rank is {asked}"
+            if asked and not math.isclose(found, scale, rel_tol=1e-6):
+                return f"has adapters of scale {found:g}, and adapt.alpha = {settings.alpha:g} makes it {scale:g}"
+    return None
 
 
 def _refuse_outer(model: Model, module: str, where: object = None) -> None:

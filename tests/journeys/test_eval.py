@@ -95,6 +95,14 @@ def test_texts_give_perplexities_and_bits(folder: Path, tmp_path: Path, capsys: 
     assert code == 0 and all(name in out for name in ("word_perplexity", "byte_perplexity", "bits_per_byte"))
 
 
+def test_bits_say_the_precision_of_their_products(folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "t.txt").write_text("a text of some words\n\nand another\n")
+    for words, dtype in (((), "float32"), (("--precision", "bfloat16"), "bfloat16")):
+        code, out, _ = typed(capsys, "eval", folder, "bits", "--data", tmp_path / "t.txt", *words, "--json")
+        (figures,) = json.loads(out)["models"].values()
+        assert code == 0 and figures["bits_per_byte"]["conditions"]["dtype"] == dtype
+
+
 @pytest.mark.parametrize(("words", "code", "told"), [
     (("arc_esy",), 2, "no suite or task 'arc_esy'; did you mean 'arc_easy'?"),
     (("arc_easy",), 2, "task arc_easy: no data is named; add --data FILE"),

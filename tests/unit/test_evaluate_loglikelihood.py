@@ -114,6 +114,18 @@ def test_few_logits_at_once_change_nothing(monkeypatch):
         assert one.logprob == pytest.approx(other.logprob, rel=1e-5) and one.greedy == other.greedy
 
 
+def test_many_pairs_behind_one_context_come_part_by_part():
+    model, draw = build(CONFIGS["tied"], seed=1).eval(), np.random.default_rng(0)
+    pairs = [Pair((1,), tuple(draw.integers(3, 48, n % 12 + 1).tolist())) for n in range(1500)]
+    parts = []
+    for part in loglikelihoods(model, pairs):
+        assert not torch.is_inference_mode_enabled()
+        parts.append([i for i, _ in part])
+    assert sorted(i for part in parts for i in part) == list(range(1500))
+    assert len(parts) > 2
+    assert all(len(part) * max(len(pairs[i].continuation) for i in part) <= 4096 for part in parts)
+
+
 @pytest.mark.filterwarnings("ignore:the discounts of")
 def test_an_ngram_model_is_asked_directly_and_to_the_same_end():
     rows = [[BYTES.bos_id, *BYTES.encode(t), BYTES.eos_id] for t in ("the cat sat", "on the mat", "a cat")]

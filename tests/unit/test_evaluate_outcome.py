@@ -232,6 +232,28 @@ def test_solved_items_and_every_outcome_as_rows(tmp_path):
     assert all(set(row["marks"]) == {"acc", "acc_norm", "acc_bytes"} and len(row["logprobs"]) == 2 for row in rows)
     conditions = result.figures["acc"].conditions
     assert (conditions["fewshot"], conditions["items"], conditions["available"]) == (2, 5, 5)
-    for change, same in (({"path": "elsewhere", "limit": 3}, True), ({"delimiter": ""}, False)):
+    assert "fewshot_sha256" not in conditions
+    moved = task.fewshot.model_copy(update={"path": "elsewhere"})
+    for change, same in (({"path": "elsewhere", "limit": 3, "fewshot": moved}, True), ({"delimiter": ""}, False)):
         other = scored(task.model_copy(update=change), items, found, context=64, tokenizer_sha256="")
         assert (other.figures["acc"].conditions["task_sha256"] == conditions["task_sha256"]) == same
+
+
+def test_what_a_file_of_solved_items_does_not_give_is_counted_and_told(tmp_path):
+    path, few = tmp_path / "d.jsonl", tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps({"q": f"q{i}", "a": "x", "b": "yy"}) + "\n" for i in range(2)))
+    few.write_text('{bad\n' + "".join(json.dumps({"q": f"s{i}", "a": "x", "b": "yy"}) + "\n" for i in range(3)))
+    task = CHOOSE.model_copy(update={"path": str(path), "bad_rows": "skip", "fewshot": CHOOSE.fewshot.model_copy(
+        update={"count": 2, "path": str(few)})})
+    items, model = read_items(task), tiny()
+    assert not items.skipped.counts and items.shots_skipped.counts.total() == 1
+    assert [n for n in items.notes() if "few.jsonl, whose rows are the solved items: 1 undecodable" in n]
+    conditions = figures_of(model, task, items)
+    assert conditions["fewshot_skipped"] == 1 and conditions["skipped"] == 0
+    few.write_text(few.read_text() + json.dumps({"q": "s4", "a": "x", "b": "yy"}) + "\n")
+    assert figures_of(model, task, read_items(task))["fewshot_sha256"] != conditions["fewshot_sha256"]
+
+
+def figures_of(model, task, items):
+    found = [o for part in outcomes(model, BYTES, task, items.items) for o in part]
+    return scored(task, items, found, context=64, tokenizer_sha256=BYTES.digest).figures["acc"].conditions
