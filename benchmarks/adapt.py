@@ -31,8 +31,8 @@ from cutaway.text.tokenizer import Tokenizer
 from cutaway.train.reward import prompt
 
 TARGET = 1.5
-WORKS: dict[str, dict[str, int]] = {"lora": {"batch": 16}, "dpo": {"batch": 8},
-                                    "grpo": {"batch": 4, "samples": 8, "max_tokens": 64}}
+WORKS: dict[str, dict[str, int]] = {"lora": {"batch": 8}, "dpo": {"batch": 4},
+                                    "grpo": {"batch": 2, "samples": 8, "max_tokens": 48}}
 LONGEST = 384  # tokens of a conversation
 OURS, PEER = "cutaway", "trl + peft"
 

@@ -13,10 +13,10 @@ import torch
 from cutaway.errors import ModelError
 from cutaway.models.adapter import CONFIG, load_adapter, merge
 from cutaway.models.folder import load_model, load_tokenizer
+from cutaway.models.learning import low_rank_of
 from cutaway.models.model import Model
 from cutaway.models.store import located, model_file, name_of
 from cutaway.models.whole import AGAIN, SIDE, TOKENIZER, read_json
-from cutaway.nn.adapt import LowRank
 from cutaway.text.tokenizer import Tokenizer
 
 SAMPLE = "base_sample"
@@ -76,8 +76,7 @@ def base_name(base: Path, folder: Path) -> str:
 
 def sample_of(model: Model) -> list[float]:
     """Numbers by which a model is known again, in whatever precision it is kept; adapters do not count."""
-    own = {id(p) for part in model.modules() if isinstance(part, LowRank)
-           for p in (*part.down.parameters(), *part.up.parameters())}
+    own = {id(p) for part in low_rank_of(model) for p in part.added()}
     parameters = [p.detach() for p in model.parameters() if id(p) not in own]
     chosen = [parameters[i * len(parameters) // _NUMBERS] for i in range(_NUMBERS)]
     return [float(p.flatten()[(7919 * (i + 1)) % p.numel()]) for i, p in enumerate(chosen)]

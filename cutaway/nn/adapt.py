@@ -86,6 +86,10 @@ class LowRank(nn.Module):
         """Whether it adds nothing yet."""
         return not any(bool(up.any()) for up in self.up)
 
+    def added(self) -> list[nn.Parameter]:
+        """What stands beside the base."""
+        return [*self.down, *self.up]
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """All parts as one: ``down (R, inputs)`` and ``up (rows, R)``, the scales in it."""
         scaled = [up if scale == 1 else scale * up for scale, up in zip(self.scales, self.up, strict=True)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from cutaway.models.cost import cost
 from cutaway.models.folder import save_model
+from cutaway.models.learning import learned_of, low_rank_of
 from cutaway.models.model import Model
 from cutaway.run import lineage
 from cutaway.run.predict import stage_flops
@@ -34,8 +36,9 @@ def measured(work: Work, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]
     seconds = sum(r["seconds"] for r in rows)
     flops = stage_flops(job.model.config, tokens, context=work.recipe.model.context_length, passes=job.passes)
     world = work.parallel.world
-    sizes = [(p.numel(), p.requires_grad) for p in job.model.parameters()]
-    return {"parameters": sum(n for n, _ in sizes), "learned_parameters": sum(n for n, learns in sizes if learns),
+    learned, beside = (sum(p.numel() for p in ps) for ps in (
+        learned_of(job.model).values(), (p for part in low_rank_of(job.model) for p in part.added())))
+    return {"parameters": int(cost(job.model.config).parameters) + beside, "learned_parameters": learned,
             "steps": len(rows), "tokens": tokens, "seconds": seconds, "flops": flops, "ranks": world,
             "tokens_per_second": tokens / max(seconds, 1e-9), "skipped": sum(bool(r.get("skipped")) for r in rows),
             "share_of_peak": flops / max(seconds, 1e-9) / work.machine.peak(work.dtype)}
