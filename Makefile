@@ -42,7 +42,8 @@ bench-peers: .venv-peers/.installed
 .venv-peers/.installed: pyproject.toml constraints.txt
 	@test -x .venv-peers/bin/python || "$(PYTHON)" -m venv .venv-peers
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
-	  torch transformers accelerate litgpt tokenizers trl peft datasets gguf sentence-transformers -e .
+	  torch transformers accelerate litgpt tokenizers gguf sentence-transformers onnxruntime onnx lm_eval trl peft datasets \
+	  -e .
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps joeynmt "importlib_metadata<9" zipp
 	@touch $@
 

@@ -1,10 +1,9 @@
-"""Damaged and hostile files for the readers of models: GGUF, safetensors, config.json, tokenizer.json, llama2.c,
-sentence-transformers' modules, chat templates and archives.
+"""Damaged and hostile files for every reader of ``fuzz_files.py``.
 
 Each case is a good file with bytes flipped, cut, doubled, spliced or with numbers and strings replaced by extreme ones.
-A reader may give a model or refuse with a CutawayError of one line; anything else (another exception, a second longer
-than five, a gigabyte more) is a finding. Every case is a function of its number and --seed. A chat
-template that never ends costs five seconds. --quick runs five hundred.
+A reader may give a model or refuse with a CutawayError of one line; anything else is a finding: another exception, the
+process's death, more than eight seconds, more than a gigabyte. Readers run in a process of their own whose memory is
+bounded. Every case is a function of its number and --seed. --quick runs some of each; so does a test.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import argparse
 import copy
 import io
 import json
+import multiprocessing
+import os
 import random
 import resource
 import struct
@@ -22,31 +23,22 @@ import time
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from fuzz_files import TEMPLATES, Reader, readers
 
 from cutaway import device, records
 from cutaway.errors import CutawayError
-from cutaway.models import pull
-from cutaway.models.folder import load_model, load_tokenizer, public_tensors, save_model
-from cutaway.models.gguf_write import write_gguf
-from cutaway.models.heads import Vector
-from cutaway.models.model import Model, build
-from cutaway.models.transformer import TransformerConfig
-from cutaway.text.chat import Message, apply_template
-from cutaway.text.tokenizer import SubwordSettings, Tokenizer, train
 
-SLOW, MEMORY = 5.0, 1 << 30
+SLOW, HUNG, MEMORY = 8.0, 60.0, 1 << 30  # a template that never ends takes five seconds
 EXTREME = (0, 1, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
-JUNK: tuple[Any, ...] = (None, True, -1, 0, 2**63, 1e308, "", "\x00", "../../etc/passwd", "x" * 100_000, [], {},
-                         [[]] * 50, {"a": {"b": {}}}, "{{ ''.__class__.__mro__ }}")
-SIZES = {"vocab_size": 300, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2,
-         "intermediate_size": 32, "context_length": 32}
-Reader = Callable[[Path], object]
+JUNK: tuple[Any, ...] = (None, True, -1, 0, 1.5, 2**31, 2**63, 1e308, float("nan"), "", "\x00", "../../etc/passwd",
+                         "x" * 100_000, [], {}, [[]] * 50, {"a": {"b": {}}}, "{{ ''.__class__.__mro__ }}")
 
 
 def flipped(data: bytes, draw: random.Random) -> bytes:
@@ -91,13 +83,6 @@ def twisted(data: bytes, draw: random.Random) -> bytes:
     return json.dumps(tree).encode()
 
 
-TEMPLATES = ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "{{ messages }}", "{{ ''.__class__.__mro__[1] }}",
-             "{{ messages.append(1) }}", "{% for i in range(10**9) %}x{% endfor %}", "{{ 'x' * 10**10 }}",
-             "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ cycler.__init__.__globals__ }}",
-             "{% include '/etc/passwd' %}",
-             "{{ messages[0]['content'] | map('upper') | list }}", "{{ lipsum() }}", "{{ namespace(x=1).x }}")
-
-
 def archive(draw: random.Random, good: bytes) -> bytes:
     """A zip with hostile names, or a good one with bytes changed."""
     if draw.random() < 0.5:
@@ -114,81 +99,21 @@ def archive(draw: random.Random, good: bytes) -> bytes:
     return out.getvalue()
 
 
-def llama2c(model: Model) -> bytes:
-    """Near enough to a checkpoint of llama2.c for its reader to look at it."""
-    c = model.config
-    head = struct.pack("<7i", c.hidden_size, c.intermediate_size, c.num_layers, c.num_heads, c.num_kv_heads,
-                       c.vocab_size, c.context_length)
-    return head + b"".join(t.numpy().tobytes() for t in public_tensors(model).values()) + bytes(
-        4 * c.context_length * c.head_size)
+def spoiled_template(_: bytes, draw: random.Random) -> bytes:
+    """A hostile template, as it is or with bytes changed."""
+    base = draw.choice(TEMPLATES)
+    return flipped(base.encode(), draw) if draw.random() < 0.5 else base.encode()
 
 
-class Files:
-    """Good files of every kind in a folder of their own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        tokenizer = train(SubwordSettings(vocab_size=275), ["def add(a, b):\n    return a + b\n"] * 40)
-        model = build(TransformerConfig(**SIZES), seed=1)
-        save_model(root / "model", model, tokenizer)
-        encoder = build(TransformerConfig(shape="encoder", **SIZES), head=Vector(), seed=1)
-        save_model(root / "vectors", encoder, tokenizer)
-        for folder in ("model", "vectors"):  # as somebody else's: no digests
-            (root / folder / "cutaway.json").unlink()
-        write_gguf(root / "m.gguf", model, tokenizer, kind="q8_0")
-        (root / "m.bin").write_bytes(llama2c(model))
-        (root / "public").mkdir()
-        tree = json.loads(tokenizer.json)
-        (root / "public" / "tokenizer.json").write_text(json.dumps(tree))
-        (root / "public" / "tokenizer_config.json").write_text(json.dumps(
-            {"eos_token": "<|eos|>", "bos_token": "<|bos|>", "chat_template": TEMPLATES[0]}))
-        with zipfile.ZipFile(root / "model.zip", "w") as made:
-            made.write(root / "model" / "config.json", "config.json")
+SPOIL: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "bytes": flipped, "json": twisted, "zip": lambda data, draw: archive(draw, data), "template": spoiled_template}
 
 
-def readers(files: Files) -> dict[str, tuple[Path, Callable[[bytes, random.Random], bytes], Reader]]:
-    """By name: the good file, how it is spoiled, and who reads it."""
-    root = files.root
-
-    def unpacked(path: Path) -> object:
-        with tempfile.TemporaryDirectory() as folder, path.open("rb") as file:
-            before = {*root.rglob("evil*"), *Path(tempfile.gettempdir()).glob("evil.json")}
-            pull.unpack(file, Path(folder) / "in")
-            if {*root.rglob("evil*"), *Path(tempfile.gettempdir()).glob("evil.json")} - before:
-                raise AssertionError("an archive led out of its folder")
-        return None
-
-    def templated(path: Path) -> object:
-        return apply_template([Message("user", "Hi")], path.read_text(errors="replace"))
-
-    def spoiled_template(_: bytes, draw: random.Random) -> bytes:
-        base = draw.choice(TEMPLATES)
-        return flipped(base.encode(), draw) if draw.random() < 0.5 else base.encode()
-
-    (root / "template.jinja").write_text(TEMPLATES[0])
-    return {
-        "gguf model": (root / "m.gguf", flipped, load_model),
-        "gguf tokenizer": (root / "m.gguf", flipped, load_tokenizer),
-        "llama2.c": (root / "m.bin", flipped, load_model),
-        "safetensors": (root / "model" / "model.safetensors", flipped, lambda p: load_model(p.parent)),
-        "config.json": (root / "model" / "config.json", twisted, lambda p: load_model(p.parent)),
-        "modules.json": (root / "vectors" / "modules.json", twisted, lambda p: load_model(p.parent)),
-        "tokenizer.json": (root / "public" / "tokenizer.json", twisted, lambda p: _used(load_tokenizer(p.parent))),
-        "tokenizer_config.json": (root / "public" / "tokenizer_config.json", twisted,
-                                  lambda p: _used(load_tokenizer(p.parent))),
-        "archive": (root / "model.zip", lambda data, draw: archive(draw, data), unpacked),
-        "chat template": (root / "template.jinja", spoiled_template, templated)}
-
-
-def _used(tokenizer: Tokenizer) -> object:
-    return tokenizer.decode(tokenizer.encode("def add(a, b): naïve 漢字"))
-
-
-def tried(path: Path, data: bytes, read: Reader) -> str:
+def tried(path: Path, data: bytes, read: Callable[[Path], object]) -> str:
     """``read`` or ``refused``, or what is wrong with the reader. The good file is put back."""
     good = path.read_bytes()
     path.write_bytes(data)
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -198,47 +123,91 @@ def tried(path: Path, data: bytes, read: Reader) -> str:
         said = "refused" if "\n" not in str(error) else f"two lines: {str(error)[:80]!r}"
     except Exception as error:
         said = f"{type(error).__name__}: {str(error)[:80]}"
+    except BaseException as error:  # the libraries' own panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        said = f"{type(error).__name__}: {str(error)[:80]}"
     finally:
         path.write_bytes(good)
-    if time.monotonic() - began > SLOW:
-        return f"slow, {time.monotonic() - began:.0f} s"
+    if time.process_time() - began > SLOW:  # of its own: what else the machine does is no finding
+        return f"slow, {time.process_time() - began:.0f} s"
     more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return f"{more / 2**20:.1f} GiB more" if more > MEMORY / 1024 else said
+
+
+def _work(pipe: Connection, name: str, reader: Reader, numbers: Sequence[int], seed: int) -> None:
+    """Try case after case in this process; before each its number is said, behind it what became of it."""
+    if sys.platform == "linux":
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 2 * MEMORY,) * 2)
+    good = reader.path.read_bytes()
+    for number in numbers:
+        pipe.send((number, None))
+        draw = random.Random(f"{seed} {name} {number}")
+        pipe.send((number, tried(reader.path, SPOIL[reader.how](good, draw), reader.read)))
+    pipe.close()
+    os._exit(0)
+
+
+def outcomes(name: str, reader: Reader, count: int, seed: int) -> Iterator[tuple[int, str]]:
+    """Each case's number and what became of it. A process that dies or hangs is a finding, and another goes on."""
+    good, at = reader.path.read_bytes(), 0
+    context = multiprocessing.get_context("fork")
+    while at < count:
+        ours, theirs = context.Pipe()
+        worker = context.Process(target=_work, args=(theirs, name, reader, range(at, count), seed))
+        worker.start()
+        theirs.close()
+        try:
+            while at < count and ours.poll(HUNG):
+                number, said = ours.recv()
+                if said is not None:
+                    at = number + 1
+                    yield number, said
+        except EOFError:
+            pass
+        alive = worker.is_alive() and at < count
+        worker.join(1) if not alive else worker.kill()
+        worker.join()
+        ours.close()
+        reader.path.write_bytes(good)
+        if at < count:
+            yield at, f"hangs for {HUNG:.0f} s" if alive else f"its process died ({worker.exitcode})"
+            at += 1
 
 
 def main() -> None:
     """A line a reader, every finding with its number, one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one reader, by its name")
-    parser.add_argument("--quick", action="store_true", help="five hundred cases")
+    parser.add_argument("--quick", action="store_true", help="a thousand cases")
     options = parser.parse_args()
-    cases = 500 if options.quick else options.cases
-    torch.set_num_threads(1)
+    cases = 1000 if options.quick else options.cases
     figures: dict[str, dict[str, int]] = {}
     findings: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        known = readers(Files(Path(folder)))
+        known = readers(Path(folder))
         chosen = {n: r for n, r in known.items() if options.only in (None, n)}
         if not chosen:
             raise SystemExit(f"no reader is called {options.only!r}; there are {', '.join(known)}")
-        for name, (path, spoil, read) in chosen.items():
+        for name, reader in chosen.items():
             counts: Counter[str] = Counter()
-            good = path.read_bytes()
-            for number in range(cases // len(chosen)):
-                draw = random.Random(f"{options.seed} {name} {number}")
-                outcome = tried(path, spoil(good, draw), read)
-                counts[outcome if outcome in ("read", "refused") else "found"] += 1
-                if outcome not in ("read", "refused"):
-                    findings.append(f"{name} {number}: {outcome}")
+            if (said := tried(reader.path, reader.path.read_bytes(), reader.read)) != "read":
+                findings.append(f"{name}: the good file is {said}")
+            for number, said in outcomes(name, reader, -(-cases // len(chosen)), options.seed):
+                counts[said if said in ("read", "refused") else "found"] += 1
+                if said not in ("read", "refused"):
+                    findings.append(f"{name} {number}: {said}")
             figures[name] = dict(counts)
-            print(f"{name:<24}{counts['read']:>7} read {counts['refused']:>7} refused {counts['found']:>7} found",
+            print(f"{name:<26}{counts['read']:>7} read {counts['refused']:>7} refused {counts['found']:>7} found",
                   flush=True)
-    for finding in findings[:40]:
+    for finding in findings[:200]:
         print("  " + finding, file=sys.stderr)
-    print(json.dumps({"name": "fuzz", "figures": figures, "findings": len(findings), "cases": cases,
-                      "ok": not findings, "machine": asdict(device.describe(device.pick("cpu"))),
+    print(json.dumps({"name": "fuzz", "figures": figures, "findings": len(findings),
+                      "cases": sum(sum(f.values()) for f in figures.values()), "ok": not findings,
+                      "machine": asdict(device.describe(device.pick("cpu"))),
                       "versions": records.environment()["versions"]}))
     raise SystemExit(bool(findings))
 

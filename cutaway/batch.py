@@ -199,6 +199,16 @@ def whole(rows: Sequence[NDArray[np.int64]], *, pad_id: int, width: int | None =
     return Batch(tokens, documents=documents)
 
 
+def end_to_end(rows: Sequence[NDArray[np.int64]]) -> Batch:
+    """Rows that are read and not continued, all behind one another in a single one: no padding, ``(1, T)``."""
+    lengths = [len(row) for row in rows]
+    tokens = np.concatenate(rows).astype(np.int64)
+    documents = np.repeat(np.arange(len(rows), dtype=np.int32), lengths)
+    positions = np.arange(len(tokens)) - np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    return Batch(torch.from_numpy(tokens)[None], documents=torch.from_numpy(documents)[None],
+                 positions=torch.from_numpy(positions)[None])
+
+
 def beside(batch: Batch, begin_id: int) -> Batch:
     """The batch as an encoder-decoder is asked about it: its tokens are the source, and the target only begins."""
     numbers = torch.zeros_like(batch.tokens, dtype=torch.int32) if batch.documents is None else batch.documents

@@ -243,7 +243,7 @@ def pays_to_compile(device: Device, seconds: float) -> bool:
     return ready and torch.cuda.get_device_capability(device.torch) >= (7, 0)
 
 
-def keep_memory(largest: int) -> bool:
+def keep_memory(largest: int = _MAPPED_BYTES) -> bool:
     """Let glibc keep what a training step frees, if its largest tensor has so many bytes that it would not by itself.
 
     Every tensor above 32 MiB is mapped anew and the kernel clears its pages at first touch: a gigabyte and a seventh of
@@ -261,6 +261,20 @@ def _keep_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     no_mapping, no_trimming = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     return mallopt is not None and all(mallopt(*setting) for setting in (no_mapping, no_trimming))
+
+
+def forget_pages(tensor: torch.Tensor) -> None:
+    """Let the system take back the pages of a tensor that is a mapped file and that nobody holds any more: they would
+    count beside the copy that was made of them until the file is closed."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+    import mmap
+
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+    start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def release_memory() -> None:

@@ -17,15 +17,30 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from cutaway.errors import DataError, RunError
+
+
+class Bar(Protocol):
+    """Progress of one piece of work."""
+
+    def advance(self, amount: float, text: str = "") -> None:
+        """``amount`` more is done; ``text`` is shown beside the bar."""
+
+
+class Screen(Protocol):
+    """Where people see what happens; the work also goes on without anybody looking."""
+
+    def note(self, text: str) -> None: ...
+    def progress(self, name: str, *, total: float, unit: str) -> AbstractContextManager[Bar]: ...
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:

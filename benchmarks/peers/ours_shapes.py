@@ -16,7 +16,8 @@ from worker import ADAMW, CLIP, Case, Turns, enter, infer
 from cutaway.batch import Batch, Example, full, pack, whole
 from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import Classes
-from cutaway.models.model import Model, build, for_reading
+from cutaway.models.light import for_reading
+from cutaway.models.model import Model, build
 from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.objectives.classify import Classify

@@ -31,6 +31,8 @@ from cutaway.batch import Batch
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
 from cutaway.models.folder import load_model, load_tokenizer
+from cutaway.models.light import Precision, for_reading
+from cutaway.models.model import Model
 from cutaway.models.open import open_embedder
 from cutaway.models.store import located
 from cutaway.text.chat import Message, render
@@ -44,6 +46,7 @@ QUESTIONS = (
     "Why is the sky blue?", "List the seasons.", "What does HTTP stand for?", "Tell me a joke.", "What is a noun?",
     "How many legs has a spider?", "Summarise the story of Cinderella.", "What is the boiling point of water?",
     "Say hello in five languages.")
+LIGHTER: tuple[Precision, ...] = ("bfloat16", "int8")  # wanted: within 0.1 of float32
 PUBLISHED = {2012: 72.37, 2013: 80.60, 2014: 75.59}
 
 
@@ -54,6 +57,16 @@ def asked(python: str, request: dict[str, Any]) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"the peer failed: {done.stderr.strip().splitlines()[-1:]}; run `make bench-peers`")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+@torch.no_grad()
+def perplexity(model: Model, rows: list[list[int]]) -> float:
+    """Over all tokens of the rows but each one's first."""
+    nll = 0.0
+    for row in rows:
+        logs = torch.log_softmax(model(Batch(torch.tensor([row])))[0, :-1].double(), -1)
+        nll -= float(logs.gather(1, torch.tensor(row[1:])[:, None]).sum())
+    return math.exp(nll / sum(len(row) - 1 for row in rows))
 
 
 def language(python: str, root: Path, documents: int, context: int) -> dict[str, float]:
@@ -76,13 +89,10 @@ def language(python: str, root: Path, documents: int, context: int) -> dict[str,
                     for p, w in zip(prompts, wanted, strict=True))
         asks = [Request(tuple(p), 64, Sampling(temperature=0)) for p in prompts]
         same = sum(list(r.tokens) == w for r, w in zip(Engine(model).generate(asks), theirs["greedy"], strict=True))
-        nll = 0.0
-        for row in rows:
-            logs = torch.log_softmax(model(Batch(torch.tensor([row])))[0, :-1].double(), -1)
-            nll -= float(logs.gather(1, torch.tensor(row[1:])[:, None]).sum())
+        lighter = {f"perplexity_{p}": perplexity(for_reading(model, p), rows) for p in LIGHTER}
     count = sum(len(row) - 1 for row in rows)
-    return {"logits_apart": apart, "greedy_equal": same, "prompts": len(prompts), "tokens": count,
-            "perplexity": math.exp(nll / count), "their_perplexity": math.exp(sum(theirs["nll"]) / count)}
+    return lighter | {"logits_apart": apart, "greedy_equal": same, "prompts": len(prompts), "tokens": count,
+            "perplexity": perplexity(model, rows), "their_perplexity": math.exp(sum(theirs["nll"]) / count)}
 
 
 def vectors(python: str, root: Path) -> dict[str, dict[str, float]]:
@@ -91,6 +101,7 @@ def vectors(python: str, root: Path) -> dict[str, dict[str, float]]:
     if place is None:
         raise SystemExit("cutaway pull all-minilm-l6-v2")
     embedder, out = open_embedder(place, too_long="cut"), {}
+    lighter = {p: open_embedder(place, too_long="cut", precision=p) for p in LIGHTER}
     for path in sorted((root / "sts").glob("sts*.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             rows = [row for row in map(json.loads, lines) if row.get("split", "test") == "test"]
@@ -102,7 +113,7 @@ def vectors(python: str, root: Path) -> dict[str, dict[str, float]]:
             theirs = load_file(f"{folder}/v.safetensors")["vectors"].double().numpy()
         ours = embedder.vectors(texts)
         found = {}
-        for name, given in (("ours", ours), ("theirs", theirs)):
+        for name, given in (("ours", ours), ("theirs", theirs), *((p, e.vectors(texts)) for p, e in lighter.items())):
             # what differs by rounding alone is alike: equal texts have a cosine of 1 here and of 1 ± 6e-8 in float32
             alike = [round(float(given[at[r["s1"]]] @ given[at[r["s2"]]]), 6) for r in rows]
             found[name] = 100 * float(spearmanr(alike, [r["score"] for r in rows]).statistic)
@@ -132,15 +143,18 @@ def main() -> None:
         print(f"SmolLM2-135M-Instruct, GGUF: logits at most {found['logits_apart']:.1e} apart; "
               f"{found['greedy_equal']:.0f} of {found['prompts']:.0f} prompts give the same 64 tokens; "
               f"perplexity {found['perplexity']:.6f}, "
-              f"transformers {found['their_perplexity']:.6f} ({found['tokens']:,.0f} tokens)", flush=True)
+              f"transformers {found['their_perplexity']:.6f} ({found['tokens']:,.0f} tokens); "
+              + ", ".join(f"{p} {found[f'perplexity_{p}']:.4f}" for p in LIGHTER), flush=True)
     if options.only != "language":
         figures["vectors"] = vectors(options.python, root)
-        print(f"{'all-MiniLM-L6-v2':<18}{'ours':>9}{'theirs':>9}{'published':>11}{'n':>7}{'vectors apart':>15}")
+        print(f"{'all-MiniLM-L6-v2':<18}{'ours':>9}{'theirs':>9}{'published':>11}{'n':>7}{'vectors apart':>15}"
+              + "".join(f"{'ours, ' + p:>16}" for p in LIGHTER))
         for year, row in figures["vectors"].items():
             ok &= round(row["ours"], 4) == round(row["theirs"], 4)
+            ok &= all(abs(row[p] - row["ours"]) <= 0.1 for p in LIGHTER)
             published = PUBLISHED.get(int(year), math.nan)
             print(f"{'STS ' + year:<18}{row['ours']:>9.4f}{row['theirs']:>9.4f}{published:>11.2f}{row['n']:>7}"
-                  f"{row['apart']:>15.1e}")
+                  f"{row['apart']:>15.1e}" + "".join(f"{row[p]:>16.4f}" for p in LIGHTER))
     print(json.dumps({"name": "quality/real_models", "figures": figures, "ok": bool(ok),
                       "machine": asdict(device.known(device.pick("cpu"))),
                       "versions": records.environment()["versions"]}))

@@ -25,7 +25,8 @@ from transformation_tasks import TASKS, Parts, Scores, Task, measure, read
 from cutaway import device, records
 from cutaway.models.bm25 import fit_bm25
 from cutaway.models.convolution import ConvolutionConfig
-from cutaway.models.model import Architecture, build, for_sampling
+from cutaway.models.light import for_sampling
+from cutaway.models.model import Architecture, build
 from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.run.compare_transformation import Nearest, Network

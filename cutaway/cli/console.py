@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
+
+    from cutaway.records import Bar
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout, errors included.")]
 _NUMBER = re.compile(r"[+−≈<>≤≥ -]*\d[\d,.]*( ?[%×]| \S+)?$")
@@ -85,13 +87,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     for r in cells:
         made.add_row(*(Text(c) for c in r))
     return made
-
-
-class Bar(Protocol):
-    """Progress of one piece of work."""
-
-    def advance(self, amount: float, text: str = "") -> None:
-        """``amount`` more is done; ``text`` is shown beside the bar."""
 
 
 @contextmanager

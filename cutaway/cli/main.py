@@ -28,7 +28,7 @@ VERBS = {
     "show": "Show one run: stages, figures, where everything lies.",
     "diff": "Compare the settings and figures of two runs.",
     "compare": "Train every architecture on one task and budget: when is simple enough?",
-    "eval": "Measure a model: bits per byte, answers, with n and interval.",
+    "eval": "Measure a model: bits per byte, answers, public tasks, with n and interval.",
     "probe": "Measure what an architecture can do: speed, memory and reach.",
     "trace": "Name the document behind every token of a step's batch.",
     "generate": "Write text from a prompt, or beside a source.",

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cutaway.cli.console import Bar, note, progress, result, table
+from cutaway.cli.console import note, progress, result, table
 
 if TYPE_CHECKING:
-    from cutaway.records import Measurement
+    from cutaway.records import Bar, Measurement
     from cutaway.run.folder import Run
 
 MODELS = ("random", "base", "finetuned", "aligned")

@@ -15,6 +15,7 @@ from cutaway.cli.writing import (
     MaxTokens,
     MinP,
     ModelName,
+    PrecisionName,
     Presence,
     Repetition,
     Seed,
@@ -28,6 +29,7 @@ from cutaway.errors import RequestError
 
 if TYPE_CHECKING:
     from cutaway.generate.writer import Options, Writer
+    from cutaway.models.open import Asked
     from cutaway.text.chat import Message
 
 _HELP = "/reset begins anew, /quit or Ctrl-D ends, Ctrl-C stops an answer"
@@ -45,13 +47,14 @@ def command(
     repetition_penalty: Repetition = 1.0,
     presence_penalty: Presence = 0.0,
     seed: Seed = 0,
+    precision: PrecisionName = "stored",
     device: DeviceName = "auto",
     json: Json = False,
 ) -> None:
     """Talk with a model. Lines come from the terminal or from a pipe; answers go to stdout."""
     how = options(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
                   repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=seed)
-    talk = _Talk(_open(model, device), how, system, json)
+    talk = _Talk(_open(model, device, precision), how, system, json)
     if sys.stdin.isatty():
         note(f"{model}, context of {talk.writer.engine.model.context_length} tokens; {_HELP}")
     for line in _lines():
@@ -66,8 +69,8 @@ def command(
             talk.say(line)
 
 
-def _open(model: str, device: str) -> Writer:
-    writer = open_writer(model, device)
+def _open(model: str, device: str, precision: Asked) -> Writer:
+    writer = open_writer(model, device, precision)
     if writer.engine.model.reads_source:
         raise RequestError("an encoder-decoder holds no conversation", where=model,
                            way_out=f"cutaway generate {model} --source TEXT")

@@ -13,6 +13,7 @@ from cutaway.cli.writing import (
     MaxTokens,
     MinP,
     ModelName,
+    PrecisionName,
     Presence,
     Repetition,
     Seed,
@@ -55,6 +56,7 @@ def command(
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a message, not the start of a text.")] = False,
     beam: Annotated[int | None, typer.Option(help="Search the likeliest answers with this many hypotheses.")] = None,
     length_penalty: Annotated[float | None, typer.Option(help="For --beam: higher is longer; 1 if not given.")] = None,
+    precision: PrecisionName = "stored",
     device: DeviceName = "auto",
     json: Json = False,
 ) -> None:
@@ -72,7 +74,7 @@ def command(
     how = options(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
                   repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=seed, stop=stop,
                   logprobs=logprobs)
-    writer = open_writer(model, device)
+    writer = open_writer(model, device, precision)
     ids, beside = _ids(writer, text, read, chat=chat)
     if n == 1 and logprobs is None and search is None and not json:
         _stream(writer, ids, how, beside)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cutaway.cli.console import Json, note, result
+from cutaway.cli.console import Json, note, progress, result
+
+if TYPE_CHECKING:
+    from cutaway.records import Bar
 
 
 def command(
@@ -19,5 +23,8 @@ def command(
     """Fetch a model, so that other verbs know it by its name. Nothing that is fetched is executed."""
     from cutaway.models.pull import pull
 
-    folder = pull(name, revision=revision, say=note)
+    def bar(name: str, total: float) -> AbstractContextManager[Bar]:
+        return progress(name, total=total, unit="MiB", quiet=json)
+
+    folder = pull(name, revision=revision, say=note, progress=bar)
     result({"name": name, "folder": str(folder)}, str(folder), json=json)

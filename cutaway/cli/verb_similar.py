@@ -8,6 +8,7 @@ import typer
 
 from cutaway.cli.console import Json, result, row, stdout, table
 from cutaway.cli.verb_embed import TooLong
+from cutaway.cli.writing import PrecisionName
 from cutaway.errors import RequestError
 
 DEFAULT = "all-minilm-l6-v2"
@@ -18,6 +19,7 @@ def command(
     *,
     model: Annotated[str, typer.Option(help="A model that gives vectors: a name or a folder.")] = DEFAULT,
     too_long: TooLong = "refuse",
+    precision: PrecisionName = "stored",
     json: Json = False,
 ) -> None:
     """The cosine of the vectors of two texts, or of each pair of several, the most alike first."""
@@ -28,7 +30,7 @@ def command(
     if len(texts) < 2:
         raise RequestError("one text is like nothing", way_out="give two texts or more, each in quotation marks")
     set_threads()
-    found = open_embedder(model_folder(model), too_long=too_long).cosines(texts)
+    found = open_embedder(model_folder(model), too_long=too_long, precision=precision).cosines(texts)
     pairs = sorted(((float(found[i, j]), i, j) for j in range(len(texts)) for i in range(j)), reverse=True)
     if len(texts) == 2:
         result({"cosine": pairs[0][0], "texts": texts}, f"{pairs[0][0]:.4f}", json=json)

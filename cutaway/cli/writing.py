@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
 
     from cutaway.generate.writer import Options, Writer
+    from cutaway.models.open import Asked
 
 ModelName = Annotated[str, typer.Argument(help="A name, a model or adapter folder, or a run (its furthest stage).")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer; without it, all that fit the context.")]
@@ -20,6 +21,8 @@ Repetition = Annotated[float, typer.Option("--repetition-penalty", help="Above 1
 Presence = Annotated[float, typer.Option("--presence-penalty", help="Above 0: less of what the answer has said.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")]
+PrecisionName = Annotated[Literal["stored", "float32", "bfloat16", "int8"], typer.Option(
+    "--precision", help="Of products; stored: bfloat16 where it is fast and the file has fewer than 32 bits a number.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 
 
@@ -36,7 +39,7 @@ def options(*, max_tokens: int | None, temperature: float, top_k: int | None, to
                             "stop": stop or [], "logprobs": logprobs}, where="options")
 
 
-def open_writer(name: str, device: str) -> Writer:
+def open_writer(name: str, device: str, precision: Asked = "stored") -> Writer:
     """The model of that name on the device. Raises ModelError for one that writes no text, and says what it does."""
     from cutaway.device import pick, set_threads
     from cutaway.errors import SettingsError
@@ -48,11 +51,9 @@ def open_writer(name: str, device: str) -> Writer:
     from cutaway.run.place import model_folder
 
     folder = model_folder(name)
-    model, tokenizer = open_language_model(folder), open_tokenizer(folder)
     set_threads()
-    place = pick(device).torch
-    if isinstance(model, Model):
-        model = model.to(place)
-    elif device not in ("auto", "cpu"):
+    model = open_language_model(folder, precision=precision, place=pick(device).torch)
+    tokenizer = open_tokenizer(folder)
+    if not isinstance(model, Model) and device not in ("auto", "cpu"):
         raise SettingsError(f"an n-gram model is counted on the CPU, not on {device}", way_out="leave --device out")
     return Writer(Engine(model), tokenizer)

@@ -7,6 +7,7 @@ the file does not have at all is an error that names the nearest one.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -132,6 +133,29 @@ def read_rows(file: Path, name: str, columns: Sequence[Column], *, form: Form | 
             yield Skip(name, "undecodable", "UTF-16 or no text at all", whole=True, way_out=_AS_UTF8)
             return
         yield from _readers()[kind_of(name)](stream, name, columns, form or Form())
+
+
+def names_in(file: Path, name: str) -> list[str]:
+    """The names of a file's columns: a header's, a schema's, or the keys of the first object. Raises as ``read_rows``
+    does; what has no names gives none."""
+    if kind_of(name) == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            return list(parquet.read_schema(file).names)
+        except pyarrow.ArrowException:
+            return []
+    with open_plain(file) as stream:
+        if kind_of(name) in (".csv", ".tsv"):
+            first = next((cells for _, cells in _records(stream, name, Form())), [])
+            return [] if isinstance(first, Skip) else first
+        for line in stream:
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line) if line.strip() else None
+                if isinstance(row, dict):
+                    return list(row)
+    return []
 
 
 def _jsonl(stream: BinaryIO, name: str, columns: Sequence[Column], form: Form) -> Iterator[Row | Skip]:

@@ -28,6 +28,7 @@ from cutaway.text.tokenizer import Tokenizer
 VERSION = 1
 # Text that is encoded at once: enough to keep the encoder busy, little beside any machine's memory.
 _BLOCK_CHARS = 8_000_000
+_DTYPES, _KINDS = ("uint16", "uint32"), ("tokens", "index", "names")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class _Writer:
     """One split on its way to the disk: files that grow, digests that follow them."""
 
     def __init__(self, folder: Path, split: str, *, dtype: np.dtype[Any], bos: int, eos: int) -> None:
-        self.paths = {kind: folder / f"{split}.{kind}" for kind in ("tokens", "index", "names")}
+        self.paths = {kind: folder / f"{split}.{kind}" for kind in _KINDS}
         self._files = {kind: path.open("wb") for kind, path in self.paths.items()}
         self._hashes = {kind: hashlib.sha256() for kind in self.paths}
         self._dtype, self._ends = dtype, (bos, eos)
@@ -190,7 +191,7 @@ def _reusable(folder: Path, tokenizer: Tokenizer, fingerprint: str | None) -> Ma
     except DataError:
         return None
     same = manifest.tokenizer == tokenizer.digest and manifest.fingerprint == fingerprint
-    sizes_hold = all((folder / f"{split}.{kind}").exists() for split in SPLITS for kind in ("tokens", "index", "names"))
+    sizes_hold = all((folder / f"{split}.{kind}").exists() for split in SPLITS for kind in _KINDS)
     return manifest if same and sizes_hold else None
 
 
@@ -202,13 +203,26 @@ def read_manifest(folder: str | Path) -> Manifest:
         if row["version"] != VERSION:
             raise DataError(f"shards of version {row['version']}, this is version {VERSION}", where=path,
                             way_out="delete the folder and write the shards again")
-        return Manifest(**{**row, "splits": {k: SplitCounts(**v) for k, v in row["splits"].items()}})
+        manifest = Manifest(**{**row, "splits": {k: SplitCounts(**v) for k, v in row["splits"].items()}})
+        _fits(manifest)
+        return manifest
     except FileNotFoundError:
         raise DataError("no such file", where=path, way_out="write the shards first") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"damaged ({error})", where=path, way_out=_AGAIN) from None
+
+
+def _fits(manifest: Manifest) -> None:
+    """Raises ValueError where a split is missing, or what is said of its files cannot be."""
+    if manifest.dtype not in _DTYPES or set(manifest.splits) != set(SPLITS):
+        raise ValueError(f"it says {manifest.dtype!r} and {sorted(manifest.splits)}"[:80])
+    for split, counts in manifest.splits.items():
+        sizes = {kind: file["bytes"] for kind, file in counts.files.items()}
+        wanted = {"tokens": np.dtype(manifest.dtype).itemsize * counts.tokens, "index": 16 * (counts.documents + 1)}
+        if set(sizes) != set(_KINDS) or any(sizes[kind] != size for kind, size in wanted.items()):
+            raise ValueError(f"the files of {split} do not hold what it says")
 
 
 _AGAIN = "delete the folder and write the shards again from their source"

@@ -25,7 +25,8 @@ from cutaway.records import Measurement, bootstrap, digest
 from cutaway.text.chat import Message
 from cutaway.text.tokenizer import Tokenizer
 
-ROWS = 32
+ROWS, PLACES = 32, 1 << 15
+Piece = tuple[int, Example]  # a document's number and a window of it
 
 
 @dataclass(frozen=True)
@@ -74,23 +75,31 @@ def score(model: LanguageModel, tokenizer: Tokenizer, text: HeldOut, *, overlap:
     documents = [np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], np.int64)
                  for ids in tokenizer.encode_documents(text.texts)]
     nats = np.zeros(len(documents))
-    if isinstance(model, Scorer):
-        owners, costs = _direct(model, documents, context, overlap)
+    pieces = [(i, e) for i, d in enumerate(documents) for e in windows(d, context, overlap)]
+    for owners, costs in window_nats(model, pieces, rows=rows, pad_id=tokenizer.pad_id):
         np.add.at(nats, owners, costs)
-    else:
-        for owners, batch in _batches(documents, context, overlap, rows=rows, pad_id=tokenizer.pad_id):
-            with torch.inference_mode():
-                costs = -logprobs(model, batch).double().sum(1).cpu().numpy()
-            np.add.at(nats, owners, costs)
     conditions = {**text.conditions, "context": context, "overlap": overlap,
                   "tokens": sum(len(d) - 1 for d in documents), "tokenizer_sha256": tokenizer.digest[:16]}
     return Scores(nats, np.array([len(d) - 1 for d in documents]), np.array(text.bytes), conditions)
 
 
-def _direct(model: Scorer, documents: Sequence[NDArray[np.int64]], context: int,
-            overlap: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(document of each window, its nats): the same windows, each scored as a document of its own."""
-    pieces = [(i, e) for i, d in enumerate(documents) for e in windows(d, context, overlap)]
+def window_nats(model: LanguageModel, pieces: Sequence[Piece], *, pad_id: int,
+                rows: int = ROWS) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """(document of each window, its nats), both ``(B,)``, in batches as they are done; each window is read as a
+    document of its own."""
+    if isinstance(model, Scorer):
+        yield direct_nats(model, pieces)
+        return
+    for owners, batch in _batches(pieces, rows=rows, pad_id=pad_id):
+        with torch.inference_mode():
+            costs = -logprobs(model, batch).double().sum(1).cpu().numpy()
+        yield owners, costs
+
+
+def direct_nats(model: Scorer, pieces: Sequence[Piece]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The same at once, by a model that gives the probabilities of whole documents."""
+    if not pieces:
+        return np.zeros(0, np.int64), np.zeros(0)
     starts = np.cumsum([0, *(len(e.tokens) for _, e in pieces)])
     logs = model.score(np.concatenate([e.tokens for _, e in pieces]), starts)
     logs = np.where(np.concatenate([e.weights for _, e in pieces]) > 0, logs, 0.0)
@@ -129,13 +138,14 @@ def windows(tokens: NDArray[np.int64], context: int, overlap: int) -> Iterator[E
         done = start + len(piece) - 1
 
 
-def _batches(documents: Sequence[NDArray[np.int64]], context: int, overlap: int, *, rows: int,
-             pad_id: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """(document of each row, batch), rows of like length together so that little is computed on padding."""
-    pieces = [(i, e) for i, d in enumerate(documents) for e in windows(d, context, overlap)]
-    pieces.sort(key=lambda p: -len(p[1]))
-    for at in range(0, len(pieces), rows):
-        part = pieces[at:at + rows]
+def _batches(pieces: Sequence[Piece], *, rows: int, pad_id: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """(document of each row, batch), rows of like length together so that little is computed on padding; at most
+    ``rows`` of them and ``PLACES`` tokens."""
+    ordered = sorted(pieces, key=lambda p: -len(p[1]))
+    at = 0
+    while at < len(ordered):
+        part = ordered[at:at + max(1, min(rows, PLACES // len(ordered[at][1])))]
+        at += len(part)
         yield np.array([i for i, _ in part]), pad([e for _, e in part], pad_id=pad_id)
 
 

@@ -11,7 +11,9 @@ from cutaway.generate.request import Request
 from cutaway.generate.rows import unique
 from cutaway.models.model import LanguageModel, State
 
+Ids = tuple[int, ...]
 READ = 2**21  # query-key pairs of one pass over prompts: bounds the memory that attention scores take
+SHARED = 32  # tokens that all prompts must begin with to be read once for all: fewer cost less than the copy
 
 
 def checked(model: LanguageModel, requests: Sequence[Request]) -> list[Request]:
@@ -24,28 +26,45 @@ def checked(model: LanguageModel, requests: Sequence[Request]) -> list[Request]:
 
 def read(model: LanguageModel, requests: Sequence[Request], capacity: int) -> tuple[Tensor, State]:
     """Logits after each prompt ``(R, V)`` and the state of ``capacity`` tokens; equal (source, prompt) are read once,
-    long prompts in pieces."""
+    what all prompts begin with too, long prompts in pieces."""
     firsts, where = unique(requests)
     prompts = [requests[i].tokens for i in firsts]
     sources = [s for i in firsts if (s := requests[i].source) is not None]
-    state = (model.new_state(len(firsts), capacity=capacity, sources=sources) if sources
-             else model.new_state(len(firsts), capacity=capacity))
-    logits = _prompts(model, prompts, state)
+    if sources:
+        state, rest = model.new_state(len(firsts), capacity=capacity, sources=sources), prompts
+    else:
+        state, rest = begun(model, prompts, capacity)
+    logits = append(model, rest, state)
     if len(firsts) < len(requests):
         rows = torch.tensor(where, device=logits.device)
         logits, state = logits[rows], state.select(rows)
     return logits, state
 
 
-def _prompts(model: LanguageModel, prompts: Sequence[tuple[int, ...]], state: State) -> Tensor:
+def begun(model: LanguageModel, prompts: Sequence[Ids], capacity: int) -> tuple[State, list[Ids]]:
+    """A state with a row for each prompt, behind what all of them begin with if that is long (the solved items of a
+    few-shot prompt), and the rest of each, at least a token."""
+    low, high = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    shared = next((i for i in range(most) if low[i] != high[i]), most)  # between the two lie all others
+    if len(prompts) == 1 or shared < SHARED:
+        return model.new_state(len(prompts), capacity=capacity), list(prompts)
+    state = model.new_state(1, capacity=capacity)
+    append(model, [low[:shared]], state)
+    rows = torch.zeros(len(prompts), dtype=torch.long, device=state.lengths.device)
+    return state.select(rows), [p[shared:] for p in prompts]
+
+
+def append(model: LanguageModel, rows: Sequence[Ids], state: State) -> Tensor:
+    """Let the model read rows of ids behind ``state``, in pieces; logits after the last one of each ``(R, V)``."""
     device = state.lengths.device
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    width = max(len(p) for p in prompts)
-    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, p in zip(tokens, prompts, strict=True):
+    lengths = torch.tensor([len(p) for p in rows], device=device)
+    width = max(len(p) for p in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    for row, p in zip(tokens, rows, strict=True):
         row[: len(p)] = torch.tensor(p)
     tokens = tokens.to(device)
-    piece = max(1, min(width, READ // (len(prompts) * width)))
+    piece = max(1, min(width, READ // (len(rows) * (int(state.lengths.max()) + width))))
     logits: Tensor | None = None
     for start in range(0, width, piece):
         part = tokens[:, start : start + piece]

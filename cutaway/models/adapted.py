@@ -3,6 +3,7 @@ learned beside."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cutaway.models.adapter import CONFIG, load_adapter, merge
 from cutaway.models.folder import load_model, load_tokenizer
 from cutaway.models.learning import low_rank_of
 from cutaway.models.model import Model
-from cutaway.models.store import located, model_file
+from cutaway.models.store import located, model_file, name_of
 from cutaway.models.whole import AGAIN, SIDE, TOKENIZER, read_json
 from cutaway.text.tokenizer import Tokenizer
 
@@ -57,13 +58,20 @@ def base_of(folder: Path) -> Path:
     if not isinstance(name, str) or not name:
         raise ModelError("says no base_model_name_or_path", where=folder / CONFIG,
                          way_out="write the folder or the name of the model it was learned beside")
-    path = model_file(Path(name).expanduser())
-    if path.exists():
-        return path
+    beside = (folder / Path(name).expanduser()).resolve()  # the way from the adapters, else from where we are
+    for path in (model_file(beside), model_file(Path(name).expanduser())):
+        if path.exists():
+            return path
     if (found := located(name)) is not None:
         return found
     raise ModelError(f"its base {name!r} is not on this machine", where=folder / CONFIG,
                      way_out=f"cutaway pull {name}, or write another place of it as base_model_name_or_path")
+
+
+def base_name(base: Path, folder: Path) -> str:
+    """What ``base_of`` finds the base of adapters in ``folder`` by, on any machine: the name that it was fetched under,
+    else the way to it from there."""
+    return name_of(base) or Path(os.path.relpath(base.resolve(), folder.resolve())).as_posix()
 
 
 def sample_of(model: Model) -> list[float]:

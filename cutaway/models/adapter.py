@@ -7,6 +7,7 @@ Applied from outside: a model with adapters is the same model to every objective
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cutaway.errors import ModelError
+from cutaway.errors import ModelError, SettingsError
 from cutaway.models.folder import family_for
 from cutaway.models.model import Model
 from cutaway.models.whole import AGAIN, SIDE, TOKENIZER, damaged, read_json, whole_folder, write_json
-from cutaway.nn.adapt import LowRank
+from cutaway.nn.adapt import LowRank, scale_of
 from cutaway.nn.linear import Linear
 from cutaway.records import atomic_write
-from cutaway.settings import Settings, nearest
+from cutaway.settings import Settings, decode, nearest
 from cutaway.text.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -93,11 +94,36 @@ def adapt(model: Model, settings: Full | Partial | Lora, *, seed: int = 0) -> Mo
                              else f"there are {', '.join(known)}")
     draw = torch.Generator().manual_seed(seed)
     for place in places:
-        ranks = [settings.rank if not settings.targets or m.rpartition(".")[2] in settings.targets else 0
-                 for m in place.modules]
+        ranks = _ranks(place, settings)
         if any(ranks):
             _beside(place, ranks, settings).draw(draw)
     return model
+
+
+def _ranks(place: _Place, settings: Lora) -> list[int]:
+    """The rank that each public module of a linear map is to have."""
+    return [settings.rank if not settings.targets or m.rpartition(".")[2] in settings.targets else 0
+            for m in place.modules]
+
+
+def difference(model: Model, settings: Lora) -> str | None:
+    """The first thing in which the adapters of a model are others than ``settings`` ask for, None where they are the
+    same; what is dropped beside them is no part of them."""
+    scale = scale_of(settings.alpha, settings.rank, rooted=settings.rooted)
+    for place in _places(model):
+        wanted, there = _ranks(place, settings), [0] * len(place.modules)
+        scales = (0.0,) * len(there)
+        if isinstance(place.linear, LowRank):
+            there, scales = [len(down) for down in place.linear.down], place.linear.scales
+        for module, asked, rank, found in zip(place.modules, wanted, there, scales, strict=True):
+            if bool(asked) != bool(rank):
+                return (f"has {'an' if rank else 'no'} adapter beside {module}, and adapt.targets asks for "
+                        f"{'none' if rank else 'one'}")
+            if asked != rank:
+                return f"has adapters of rank {rank}, and adapt.rank is {asked}"
+            if asked and not math.isclose(found, scale, rel_tol=1e-6):
+                return f"has adapters of scale {found:g}, and adapt.alpha = {settings.alpha:g} makes it {scale:g}"
+    return None
 
 
 def _refuse_outer(model: Model, module: str, where: object = None) -> None:
@@ -206,13 +232,17 @@ def load_adapter(folder: str | Path, model: Model) -> Model:
     tensors = _read(folder / WEIGHTS)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    rooted, alpha = bool(said.get("use_rslora")), float(said.get("lora_alpha", 1))
+    try:
+        settings = decode(Lora, {"rank": said.get("r"), "alpha": said.get("lora_alpha"),
+                                 "rooted": said.get("use_rslora") or False}, where="")
+    except SettingsError as error:
+        raise ModelError(f"does not describe an adapter: {error.what}", where=folder / CONFIG, way_out=AGAIN) from None
     for place in _places(model):
         pairs = [(tensors.pop(f"{_PREFIX}{m}.lora_A.weight", None), tensors.pop(f"{_PREFIX}{m}.lora_B.weight", None))
                  for m in place.modules]
         if all(a is None and b is None for a, b in pairs):
             continue
-        _filled(place, pairs, Lora(rank=1, alpha=alpha, rooted=rooted), folder)
+        _filled(place, pairs, settings, folder)
     for name in sorted(tensors):
         _refuse_outer(model, name.removeprefix(_PREFIX).partition(".lora_")[0], folder / WEIGHTS)
     if tensors:
@@ -248,11 +278,12 @@ def _filled(place: _Place, pairs: list[tuple[Tensor | None, Tensor | None]], set
     for module, count, (down, up) in zip(place.modules, place.rows, pairs, strict=True):
         if (down is None) != (up is None):
             raise ModelError(f"holds one half of the adapter of {module}", where=folder / WEIGHTS, way_out=AGAIN)
-        if down is not None and up is not None and (down.ndim != 2 or up.ndim != 2 or down.shape[1] != inputs
-                                                    or up.shape != (count, len(down))):
-            raise ModelError(f"{module} is {tuple(down.shape)} and {tuple(up.shape)} beside {(count, inputs)}",
-                             where=folder / WEIGHTS, way_out="use the model it was learned beside")
-    made = _beside(place, [0 if down is None else len(down) for down, _ in pairs], settings)
+        wanted = ((settings.rank, inputs), (count, settings.rank))
+        if down is not None and up is not None and (down.shape, up.shape) != wanted:
+            raise ModelError(f"{module} is {tuple(down.shape)} and {tuple(up.shape)}, and {wanted[0]} and "
+                             f"{wanted[1]} go with it", where=folder / WEIGHTS,
+                             way_out="use the model it was learned beside")
+    made = _beside(place, [0 if down is None else settings.rank for down, _ in pairs], settings)
     with torch.no_grad():
         for i, (down, up) in enumerate(pairs):
             if down is not None and up is not None:

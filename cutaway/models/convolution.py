@@ -18,7 +18,7 @@ from cutaway.batch import Batch, lay_sources
 from cutaway.errors import ModelError, RequestError
 from cutaway.models.cost import Cost
 from cutaway.models.heads import Traits, pooled
-from cutaway.nn import mask
+from cutaway.nn import init, mask
 from cutaway.nn.cache import Memory
 from cutaway.nn.convolution import (
     Around,
@@ -122,7 +122,7 @@ class ConvolutionConfig(Settings):
 
     def backbone(self) -> CausalConvolution | WordFilters | ConvolutionPair:
         """The network, its weights not yet drawn."""
-        embedding = nn.Embedding(self.vocab_size, self.embedding_size)
+        embedding = init.embedding(self.vocab_size, self.embedding_size)
         if self.shape == "encoder":
             return WordFilters(embedding, self.kernel_sizes, self.hidden_size)
         if self.shape == "decoder":

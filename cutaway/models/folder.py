@@ -6,6 +6,7 @@ the public format has no place for: the digests that tell a damaged file from a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from cutaway.models.families import bert, gemma, gpt2, llama, modernbert, own, t
 from cutaway.models.families.family import Family, Form, described
 from cutaway.models.heads import Head, Vector, kind_of
 from cutaway.models.model import Architecture, Model
-from cutaway.models.stored import filled, of_folder
+from cutaway.models.stored import Tensors, filled, of_folder
 from cutaway.models.whole import CONFIG, SIDE, TOKENIZER, WEIGHTS, read_json, whole_folder, write_json
 from cutaway.records import atomic_write, digest
 from cutaway.text import tokenizer as tokenizers
@@ -114,22 +115,32 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     return filled(config, head, of_folder(folder, side.get("weights_sha256")), family, dtype, folder / WEIGHTS)
 
 
-def _load_file(path: Path, dtype: torch.dtype) -> Model:
-    """The model of a GGUF file, or of a checkpoint of llama2.c."""
+def stored_small(folder: str | Path) -> bool:
+    """Whether a model's largest tensor is stored in less than 32 bits a number."""
+    folder = Path(folder)
+    tensors = _of_file(folder)[1] if folder.suffix in (GGUF_FILE, LLAMA2C_FILE) else of_folder(folder, None)
+    return max(tensors.values(), key=lambda t: math.prod(t.shape)).small
+
+
+def _of_file(path: Path) -> tuple[Mapping[str, Any], Tensors, Vector | None]:
+    """What a GGUF file, or a checkpoint of llama2.c, is and holds, and the vectors that it is for."""
     if path.suffix == LLAMA2C_FILE:
         from cutaway.models.llama2c import read
 
-        public, tensors = read(path)
-    else:
-        from cutaway.models import gguf
-        from cutaway.models.gguf_file import read_gguf
+        return *read(path), None
+    from cutaway.models import gguf
+    from cutaway.models.gguf_file import read_gguf
 
-        file = read_gguf(path)
-        public = gguf.public_config(file)
-        tensors = gguf.public_tensors(file, public)
+    file = read_gguf(path)
+    public = gguf.public_config(file)
+    return public, gguf.public_tensors(file, public), gguf.vector_of(file)
+
+
+def _load_file(path: Path, dtype: torch.dtype) -> Model:
+    public, tensors, vector = _of_file(path)
     family = family_of(public, where=path)
     config, head = described(family, public, path)
-    return filled(config, head, tensors, family, dtype, path)
+    return filled(config, vector or head, tensors, family, dtype, path)
 
 
 def family_of(public: Mapping[str, Any], *, where: object) -> Family:
@@ -158,10 +169,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The folder's tokenizer. Raises TokenizerError if it is damaged or not the one the model was saved with."""
     folder = Path(folder)
     if folder.suffix == GGUF_FILE:
-        from cutaway.models import gguf
         from cutaway.models.gguf_file import read_gguf
+        from cutaway.models.gguf_tokenizer import tokenizer
 
-        return gguf.tokenizer(read_gguf(folder))
+        return tokenizer(read_gguf(folder))
     if folder.suffix == LLAMA2C_FILE:
         from cutaway.models import llama2c
 

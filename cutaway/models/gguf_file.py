@@ -6,6 +6,7 @@ Format: github.com/ggml-org/ggml, docs/gguf.md.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import struct
 from collections.abc import Callable
@@ -24,6 +25,7 @@ AGAIN = "get the file again"
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_F32 = 0  # ggml's number of the kind
 _DEEPEST = 4  # arrays of arrays
 
 
@@ -49,7 +51,8 @@ class GGUF:
         """Every tensor by its name; nothing is read before it is called for."""
         with self.path.open("rb") as file:
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        return {name: Stored(place.shape, True, _later(data, place)) for name, place in self.placed.items()}
+        return {name: Stored(place.shape, True, _later(data, place), small=place.kind != _F32)
+                for name, place in self.placed.items()}
 
 
 def _later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable[[], Tensor]:
@@ -68,15 +71,30 @@ def read_gguf(path: str | Path) -> GGUF:
     """The header of a file. Raises ModelError for one that is no GGUF, is cut off, or says what cannot be."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            if file.seek(0, 2) == 0:
-                raise ModelError("is empty", where=path, way_out=AGAIN)
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        state = path.stat()
     except OSError as error:
-        raise ModelError(f"cannot be read ({error.strerror or error})", where=path,
-                         way_out="name a .gguf file") from None
+        raise _unreadable(path, error) from None
+    return _read(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, size: int, changed: int) -> GGUF:
+    """Once for as long as the file stays the same: the model and its tokenizer ask for it one behind the other, and a
+    vocabulary of fifty thousand words takes half a second."""
+    if size == 0:
+        raise ModelError("is empty", where=path, way_out=AGAIN)
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
     with data:
         return _Header(data, path).read()
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ModelError:
+    why = getattr(error, "strerror", None) or error
+    return ModelError(f"cannot be read ({why})", where=path, way_out="name a .gguf file")
 
 
 class _Header:

@@ -3,7 +3,6 @@ template included."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,40 +13,42 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ModelError
+from cutaway.models import gguf_rope
 from cutaway.models.folder import public_tensors
-from cutaway.models.gguf import AROUND, LAYER, WHOLE
+from cutaway.models.gguf import UNIT
+from cutaway.models.gguf_form import ARCHITECTURES, EVERY, LARGEST_GEMMA, OF_FAMILY, Architecture
+from cutaway.models.gguf_vocabulary import describe_tokens
+from cutaway.models.heads import Vector
 from cutaway.models.model import Model
 from cutaway.text.tokenizer import Tokenizer
-from cutaway.text.vocabulary import word_pattern
 
 if TYPE_CHECKING:
     import gguf
 
 KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0")
-# our family's architecture there, and whether its queries and keys are stored interleaved
-_ARCHITECTURES = {"llama": ("llama", True), "mistral": ("llama", True), "qwen2": ("qwen2", False),
-                  "qwen3": ("qwen3", False), "gemma3_text": ("gemma3", False)}
 _FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
-_NORMAL, _CONTROL, _UNUSED = 1, 3, 5
+_WAY_OUT = "export it as safetensors"
 
 
 def write_gguf(path: str | Path, model: Model, tokenizer: Tokenizer, *, kind: str = "f16", name: str = "") -> None:
-    """The whole file or none. Norms and biases are float32, matrices of the ``kind``; one whose rows no block divides
-    is float16. Raises ModelError for a model or a tokenizer that the format has no place for."""
+    """The whole file or none. Norms, biases and tables of positions are float32, matrices of the ``kind``; one whose
+    rows no block divides is float16. Raises ModelError for a model or a tokenizer that the format has no place for."""
     import gguf
 
     path, family = Path(path), model.config.traits.family
     if kind not in KINDS:
         raise ModelError(f"GGUF of the kind {kind!r} is not written", way_out=f"choose one of {', '.join(KINDS)}")
-    if family not in _ARCHITECTURES or model.head_kind != "tokens":
+    there = OF_FAMILY.get(family, "")
+    if model.head_kind != ("vector" if there == "bert" else "tokens") or not there:
         raise ModelError(f"a model of the family {family} with a head of {model.head_kind} has no place in GGUF here",
-                         way_out=f"supported are decoders of {', '.join(_ARCHITECTURES)}")
+                         way_out=f"supported are decoders of {', '.join(n for n in OF_FAMILY if n != 'bert')}, and "
+                                 "BERT's vectors")
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        writer = gguf.GGUFWriter(draft, _ARCHITECTURES[family][0])
+        writer = gguf.GGUFWriter(draft, there)
         _describe(writer, model, name or path.stem, kind)
-        _tokenize(writer, tokenizer, model.vocab_size)
-        for tensor, data, which in _laid(model, kind):
+        describe_tokens(writer, tokenizer, model.vocab_size)
+        for tensor, data, which in _laid(model, ARCHITECTURES[there], kind):
             writer.add_tensor(tensor, data, raw_dtype=which)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -62,7 +63,6 @@ def write_gguf(path: str | Path, model: Model, tokenizer: Tokenizer, *, kind: st
 
 def _describe(writer: gguf.GGUFWriter, model: Model, name: str, kind: str) -> None:
     c = model.config
-    made = c.made
     writer.add_name(name)
     writer.add_file_type(_FILE_TYPES[kind])
     writer.add_quantization_version(2)
@@ -72,100 +72,98 @@ def _describe(writer: gguf.GGUFWriter, model: Model, name: str, kind: str) -> No
     writer.add_block_count(c.num_layers)
     writer.add_feed_forward_length(c.intermediate_size)
     writer.add_head_count(c.num_heads)
+    if writer.arch in ("gpt2", "bert"):
+        writer.add_layer_norm_eps(c.norm_eps)
+        _pooled(writer, model)
+        return
     writer.add_head_count_kv(c.num_kv_heads)
     writer.add_key_length(c.head_size)
     writer.add_value_length(c.head_size)
     writer.add_rope_dimension_count(c.head_size)
     writer.add_layer_norm_rms_eps(c.norm_eps)
     writer.add_rope_freq_base(c.rope_theta)
-    if made.family == "gemma3_text":
-        writer.add_sliding_window(made.window or c.context_length)
-    elif made.local_layers:
-        raise ModelError("layers that see a window have no place in GGUF here", way_out="export it as safetensors")
-    if made.stretch is not None:
-        if made.stretch.kind != "linear":
-            raise ModelError(f"rotary positions stretched by {made.stretch.kind} are not written to GGUF",
-                             way_out="export it as safetensors")
-        writer.add_string(f"{writer.arch}.rope.scaling.type", "linear")
-        writer.add_rope_scaling_factor(made.stretch.factor)
+    _windows(writer, model)
+    if c.made.stretch is not None:
+        for key, value in gguf_rope.described(writer.arch, c.made.stretch).items():
+            if isinstance(value, str):
+                writer.add_string(key, value)
+            elif isinstance(value, int):
+                writer.add_uint32(key, value)
+            else:
+                writer.add_float32(key, value)
 
 
-def _laid(model: Model, kind: str) -> Iterator[tuple[str, np.ndarray[Any, Any], Any]]:
+def _pooled(writer: gguf.GGUFWriter, model: Model) -> None:
+    """How an encoder's vector is made."""
+    import gguf
+
+    head = model.head_spec
+    if not isinstance(head, Vector):
+        return
+    kinds = {how: kind for kind, how in ARCHITECTURES["bert"].poolings.items()}
+    if model.pooling not in kinds:
+        raise ModelError(f"vectors that pool tokens by {model.pooling} have no place in GGUF", way_out=_WAY_OUT)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType(kinds[model.pooling]))
+    writer.add_token_type_count(model.config.made.token_types)
+    writer.add_bool(UNIT, head.unit)
+
+
+def _windows(writer: gguf.GGUFWriter, model: Model) -> None:
+    """Which layers see a window: those of Gemma 3. llama.cpp has none for the others, and one as wide as the context
+    is none."""
+    c, made = model.config, model.config.made
+    narrow = bool(made.local_layers) and (made.window or 0) < c.context_length
+    if writer.arch != "gemma3":
+        if narrow:
+            raise ModelError(f"layers of the family {made.family} that see a window of {made.window} have no place in "
+                             "GGUF", way_out=_WAY_OUT)
+        return
+    width = c.hidden_size // c.num_heads if c.num_layers == LARGEST_GEMMA else c.head_size
+    if abs((made.score_scale or c.head_size**-0.5) * width**0.5 - 1) > 1e-6 or (
+            abs(made.embedding_scale / c.hidden_size**0.5 - 1) > 1e-6):
+        raise ModelError("scores or embeddings scaled otherwise than in Gemma 3 have no place in GGUF",
+                         way_out=_WAY_OUT)
+    if not made.local_layers:
+        return
+    writer.add_sliding_window(made.window or c.context_length)
+    writer.add_rope_freq_base_swa(made.local_theta or c.rope_theta)
+    local = [i in made.local_layers for i in range(c.num_layers)]
+    if local != [(i + 1) % EVERY != 0 for i in range(c.num_layers)]:
+        writer.add_sliding_window_pattern(local)
+
+
+def _laid(model: Model, form: Architecture, kind: str) -> Iterator[tuple[str, np.ndarray[Any, Any], Any]]:
     """Every tensor under its name there, as bytes of its kind."""
     import gguf
 
-    family, c = model.config.traits.family, model.config
-    turned = _ARCHITECTURES[family][1]
+    c = model.config
     heads = {"attn_q": c.num_heads, "attn_k": c.num_kv_heads}
     for public, tensor in public_tensors(model).items():
-        there, stem = _name(public, around=family == "gemma3_text")
-        if turned and stem in heads:
-            tensor = _side_by_side(tensor, heads[stem])
-        if family == "gemma3_text" and "norm" in stem:
+        if public.startswith("pooler."):
+            continue
+        stem, _, end = public.rpartition(".")
+        there = f"{form.theirs(stem)}.{end}"
+        part = there.split(".")[-2]
+        if form.paired and part in heads:
+            tensor = _side_by_side(tensor, heads[part])
+        elif form.shifted and "norm" in part:
             tensor = tensor + 1
+        elif part in form.turned and end == "weight":
+            tensor = tensor.T.contiguous()
         data = tensor.to(torch.float32).numpy()
-        which = gguf.GGMLQuantizationType[_kind_of(data, kind).upper()]
+        which = gguf.GGMLQuantizationType[_kind_of(data, part, kind).upper()]
         yield there, gguf.quants.quantize(data, which), which
+    if (table := gguf_rope.table_of(c.made.stretch, c.rope_theta, c.head_size)) is not None:
+        yield gguf_rope.TABLE, table.numpy(), gguf.GGMLQuantizationType.F32
 
 
-def _kind_of(data: np.ndarray[Any, Any], kind: str) -> str:
-    if data.ndim < 2:
+def _kind_of(data: np.ndarray[Any, Any], part: str, kind: str) -> str:
+    if data.ndim < 2 or part in ("position_embd", "token_types"):  # which llama.cpp adds as they are
         return "f32"
     return "f16" if kind.startswith("q") and data.shape[-1] % 32 else kind
-
-
-def _name(public: str, *, around: bool) -> tuple[str, str]:
-    stem, _, end = public.rpartition(".")
-    whole = {ours: theirs for theirs, ours in WHOLE.items()}
-    if stem in whole:
-        return f"{whole[stem]}.{end}", whole[stem]
-    layer = {ours: theirs for theirs, ours in (LAYER | (AROUND if around else {})).items()}
-    number, _, rest = stem.removeprefix("model.layers.").partition(".")
-    return f"blk.{number}.{layer[rest]}.{end}", layer[rest]
 
 
 def _side_by_side(rows: Tensor, heads: int) -> Tensor:
     """Rows of each head with the two of a pair beside each other."""
     return rows.view(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
-
-
-def _tokenize(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocab_size: int) -> None:
-    tree = json.loads(tokenizer.json)
-    before = _before(tree)
-    if tree["model"].get("type") != "BPE" or tokenizer.spelling.name != "bytes" or before is None:
-        raise ModelError(f"a tokenizer of the kind {tokenizer.kind!r} that cuts words its own way has no place in GGUF",
-                         way_out="byte-level BPE is supported, cut as by GPT-2, SmolLM, Llama 3 or Qwen 2")
-    tokens = [f"<unused{i}>" for i in range(vocab_size)]
-    types = [_UNUSED] * vocab_size
-    for token, number in tree["model"]["vocab"].items():
-        tokens[number], types[number] = token, _NORMAL
-    for added in tree["added_tokens"]:
-        tokens[added["id"]], types[added["id"]] = added["content"], _CONTROL if added.get("special") else _NORMAL
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(before)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in tree["model"]["merges"]])
-    writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
-    writer.add_pad_token_id(tokenizer.pad_id)
-    writer.add_eot_token_id(tokenizer.end_id)
-    writer.add_add_bos_token(bool(tokenizer.begin_ids))
-    writer.add_add_space_prefix(False)
-    if tokenizer.roles.template:
-        writer.add_chat_template(tokenizer.roles.template)
-
-
-def _before(tree: dict[str, Any]) -> str | None:
-    """llama.cpp's name of how a tokenizer.json cuts text into words, or None where it has none."""
-    steps = tree.get("pre_tokenizer") or {}
-    parts = steps.get("pretokenizers") or [steps]
-    kinds = [part.get("type") for part in parts]
-    if kinds == ["ByteLevel"]:
-        return "gpt-2" if parts[0].get("use_regex") else None
-    if kinds == ["Digits", "ByteLevel"]:
-        return "smollm"
-    if kinds != ["Split", "ByteLevel"]:
-        return None
-    regex = str((parts[0].get("pattern") or {}).get("Regex"))
-    return {word_pattern("gpt4"): "llama-bpe", word_pattern("qwen2"): "qwen2"}.get(regex)

@@ -52,6 +52,19 @@ def copied(model: Model) -> Model:
     return copy.deepcopy(model, shared)
 
 
+@contextmanager
+def undropped(model: nn.Module) -> Iterator[None]:
+    """Inside, nothing is dropped; afterwards every part trains that did."""
+    parts = [part for part in model.modules() if part.training]
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.training = True
+
+
 class Beginning:
     """What ``model`` was when this was made. Only what learns is kept; adapters that added nothing are turned off."""
 

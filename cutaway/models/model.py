@@ -30,9 +30,7 @@ from cutaway.models.heads import (
     VectorHead,
     pooled,
 )
-from cutaway.nn.adapt import LowRank
 from cutaway.nn.init import initialise
-from cutaway.nn.linear import Linear, packed
 
 Sources = Sequence[Sequence[int]]
 
@@ -171,9 +169,11 @@ class Model(nn.Module):
         return self.head.vector.pooling or ("max" if how == "max" else "mean")
 
     def _fits(self, batch: Batch) -> None:
-        if batch.tokens.shape[1] > self.context_length:
-            raise ModelError(f"a row of {batch.tokens.shape[1]} tokens is longer than the context of "
-                             f"{self.context_length}")
+        longest = batch.tokens.shape[1]
+        if longest > self.context_length and batch.positions is not None:  # of several documents behind one another
+            longest = int(batch.positions.max()) + 1
+        if longest > self.context_length:
+            raise ModelError(f"a row of {longest} tokens is longer than the context of {self.context_length}")
 
     def forward(self, batch: Batch) -> Tensor:
         """Float32: logits ``(B, T, V)``, scalars ``(B, T)``, logits of classes ``(B, C)`` or vectors ``(B, D)``."""
@@ -245,40 +245,3 @@ def with_head(model: Model, head: Head, *, seed: int = 0) -> Model:
     if isinstance(fresh.head, TokenHead) and model.config.tie_embeddings:
         fresh.head.weight = fresh.backbone.embedding.weight
     return fresh
-
-
-def for_sampling(model: Model) -> Model:
-    """A copy whose products find their weights already in ``compute_dtype``, and adapters laid together, for many
-    tokens between two updates.
-
-    The same numbers as ``model``, which would make the same cast at every token; a quarter of a small model's time.
-    """
-    adapted = any(isinstance(part, LowRank) for part in model.modules())
-    if model.compute_dtype == torch.float32 and not adapted:
-        return model
-    # what does not learn cannot change under the copy, and need not be there twice
-    light = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
-    with torch.no_grad():
-        if isinstance(light.head, TokenHead):  # apart from the embedding, whose rows stay float32
-            light.head.weight = nn.Parameter(light.head.weight.to(model.compute_dtype))
-        for part in light.modules():
-            if isinstance(part, Linear):
-                part.weight = nn.Parameter(part.weight.to(model.compute_dtype))
-        for part in list(light.modules()) if adapted else []:
-            for name, child in part.named_children():
-                if isinstance(child, LowRank):
-                    setattr(part, name, child.light(model.compute_dtype))
-    return light.eval()
-
-
-def for_reading(model: Model) -> Model:
-    """A copy that reads texts faster where its products are bfloat16: their weights are laid out once for this
-    processor. It learns nothing and is not saved; its numbers differ from the model's in bfloat16's last place."""
-    light = for_sampling(model)
-    if model.compute_dtype != torch.bfloat16:
-        return light
-    for part in list(light.modules()):
-        for name, child in part.named_children():
-            if isinstance(child, Linear):
-                setattr(part, name, packed(child))
-    return light

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from cutaway.errors import ModelError
-from cutaway.models.adapted import is_adapter, open_model
+from cutaway.device import compute_dtype, keep_memory, pick, release_memory
+from cutaway.errors import MachineError, ModelError
+from cutaway.models.adapted import base_of, is_adapter, open_model
 from cutaway.models.adapter import merge
 from cutaway.models.bag_folder import load_bag
 from cutaway.models.classifier import Classifier
-from cutaway.models.folder import GGUF_FILE, load_model, load_tokenizer
+from cutaway.models.folder import GGUF_FILE, load_model, load_tokenizer, stored_small
 from cutaway.models.heads import ClassHead
+from cutaway.models.light import Precision, for_reading
 from cutaway.models.model import Model
 from cutaway.models.ngram import NGram
 from cutaway.models.ngram_folder import MODEL_TYPE as NGRAM
@@ -21,20 +24,25 @@ from cutaway.models.ngram_folder import load_ngram
 from cutaway.models.reading import TooLong
 from cutaway.models.text_classifier import TextClassifier, TextEmbedder
 from cutaway.models.whole import CONFIG, read_json
+from cutaway.nn.linear import packs
 
+Asked = Precision | Literal["stored"]  # stored: float32 for a file of float32, bfloat16 for one of fewer bits
 BAG = "bag"  # the kind in a bag of words' config.json
 
 
-def open_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Model | NGram:
-    """The network or the n-gram model of a folder; adapters are merged into their base. Raises ModelError where it
-    writes no text, and says what it does."""
+def open_language_model(folder: str | Path, *, precision: Asked = "float32",
+                        place: torch.device | None = None) -> Model | NGram:
+    """The network, with products of that ``precision``, or the n-gram model of a folder; adapters are merged into their
+    base. Raises ModelError where it writes no text, and says what it does."""
     folder = Path(folder)
     kind = _kind(folder)
     if kind == NGRAM:
+        if precision in ("bfloat16", "int8"):
+            raise ModelError(f"counts, and has no products of {precision}", where=folder, way_out="leave it out")
         return load_ngram(folder)
     if kind == BAG:
         raise ModelError("gives labels, not text", where=folder, way_out="name a language model")
-    model = open_model(folder, dtype=dtype)
+    model = open_model(folder)
     if is_adapter(folder):
         model = merge(model)
     gives = {"scalar": "scores", "classes": "labels", "vector": "vectors"}.get(model.head_kind)
@@ -44,7 +52,7 @@ def open_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
     if not model.config.traits.generates:
         raise ModelError("an encoder writes no text: it fills masks (cutaway.generate.fill), and classifiers and "
                          "embeddings begin with it", where=folder, way_out="name a decoder or an encoder-decoder")
-    return model.eval()
+    return _light(model, folder, precision, place)
 
 
 def open_classifier(folder: str | Path) -> Classifier:
@@ -71,8 +79,8 @@ def read_in_windows(classifier: Classifier, texts: Sequence[str]) -> int:
     return len(classifier.too_long_of(texts))
 
 
-def open_embedder(folder: str | Path, *, too_long: TooLong = "refuse") -> TextEmbedder:
-    """A model that gives vectors. Raises ModelError for any other."""
+def open_embedder(folder: str | Path, *, too_long: TooLong = "refuse", precision: Asked = "float32") -> TextEmbedder:
+    """A model that gives vectors, with products of that ``precision``. Raises ModelError for any other."""
     folder = Path(folder)
     if _kind(folder) in (BAG, NGRAM):
         raise ModelError("gives no vectors", where=folder, way_out="name an encoder, such as all-minilm-l6-v2")
@@ -80,7 +88,29 @@ def open_embedder(folder: str | Path, *, too_long: TooLong = "refuse") -> TextEm
     if model.head_kind != "vector":
         raise ModelError(f"gives {model.head_kind}, not vectors", where=folder,
                          way_out="name a model that was made for them, such as all-minilm-l6-v2")
-    return TextEmbedder(model.eval(), load_tokenizer(folder), too_long)
+    return TextEmbedder(_light(model, folder, precision, None), load_tokenizer(folder), too_long)
+
+
+def _light(model: Model, folder: Path, precision: Asked, place: torch.device | None) -> Model:
+    place = torch.device("cpu") if place is None else place
+    if place.type != "cpu" and precision == "int8":
+        raise MachineError(f"products of int8 run on the CPU, not on {place.type}", way_out="ask for bfloat16")
+    light = for_reading(model.to(place), _stored(folder, place) if precision == "stored" else precision, in_place=True)
+    release_memory()  # of the weights as they were read
+    if place.type == "cpu":
+        keep_memory()  # what lies between two layers is freed and wanted again a thousand times a second
+    return light
+
+
+def _stored(folder: Path, place: torch.device) -> Precision:
+    """bfloat16 where a file holds its matrices in less than 32 bits and this machine is faster in it; else float32."""
+    while is_adapter(folder):
+        folder = base_of(folder)
+    if not stored_small(folder):
+        return "float32"
+    fast = ((place.type == "cpu" and packs(torch.zeros(1, 2), "bfloat16") is not None)
+            or compute_dtype("auto", pick(str(place))) == torch.bfloat16)
+    return "bfloat16" if fast else "float32"
 
 
 def _kind(folder: Path) -> str:

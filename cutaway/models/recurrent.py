@@ -20,7 +20,7 @@ from cutaway.errors import RequestError
 from cutaway.models.cost import Cost
 from cutaway.models.heads import Traits
 from cutaway.models.transformer import EncoderDecoder, Shape
-from cutaway.nn import mask
+from cutaway.nn import init, mask
 from cutaway.nn.attention import CrossAttention, Where
 from cutaway.nn.cache import Memory
 from cutaway.nn.norm import Norm
@@ -62,7 +62,7 @@ class RecurrentConfig(Settings):
 
     def backbone(self) -> RecurrentStack | EncoderDecoder:
         """The stack or stacks, their weights not yet drawn."""
-        embedding = nn.Embedding(self.vocab_size, self.hidden_size)
+        embedding = init.embedding(self.vocab_size, self.hidden_size)
         if self.shape != "encoder-decoder":
             return RecurrentStack(embedding, self.layout(both_ways=self.shape == "encoder"))
         return EncoderDecoder(RecurrentStack(embedding, self.layout(both_ways=True)),

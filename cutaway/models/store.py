@@ -53,6 +53,16 @@ def located(name: str | Path) -> Path | None:
     return model_file(folder)
 
 
+def name_of(place: Path) -> str | None:
+    """The name under which the model that lies here was fetched; None where it was not."""
+    folder = (place.parent if place.is_file() else place).resolve()
+    if folder.parent != models_folder().resolve() or not (folder / SOURCE).is_file():
+        return None
+    name = read_json(folder / SOURCE).get("name")
+    found = located(name) if isinstance(name, str) else None
+    return name if found is not None and found.resolve() == place.resolve() else None
+
+
 def model_file(folder: Path) -> Path:
     """The folder itself, or the one GGUF file that it holds."""
     files = sorted(folder.glob("*.gguf")) if folder.is_dir() and not (folder / "config.json").is_file() else []

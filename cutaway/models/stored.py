@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutaway.device import forget_pages
 from cutaway.errors import ModelError
 from cutaway.models.families.family import Family, Form
 from cutaway.models.heads import Head
@@ -24,11 +25,14 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor that lies in a file: its shape, whether its numbers are floating, and how it is read."""
+    """A tensor that lies in a file: its shape, whether its numbers are floating, how it is read, whether what is read
+    is the mapped file itself, and whether a number takes less than 32 bits."""
 
     shape: tuple[int, ...]
     floating: bool
     read: Callable[[], Tensor]
+    mapped: bool = False
+    small: bool = False
 
 
 Tensors = dict[str, Stored]
@@ -45,10 +49,10 @@ def of_folder(folder: Path, expected: str | None) -> Tensors:
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
         return _of_file(folder / WEIGHTS, expected)
     named = read_json(folder / INDEX).get("weight_map")
-    files = set(named.values()) if isinstance(named, dict) else {""}
+    files = list(named.values()) if isinstance(named, dict) else [""]
     if any(not isinstance(name, str) or Path(name).name != name or not name for name in files):
         raise ModelError("names a file outside the folder", where=folder / INDEX, way_out=AGAIN)
-    return {k: v for name in sorted(files) for k, v in _of_file(folder / name, None).items()}
+    return {k: v for name in sorted(set(files)) for k, v in _of_file(folder / name, None).items()}
 
 
 def _of_file(path: Path, expected: str | None) -> Tensors:
@@ -68,7 +72,8 @@ def _of_file(path: Path, expected: str | None) -> Tensors:
 def _lying(file: Any, name: str) -> Stored:
     found = file.get_slice(name)
     kind = str(found.get_dtype())
-    return Stored(tuple(found.get_shape()), kind.startswith(("F", "BF")), partial(file.get_tensor, name))
+    return Stored(tuple(found.get_shape()), kind.startswith(("F", "BF")), partial(file.get_tensor, name),
+                  mapped=True, small=kind not in ("F32", "F64"))
 
 
 def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path) -> Model:
@@ -76,9 +81,13 @@ def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: tor
     if config.num_layers > max(1, len(tensors)):
         raise ModelError(f"holds {len(tensors)} tensors, and config.json says {config.num_layers} layers", where=where,
                          way_out=AGAIN)
-    config = _as_written(config, head, tensors, family)
-    with torch.device("meta"):
-        _check(blank(config, head=head), tensors, family, where)
+    try:
+        config = _as_written(config, head, tensors, family)
+        with torch.device("meta"):
+            _check(blank(config, head=head), tensors, family, where)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's own, of sizes that no memory holds
+        raise ModelError(f"config.json says sizes that cannot be ({str(error)[:80]})", where=where,
+                         way_out=AGAIN) from None
     model = blank(config, head=head, compute_dtype=dtype)
     _assign(model, tensors, family)
     _refuse_left(model, tensors, family, where)
@@ -124,8 +133,15 @@ def _check(sketch: Model, tensors: Tensors, family: Family, where: Path) -> None
 
 def _assign(model: Model, tensors: Tensors, family: Family) -> None:
     for name, part, form in _parts(model, family):
-        found = tensors.pop(name).read()
-        part.copy_(found.T if form.turned else found[form.skip :]).add_(form.shift).div_(form.scale)
+        stored = tensors.pop(name)
+        found = stored.read()
+        part.copy_(found.T if form.turned else found[form.skip :])
+        if form.shift:
+            part.add_(form.shift)
+        if form.scale != 1:
+            part.div_(form.scale)
+        if stored.mapped:
+            forget_pages(found)
 
 
 def _refuse_left(model: Model, left: Tensors, family: Family, where: Path) -> None:

@@ -16,6 +16,7 @@ from cutaway.batch import Batch, lay_sources
 from cutaway.errors import ModelError, RequestError
 from cutaway.models.cost import Cost
 from cutaway.models.heads import Traits
+from cutaway.nn import init
 from cutaway.nn.attention import Biases, CrossAttention
 from cutaway.nn.block import Layout, Order, Stack
 from cutaway.nn.cache import Memory
@@ -132,7 +133,7 @@ class TransformerConfig(Settings):
         scale = made.head_scale or rule
         return Traits(family=made.family, pooling=made.pooling, generates=self.shape != "encoder", reads_source=pair,
                       class_bias=made.class_bias, head_scale=scale, head_transform=made.head_transform,
-                      transform_bias=made.transform_bias, pooler=made.pooler, head_bias=made.head_bias)
+                      transform_bias=made.transform_bias, pooler=made.pooler, head_bias=made.head_bias, packs=not pair)
 
     @property
     def score_scale(self) -> float:
@@ -159,7 +160,7 @@ class TransformerConfig(Settings):
 
     def backbone(self) -> Stack | EncoderDecoder:
         """The stack or stacks, their weights not yet drawn."""
-        embedding = nn.Embedding(self.vocab_size, self.hidden_size)
+        embedding = init.embedding(self.vocab_size, self.hidden_size)
         if self.shape != "encoder-decoder":
             return Stack(embedding, self.layout(causal=self.shape == "decoder"))
         return EncoderDecoder(Stack(embedding, self.layout(causal=False)),

@@ -50,6 +50,11 @@ class Beside(nn.Module):
         return torch.addmm(out.view(len(flat), -1), flat @ self.down.T, self.up.T).view(out.shape)
 
 
+def scale_of(alpha: float, rank: int, *, rooted: bool) -> float:
+    """What the product of an adapter's matrices is multiplied by."""
+    return alpha / (math.sqrt(rank) if rooted else rank) if rank else 0.0
+
+
 class LowRank(nn.Module):
     """``base(x) + scale (up_i (down_i x))`` for each part of the base's rows, in their order.
 
@@ -67,7 +72,7 @@ class LowRank(nn.Module):
         self.down = nn.ParameterList(torch.empty(rank, inputs, device=base.weight.device) for rank in ranks)
         self.up = nn.ParameterList(torch.zeros(count, rank, device=base.weight.device)
                                    for count, rank in zip(rows, ranks, strict=True))
-        self.scales = tuple(alpha / (math.sqrt(rank) if rooted else rank) if rank else 0.0 for rank in ranks)
+        self.scales = tuple(scale_of(alpha, rank, rooted=rooted) for rank in ranks)
         for parameter in base.parameters():
             parameter.requires_grad_(False)
 

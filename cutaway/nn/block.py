@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.batch import Batch
-from cutaway.nn import mask
+from cutaway.nn import init, mask
 from cutaway.nn.attention import Attention, Biases, CrossAttention, Where
 from cutaway.nn.cache import KVCache, Memory
 from cutaway.nn.feedforward import Gated, Plain
 from cutaway.nn.kernels import library_for
+from cutaway.nn.linear import After
 from cutaway.nn.memory import made_again
 from cutaway.nn.norm import Norm, NormKind
-from cutaway.nn.ops import Activation, Heads
+from cutaway.nn.ops import Heads
 from cutaway.nn.position import AnyStretch, RelativeBias, rotary_table
 
 Order = Literal["pre", "post", "around"]  # where norms stand: before each part, behind each addition, before and behind
@@ -44,7 +45,7 @@ class Layout:
     norm_bias: bool = False
     order: Order = "pre"
     gated: bool = True
-    activation: Literal[Activation, "relu"] = "silu"
+    activation: After = "silu"
     inner_bias: bool = False  # of a plain feed-forward
     attention_biases: Biases = "none"
     head_norm: bool = False  # of queries and keys
@@ -105,9 +106,8 @@ class Block(nn.Module):
     def _post(self, x: Tensor, where: Where, dtype: torch.dtype, cache: tuple[int, KVCache] | None) -> Tensor:
         """Vaswani 2017: each part is added to what it read, and the sum is normalised."""
         mixed = self._dropped(self.attention(x.to(dtype), where, cache))
-        x = self.attention_norm(x, mixed, dtype=torch.float32)[1]
-        mixed = self._dropped(self.feedforward(x.to(dtype)))
-        out: Tensor = self.feedforward_norm(x, mixed, dtype=torch.float32)[1]
+        x, h = self.attention_norm(x, mixed, dtype=dtype, post=True)
+        out: Tensor = self.feedforward_norm(x, self._dropped(self.feedforward(h)), dtype=torch.float32)[1]
         return out
 
     def _added(self, mixed: Tensor, after: Norm | None) -> Tensor:
@@ -150,8 +150,8 @@ class Stack(nn.Module):
         super().__init__()
         self.embedding, self.layout = embedding, layout
         learned = layout.positions == "learned"
-        self.positions = nn.Embedding(layout.context_length, layout.width) if learned else None
-        self.token_types = nn.Embedding(layout.token_types, layout.width) if layout.token_types else None
+        self.positions = init.embedding(layout.context_length, layout.width) if learned else None
+        self.token_types = init.embedding(layout.token_types, layout.width) if layout.token_types else None
         if layout.norm_embedding:
             self.embedding_norm = _norm(layout, layout.norm)
         self.blocks = nn.ModuleList(Block(layout, i) for i in range(layout.num_layers))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.errors import RequestError
-from cutaway.nn import ops
+from cutaway.nn import init, ops
 from cutaway.nn.cache import Memory
 from cutaway.nn.kernels import library_for, pointer
 from cutaway.nn.linear import Linear
@@ -265,7 +265,7 @@ class ConvolutionStack(nn.Module):
         super().__init__()
         self.embedding, self.layout = embedding, layout
         if layout.positions:
-            self.position_embedding = nn.Embedding(layout.positions, layout.width)
+            self.position_embedding = init.embedding(layout.positions, layout.width)
         self.blocks = nn.ModuleList(Block(layout, i) for i in range(len(layout.kernels)))
         self.norm = Norm("rms", layout.width, eps=layout.eps)
 

@@ -25,15 +25,8 @@ class AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lib: ctypes.CDLL, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float,
                 dtype: torch.dtype, center: bool) -> tuple[Tensor, Tensor]:
-        x, width = x.contiguous(), x.shape[-1]
-        delta = None if delta is None else delta.contiguous()
-        rows = x.numel() // width
-        total = x if delta is None else torch.empty_like(x)
-        normed = torch.empty(x.shape, dtype=dtype)
-        scale, middle = torch.empty(rows), torch.empty(rows) if center else None
-        lib.add_norm(pointer(x), pointer(delta), c_int(delta is not None and delta.dtype == BF16), pointer(weight),
-                     c_float(eps), c_int64(rows), c_int64(width), pointer(total), pointer(normed),
-                     c_int(dtype == BF16), pointer(scale), pointer(middle))
+        x = x.contiguous()
+        total, normed, scale, middle = add_norm(lib, x, delta, weight, None, eps, dtype, center=center)
         ctx.lib, ctx.delta_dtype = lib, None if delta is None else delta.dtype
         ctx.save_for_backward(total, weight, scale, middle)
         ctx.set_materialize_grads(False)
@@ -61,6 +54,22 @@ class AddNorm(torch.autograd.Function):
         return None, grad_x, given, grad_weight, None, None, None
 
 
+def add_norm(lib: ctypes.CDLL, x: Tensor, delta: Tensor | None, weight: Tensor, shift: Tensor | None, eps: float,
+             dtype: torch.dtype, *, center: bool, post: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """``x + delta``, or where ``post`` the result in float32 instead; the result in ``dtype``; and what of each row the
+    gradient needs. Not differentiable by itself."""
+    x, width = x.contiguous(), x.shape[-1]
+    delta = None if delta is None else delta.contiguous()
+    rows = x.numel() // width
+    total = x if delta is None and not post else torch.empty_like(x)
+    normed = torch.empty(x.shape, dtype=dtype)
+    scale, middle = torch.empty(rows), torch.empty(rows) if center else None
+    lib.add_norm(pointer(x), pointer(delta), c_int(delta is not None and delta.dtype == BF16), pointer(weight),
+                 pointer(shift), c_float(eps), c_int64(rows), c_int64(width), pointer(total), pointer(normed),
+                 c_int(dtype == BF16), pointer(scale), pointer(middle), c_int(post))
+    return total, normed, scale, middle
+
+
 class Gated(torch.autograd.Function):
     """``activation(gate) * up``, the activation by its number in ``pointwise.c``; see ``ops.gated``."""
 
@@ -69,7 +78,7 @@ class Gated(torch.autograd.Function):
         gate_up = gate_up.contiguous()
         ctx.lib, ctx.kind = lib, kind
         ctx.save_for_backward(gate_up)
-        return _gated(lib, gate_up, kind)
+        return gated(lib, gate_up, kind)
 
     @staticmethod
     @once_differentiable
@@ -87,7 +96,7 @@ class GatedLinear(torch.autograd.Function):
         gate_up = gate_up.contiguous()
         ctx.lib, ctx.kind = lib, kind
         ctx.save_for_backward(gate_up, weight)
-        return F.linear(_gated(lib, gate_up, kind), weight.to(gate_up.dtype))
+        return F.linear(gated(lib, gate_up, kind), weight.to(gate_up.dtype))
 
     @staticmethod
     @once_differentiable
@@ -96,14 +105,15 @@ class GatedLinear(torch.autograd.Function):
         needs_gate_up, needs_weight = ctx.needs_input_grad[1:3]
         grad = grad.to(gate_up.dtype)  # under autocast the output was of another dtype
         if not needs_gate_up:
-            return None, None, weight_gradient(grad, _gated(ctx.lib, gate_up, ctx.kind), weight), None
+            return None, None, weight_gradient(grad, gated(ctx.lib, gate_up, ctx.kind), weight), None
         inner_grad = (grad @ weight.to(grad.dtype)).to(gate_up.dtype).contiguous()
         inner = torch.empty_like(inner_grad) if needs_weight else None
         gate_up_grad = _gated_grad(ctx.lib, gate_up, inner_grad, ctx.kind, inner)
         return None, gate_up_grad, None if inner is None else weight_gradient(grad, inner, weight), None
 
 
-def _gated(lib: ctypes.CDLL, gate_up: Tensor, kind: int) -> Tensor:
+def gated(lib: ctypes.CDLL, gate_up: Tensor, kind: int) -> Tensor:
+    """``activation(gate) * up`` of a contiguous ``gate_up``; not differentiable by itself."""
     inner = gate_up.shape[-1] // 2
     out = torch.empty((*gate_up.shape[:-1], inner), dtype=gate_up.dtype)
     lib.gated(pointer(gate_up), c_int64(out.numel() // inner), c_int64(inner), pointer(out),
@@ -112,7 +122,7 @@ def _gated(lib: ctypes.CDLL, gate_up: Tensor, kind: int) -> Tensor:
 
 
 def _gated_grad(lib: ctypes.CDLL, gate_up: Tensor, grad: Tensor, kind: int, inner: Tensor | None) -> Tensor:
-    """The gradient by ``gate_up``; what ``_gated`` gave is written to ``inner`` where it is given."""
+    """The gradient by ``gate_up``; what ``gated`` gave is written to ``inner`` where it is given."""
     assert grad.dtype == gate_up.dtype
     width, out = gate_up.shape[-1] // 2, torch.empty_like(gate_up)
     lib.gated_grad(pointer(gate_up), pointer(grad), c_int64(grad.numel() // width), c_int64(width), pointer(out),

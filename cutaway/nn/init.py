@@ -8,6 +8,12 @@ import torch
 from torch import nn
 
 
+def embedding(entries: int, width: int) -> nn.Embedding:
+    """One that says nothing yet: torch's own would be drawn, which a weight that is about to be read from a file does
+    not need, and for a sketch without memory takes a second of imports."""
+    return nn.Embedding(entries, width, _weight=torch.empty(entries, width))
+
+
 def initialise(module: nn.Module, *, seed: int, num_layers: int, width: int) -> None:
     """Fill every parameter in place, drawn on the CPU in the order of names.
 

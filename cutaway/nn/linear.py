@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from ctypes import CDLL, c_int64
-from typing import Any
+from ctypes import CDLL, Structure, byref, c_int, c_int64, c_void_p
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.nn.kernels import library_for, pointer
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+After = Literal[Activation, "relu"]
+KERNEL_OF: dict[After, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # their numbers in csrc
+Packing = Literal["bfloat16", "int8"]
+_PANEL, _GROUP = 32, 64  # of csrc/linear.c
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -62,30 +68,72 @@ def _biased(out: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias.to(out.dtype)
 
 
+class _Plan(Structure):
+    """``Plan`` of linear.c."""
+
+    _fields_ = (("inputs", c_int64), ("outputs", c_int64), ("panels", c_void_p), ("scales", c_void_p),
+                ("sums", c_void_p), ("bias", c_void_p), ("kind", c_int), ("gated", c_int))
+
+
 class PackedLinear(nn.Module):
-    """The same map for reading, its bfloat16 weight laid out once for the kernel of ``csrc/linear.c``. A row's output
-    does not depend on the rows beside it, which a library does not promise."""
+    """The same map for reading, its weight laid out once for the kernel of ``csrc/linear.c`` in bfloat16 or int8, with
+    what follows it: an activation, or one of the first half of the outputs that lets the second half through.
 
-    def __init__(self, lib: CDLL, weight: Tensor, bias: Tensor | None = None) -> None:
+    Takes bfloat16 ``(…, inputs)``; a row's output does not depend on the rows beside it, which a library does not
+    promise. int8 weights have a scale an output and inputs one for every 64 of a row, by the largest magnitude.
+    """
+
+    def __init__(self, lib: CDLL, weight: Tensor, bias: Tensor | None, precision: Packing, *,
+                 after: After | None = None, gated: bool = False) -> None:
         super().__init__()
-        self.lib, self.bias, self.shape = lib, bias, (weight.shape[0], weight.shape[1])
-        outputs, inputs = self.shape
-        weight = weight.detach().to(torch.bfloat16).contiguous()
-        self.panels = torch.empty(-(-outputs // 32) * 32 * (inputs // 2), dtype=torch.int32)
-        lib.linear_pack(pointer(weight), c_int64(outputs), c_int64(inputs), pointer(self.panels))
+        outputs, inputs = weight.shape
+        self.lib, self.inputs, self.width = lib, inputs, outputs // 2 if gated else outputs
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+        if gated:  # 16 gates, then what they let through
+            order = torch.arange(outputs).view(2, -1, 16).transpose(0, 1).flatten()
+            weight, bias = weight[order], None if bias is None else bias[order]
+        padded = -(-outputs // _PANEL) * _PANEL
+        self.bias = None if bias is None else F.pad(bias.float(), (0, padded - outputs)).contiguous()
+        self.scales: Tensor | None = None
+        self.sums: Tensor | None = None
+        if precision == "int8":
+            weight = weight.float().contiguous()
+            self.panels = torch.empty(padded * (-(-inputs // 4)), dtype=torch.int32)
+            self.scales = torch.empty(padded)
+            self.sums = torch.empty(padded * (-(-inputs // _GROUP)), dtype=torch.int32)
+            lib.linear_pack_int8(pointer(weight), c_int64(outputs), c_int64(inputs), pointer(self.panels),
+                                 pointer(self.scales), pointer(self.sums))
+        else:
+            weight = weight.to(torch.bfloat16).contiguous()
+            self.panels = torch.empty(padded * (inputs // 2), dtype=torch.int32)
+            lib.linear_pack(pointer(weight), c_int64(outputs), c_int64(inputs), pointer(self.panels))
+        self.plan = _Plan(inputs, outputs, pointer(self.panels), pointer(self.scales), pointer(self.sums),
+                          pointer(self.bias), -1 if after is None else KERNEL_OF[after], gated)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, (outputs, inputs) = x.contiguous(), self.shape
-        out = torch.empty((*x.shape[:-1], outputs), dtype=torch.bfloat16)
-        self.lib.linear(pointer(x), c_int64(x.numel() // inputs), c_int64(inputs), pointer(self.panels),
-                        c_int64(outputs), pointer(out))
-        return _biased(out, self.bias)
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
+        return self  # nothing in it changes
+
+    def forward(self, x: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """``(…, outputs)`` in bfloat16 or float32; half as many behind a gate."""
+        x = x.to(torch.bfloat16).contiguous()
+        out = torch.empty((*x.shape[:-1], self.width), dtype=dtype)
+        self.lib.linear(byref(self.plan), pointer(x), c_int64(x.numel() // self.inputs), pointer(out),
+                        c_int(dtype == torch.bfloat16))
+        return out
 
 
-def packed(linear: Linear) -> Linear | PackedLinear:
-    """``linear`` for reading in bfloat16, laid out for this processor's kernel where that is faster than the library;
-    otherwise as it is."""
-    lib = library_for(linear.weight)
-    if lib is not None and linear.called and linear.weight.shape[1] % 2 == 0 and lib.linear_packs():
-        return PackedLinear(lib, linear.weight, linear.bias)
-    return linear
+def packs(weight: Tensor, precision: Packing) -> CDLL | None:
+    """The kernels, where they are on this processor faster with such a weight laid out than the library."""
+    lib = library_for(weight)
+    bit = 2 if precision == "int8" else 1
+    return lib if lib is not None and weight.shape[1] % 2 == 0 and lib.linear_packs() & bit else None
+
+
+def packed(linear: Linear, precision: Packing = "bfloat16", *, after: After | None = None,
+           gated: bool = False) -> PackedLinear | None:
+    """``linear`` for reading, with what follows it, laid out for this processor's kernel; None where that is not faster
+    than the library."""
+    lib = packs(linear.weight, precision)
+    if lib is None or not linear.called or (gated and linear.weight.shape[0] % 32):
+        return None
+    return PackedLinear(lib, linear.weight, linear.bias, precision, after=after, gated=gated)

@@ -27,13 +27,12 @@ class Norm(nn.Module):
         self.weight = None if kind == "none" else nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias and kind != "none" else None
 
-    def forward(self, x: Tensor, delta: Tensor | None = None, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """``(x + delta, normalised in dtype)`` for ``x (B, T, D)`` float32 and ``delta (B, T, D)`` or None."""
+    def forward(self, x: Tensor, delta: Tensor | None = None, *, dtype: torch.dtype,
+                post: bool = False) -> tuple[Tensor, Tensor]:
+        """``(x + delta, normalised in dtype)`` for ``x (B, T, D)`` float32 and ``delta (B, T, D)`` or None; where
+        ``post``, ``(normalised in float32, normalised in dtype)``."""
         if self.weight is None:
             total = x if delta is None else x + delta.float()
             return total, total.to(dtype)
-        center = self.kind == "layer"
-        if self.bias is None:
-            return ops.add_norm(x, delta, self.weight, eps=self.eps, dtype=dtype, center=center)
-        total, normed = ops.add_norm(x, delta, self.weight, eps=self.eps, dtype=torch.float32, center=center)
-        return total, (normed + self.bias).to(dtype)
+        return ops.add_norm(x, delta, self.weight, self.bias, eps=self.eps, dtype=dtype, center=self.kind == "layer",
+                            post=post)

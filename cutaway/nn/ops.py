@@ -6,7 +6,7 @@ arithmetic in fewer passes over memory. B rows, T tokens, D width.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +15,28 @@ from torch.autograd.function import once_differentiable
 
 from cutaway.nn import fused
 from cutaway.nn.kernels import library_for
-from cutaway.nn.linear import linear
+from cutaway.nn.linear import KERNEL_OF, Activation, linear
 from cutaway.nn.mask import Interval
 from cutaway.nn.memory import made_again
 from cutaway.nn.position import by_distance, rotate
 
 Heads = tuple[int, int, int]  # query heads, key/value heads, head size
-Activation = Literal["silu", "gelu", "gelu_tanh"]
-KERNEL_OF: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2}  # their numbers in pointwise.c
 
 
-def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float, dtype: torch.dtype,
-             center: bool) -> tuple[Tensor, Tensor]:
-    """``x + delta`` in float32 and its normalised value in ``dtype``; all ``(B, T, D)``, ``weight (D,)``.
+def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, shift: Tensor | None = None, *, eps: float,
+             dtype: torch.dtype, center: bool, post: bool = False) -> tuple[Tensor, Tensor]:
+    """``x + delta`` in float32 and its normalised value in ``dtype``; all ``(B, T, D)``, ``weight`` and ``shift``
+    ``(D,)``. Where ``post``, the normalised value in float32 and in ``dtype``.
 
     Divided by the root mean square; ``center`` takes the mean away first, which is layer norm.
     """
-    lib = library_for(x, delta, weight)
+    lib = library_for(x, delta, weight, shift)
+    if lib is not None and not torch.is_grad_enabled():
+        return fused.add_norm(lib, x, delta, weight, shift, eps, dtype, center=center, post=post)[:2]
+    if shift is not None or post:
+        total, normed = add_norm(x, delta, weight, eps=eps, dtype=torch.float32, center=center)
+        normed = normed if shift is None else normed + shift
+        return normed if post else total, normed.to(dtype)
     if lib is not None:
         both: tuple[Tensor, Tensor] = fused.AddNorm.apply(lib, x, delta, weight, eps, dtype, center)  # type: ignore[no-untyped-call]
         return both
@@ -45,6 +50,8 @@ def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float, dty
 def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     """``activation(gate) * up`` for ``gate_up (B, T, 2 I)``, the gate first; ``(B, T, I)``."""
     lib = library_for(gate_up)
+    if lib is not None and not torch.is_grad_enabled():
+        return fused.gated(lib, gate_up.contiguous(), KERNEL_OF[activation])
     if lib is not None:
         out: Tensor = fused.Gated.apply(lib, gate_up, KERNEL_OF[activation])  # type: ignore[no-untyped-call]
         return out

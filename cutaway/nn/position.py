@@ -40,9 +40,9 @@ class YarnStretch(Settings):
     kind: Literal["yarn"] = "yarn"
     factor: float = Field(gt=0)
     original: int = Field(ge=1)
-    fast: float = 32.0
-    slow: float = 1.0
-    attention: float = 1.0
+    fast: float = Field(default=32.0, gt=0, le=1e6)
+    slow: float = Field(default=1.0, gt=0, le=1e6)
+    attention: float = Field(default=1.0, gt=0)
     whole: bool = True  # the ramp's ends are whole dimensions
 
 
@@ -74,7 +74,9 @@ def frequencies(head_size: int, theta: float, stretch: AnyStretch | None) -> Ten
 def rotary_table(head_size: int, length: int, *, theta: float, stretch: AnyStretch | None = None,
                  device: torch.device | None = None) -> Tensor:
     """``(2, length, head_size / 2)`` float32: cosines and sines of position x frequency."""
-    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequencies(head_size, theta, stretch))
+    # equal on every device, and for a sketch without memory torch would import its compiler: two seconds
+    with torch.device("cpu"):
+        angle = torch.outer(torch.arange(length, dtype=torch.float64), frequencies(head_size, theta, stretch))
     sharper = stretch.attention if isinstance(stretch, YarnStretch) else 1.0
     return (torch.stack((angle.cos(), angle.sin())) * sharper).float().to(device)
 

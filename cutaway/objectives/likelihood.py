@@ -66,5 +66,19 @@ def token_logprobs(model: Model, batch: Batch, *, temperature: float = 1.0, chun
     """``log p(target)`` at every position, ``(B, T)`` float32, differentiable; 0 where the weight is 0."""
     targets, weights = _learned(batch)
     head = _token_head(model)
+    if head.packed is not None:
+        return _packed_logprobs(head, model.hidden(batch), targets, weights != 0, temperature=temperature, chunk=chunk)
     return ops.linear_logprobs(*head.factors(model.hidden(batch)), targets, weights != 0, temperature=temperature,
                                chunk=chunk)
+
+
+def _packed_logprobs(head: TokenHead, hidden: Tensor, targets: Tensor, kept: Tensor, *, temperature: float,
+                     chunk: int) -> Tensor:
+    """The same by a head that is laid out for reading."""
+    out = torch.zeros(targets.shape, dtype=torch.float32)
+    at = kept.nonzero(as_tuple=True)
+    for rows in torch.arange(len(at[0])).split(chunk):
+        where = at[0][rows], at[1][rows]
+        logits = head(hidden[where]) / temperature
+        out[where] = logits.gather(1, targets[where][:, None]).squeeze(1) - torch.logsumexp(logits, -1)
+    return out

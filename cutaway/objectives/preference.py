@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cutaway.batch import Batch, Example, pad
 from cutaway.errors import DataError, SettingsError, TrainingError
-from cutaway.models.learning import Beginning
+from cutaway.models.learning import Beginning, undropped
 from cutaway.models.model import Model
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.objectives.objective import Loss
@@ -33,8 +33,9 @@ def pairs(chosen: Sequence[Example], rejected: Sequence[Example], *, pad_id: int
 
 def with_reference(reference: Model | Beginning, batch: Batch) -> Batch:
     """The batch with ``reference_logprob`` on both sides, computed once, before training: of a model of its own, or of
-    what the model that learns was at its beginning."""
-    with torch.no_grad(), reference() if isinstance(reference, Beginning) else nullcontext(reference) as model:
+    what the model that learns was at its beginning. Nothing is dropped for it, whatever training drops."""
+    with torch.no_grad(), reference() if isinstance(reference, Beginning) else nullcontext(reference) as model, \
+            undropped(model):
         return _referred(model, batch)
 
 

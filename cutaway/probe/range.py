@@ -10,9 +10,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from cutaway.probe.context import loss_by_context, windows
 from cutaway.probe.learn import Course, Learned, learn
 from cutaway.probe.recall import CopySettings, RecallSettings, copy_accuracy, recall_accuracy
 from cutaway.probe.scaling import memory_by_length, read_by_length, train_by_length
-from cutaway.records import Measurement
+from cutaway.records import Measurement, Screen
 from cutaway.settings import Settings
 from cutaway.text.tokenizer import Tokenizer, train
 from cutaway.text.vocabulary import SubwordSettings
@@ -150,19 +149,6 @@ class Range:
         return cls(tuple(Contender(**c) for c in row["contenders"]),
                    tuple(Measurement.from_dict(m) for m in row["measured"]), tuple(row["courses"]),
                    tuple(row["notes"]), row["seconds"], row["text"])
-
-
-class Bar(Protocol):
-    """Progress of one piece of work."""
-
-    def advance(self, amount: float, text: str = "") -> None: ...
-
-
-class Screen(Protocol):
-    """Where notes and progress are shown."""
-
-    def note(self, text: str) -> None: ...
-    def progress(self, name: str, *, total: float, unit: str) -> AbstractContextManager[Bar]: ...
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 from cutaway import device as machines
 from cutaway.errors import RunError, TrainingError
-from cutaway.records import Stopwatch, atomic_write, environment
+from cutaway.records import Screen, Stopwatch, atomic_write, environment
 from cutaway.run import compare_language, compare_tables
 from cutaway.run.compare_notes import DataNotes, read_notes
 from cutaway.run.compare_parts import Outcome, Yardstick
@@ -27,7 +27,7 @@ from cutaway.run.compare_recipe import Comparison, reload
 from cutaway.run.compare_verdict import Verdict, verdict
 from cutaway.run.compare_worker import OPEN
 from cutaway.run.folder import Run, make_folder
-from cutaway.run.work import Interrupted, Screen
+from cutaway.run.work import Interrupted
 from cutaway.settings import to_toml
 from cutaway.train.signals import Stop
 

@@ -20,7 +20,7 @@ from cutaway.models.bag import fit_bag
 from cutaway.models.bag_folder import save_bag
 from cutaway.models.classifier import Classifier, predicted
 from cutaway.models.folder import save_model
-from cutaway.models.model import for_reading
+from cutaway.models.light import for_reading
 from cutaway.models.text_classifier import TextClassifier
 from cutaway.records import Stopwatch, atomic_write
 from cutaway.run.compare_parts import Judged, Timing, Trained, Yardstick, bytes_in, rate, timed

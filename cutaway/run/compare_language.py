@@ -21,14 +21,14 @@ from cutaway.evaluate.held import HeldOut, held_out
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
 from cutaway.models.folder import save_model
-from cutaway.models.model import LanguageModel, build, for_sampling
+from cutaway.models.light import for_sampling
+from cutaway.models.model import LanguageModel, build
 from cutaway.objectives.likelihood import Likelihood
-from cutaway.records import Stopwatch, atomic_write
+from cutaway.records import Screen, Stopwatch, atomic_write
 from cutaway.run.compare_notes import write_notes
 from cutaway.run.compare_parts import Judged, Timing, Trained, Yardstick, bytes_in, rate, timed
 from cutaway.run.compare_recipe import AnySystem, Comparison, LanguageTask, NeuralSystem, NGramSystem, Text
 from cutaway.run.compare_train import train_neural
-from cutaway.run.work import Screen
 from cutaway.text.tokenizer import Tokenizer, train
 from cutaway.text.tokenizer import load as load_tokenizer
 

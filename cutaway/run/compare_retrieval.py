@@ -17,7 +17,8 @@ from cutaway.evaluate.retrieval import retrieval, top_of
 from cutaway.models.bm25 import fit_bm25
 from cutaway.models.folder import save_model
 from cutaway.models.heads import Vector
-from cutaway.models.model import Model, for_reading, with_head
+from cutaway.models.light import for_reading
+from cutaway.models.model import Model, with_head
 from cutaway.models.text_classifier import TextEmbedder
 from cutaway.objectives.contrast import Contrast
 from cutaway.records import Stopwatch

@@ -21,11 +21,10 @@ from cutaway.data.tasks import TaskSettings, packages, searches, summaries
 from cutaway.device import pick
 from cutaway.errors import RunError
 from cutaway.models.model import Model, build
-from cutaway.records import atomic_write
+from cutaway.records import Screen, atomic_write
 from cutaway.run.compare_notes import write_notes
 from cutaway.run.compare_recipe import Comparison, NeuralSystem, TransformationTask
 from cutaway.run.recipe import SecondsBudget, StepsBudget
-from cutaway.run.work import Screen
 from cutaway.text.tokenizer import Tokenizer, train
 from cutaway.train.fit import FitSettings
 

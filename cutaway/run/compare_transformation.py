@@ -16,7 +16,8 @@ from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
 from cutaway.models.bm25 import BM25, fit_bm25
 from cutaway.models.folder import save_model
-from cutaway.models.model import Model, for_sampling
+from cutaway.models.light import for_sampling
+from cutaway.models.model import Model
 from cutaway.records import Stopwatch
 from cutaway.run.compare_nearest import save_words, tfidf
 from cutaway.run.compare_parts import Judged, Timing, Trained, Yardstick, bytes_in, rate, timed

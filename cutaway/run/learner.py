@@ -9,8 +9,16 @@ from pathlib import Path
 import torch
 
 from cutaway.errors import ModelError, SettingsError
-from cutaway.models.adapted import SAMPLE, base_of, is_adapter, open_tokenizer, sample_of
-from cutaway.models.adapter import Full, Lora, Partial, adapt, merge, save_adapter
+from cutaway.models.adapted import (
+    SAMPLE,
+    base_name,
+    base_of,
+    is_adapter,
+    open_model,
+    open_tokenizer,
+    sample_of,
+)
+from cutaway.models.adapter import Full, Lora, Partial, adapt, difference, merge, save_adapter
 from cutaway.models.folder import save_model
 from cutaway.models.learning import learned_of, low_rank_of, settled
 from cutaway.models.model import Model
@@ -59,32 +67,36 @@ class Learner:
 
     def save_adapters(self, folder: Path, tokenizer: Tokenizer | None = None) -> None:
         """The adapters alone, in peft's format, with the reference to their base."""
-        save_adapter(folder, self.model, base=str(self.base), tokenizer=tokenizer, side={SAMPLE: self.sample})
+        save_adapter(folder, self.model, base=base_name(self.base, folder), tokenizer=tokenizer,
+                     side={SAMPLE: self.sample})
 
 
 def learner(work: Work, begins: str, settings: Full | Partial | Lora) -> Learner:
-    """The run's model of that name, ready to learn. Raises ModelError for adapters of other sizes than asked for."""
+    """The run's model of that name, ready to learn. Raises ModelError for adapters of other sizes, scale or places than
+    asked for."""
     place = work.place(begins)
     model, base = work.load(begins), base_of(place) if is_adapter(place) else place
     sample = sample_of(model)
     if not isinstance(settings, Lora):
         return Learner(settled(adapt(merge(model), settings)), begins, settings, place, sample)
-    there = low_rank_of(model)
-    if not there:
+    if not low_rank_of(model):
         adapt(model, settings, seed=work.recipe.seed)
-    ranks = {len(down) for part in there for down in part.down if len(down)}
-    if ranks - {settings.rank}:
-        known = ", ".join(map(str, sorted(ranks)))
-        raise ModelError(f"has adapters of rank {known}, and adapt.rank is {settings.rank}", where=place,
-                         way_out="ask for the same rank, or merge them first with `cutaway export`")
-    for part in there:
+    _check_adapters(model, settings, place)
+    for part in low_rank_of(model):
         part.dropout = settings.dropout
     return Learner(settled(model), begins, settings, base, sample)
 
 
+def _check_adapters(model: Model, settings: Lora, place: Path) -> None:
+    if (found := difference(model, settings)) is not None:
+        raise ModelError(found, where=place,
+                         way_out="ask for adapters as they are, or merge them first with `cutaway export`")
+
+
 def check_model(recipe: Recipe) -> None:
     """Refuse what could only fail minutes later: a model that is not there, writes no text, holds no conversation or is
-    too short for the recipe, and names of parts that it does not have."""
+    too short for the recipe, names of parts that it does not have, and adapters of its own that are others than those
+    that are to learn."""
     if not isinstance(recipe.model, FolderModel):
         return
     place = model_folder(recipe.model.path)
@@ -96,6 +108,8 @@ def check_model(recipe: Recipe) -> None:
                             f"{model.context_length}", where=place, way_out="lower it")
     render([Message("user", "")], open_tokenizer(place))
     settings = [stage.adapt for stage in (recipe.finetune, recipe.align) if stage is not None]
+    if is_adapter(place) and isinstance(settings[0], Lora):  # with another first stage they are merged
+        _check_adapters(open_model(place), settings[0], place)
     for one in sorted(settings, key=lambda s: isinstance(s, Lora)):
         if not low_rank_of(model):
             adapt(model, one)

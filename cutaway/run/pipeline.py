@@ -14,6 +14,7 @@ import torch
 from cutaway import device as machines
 from cutaway.data.documents import read
 from cutaway.errors import CutawayError
+from cutaway.records import Screen
 from cutaway.run import lineage
 from cutaway.run.folder import Run, create
 from cutaway.run.learner import check_model
@@ -26,8 +27,8 @@ from cutaway.run.stage_finetune import finetune_stage
 from cutaway.run.stage_preferences import preferences_stage
 from cutaway.run.stage_pretrain import pretrain_stage
 from cutaway.run.stage_reward import reward_stage
-from cutaway.run.stage_text import text_stage
-from cutaway.run.work import Interrupted, Screen, Work
+from cutaway.run.stage_text import other_text, text_stage
+from cutaway.run.work import Interrupted, Work
 from cutaway.train.parallel import SINGLE, Parallel, launch
 from cutaway.train.signals import Stop
 
@@ -62,6 +63,7 @@ def start(recipe: Recipe, root: Path, screen: Screen) -> Run:
     if int(os.environ.get("RANK", "0")) > 0:
         return _session(Run(root / recipe.name), recipe, screen)
     read(recipe.data)  # no folder is made for text or a model that cannot be used
+    other_text(recipe)
     check_model(recipe)
     check_preferences(recipe)
     run = create(root, recipe)

@@ -11,8 +11,8 @@ from typing import Any
 
 from cutaway import device as machines
 from cutaway.errors import RunError, SettingsError
-from cutaway.probe.range import Range, RangeSettings, Screen, measure
-from cutaway.records import atomic_write, environment
+from cutaway.probe.range import Range, RangeSettings, measure
+from cutaway.records import Screen, atomic_write, environment
 from cutaway.run.folder import whole_or_nothing
 from cutaway.run.range_charts import standalone
 from cutaway.run.range_page import markdown, page, recall_pictures

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from cutaway.data.documents import DataSettings
+from cutaway.data.documents import ConversationSettings, DataSettings
 from cutaway.errors import SettingsError
 from cutaway.models.adapter import Adapt, Full, Lora
 from cutaway.models.transformer import TransformerConfig
@@ -274,6 +274,10 @@ class Recipe(Settings):
         for share in ("valid_share", "test_share"):
             if not getattr(self.data, share):
                 raise ValueError(f"data.{share} = 0 leaves a run nothing to measure on; the default is 0.05")
+        given = isinstance(self.data, ConversationSettings)
+        if given and self.finetune is not None and self.finetune.conversations != "auto":
+            raise ValueError(f"finetune.conversations = {self.finetune.conversations} makes conversations of text that "
+                             "holds none, and data.kind = conversations brings its own: leave it out")
         if self.pretrain and self.pretrain.compile and self.device == "cpu":
             raise ValueError("pretrain.compile is for a GPU; on the CPU our kernels do its work: set it to false")
         return self

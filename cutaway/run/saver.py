@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cutaway.models.adapted import base_name
 from cutaway.models.model import Model
 from cutaway.run.learner import Learner
 from cutaway.run.work import Work
@@ -62,7 +63,8 @@ class Saver:
         """Write the checkpoint, then let go of those that are neither new nor best. Collective over the ranks."""
         work, folder = self.work, self.work.run.checkpoints(self.stage)
         metric = None if self.best is None or self.best[0] not in row else -self.best[1] * float(row[self.best[0]])
-        base = "" if self.learner is None else str(self.learner.base)
+        # from any folder of a step
+        base = "" if self.learner is None else base_name(self.learner.base, folder / str(step))
         checkpoint.save(folder, step=step, model=self.model, optimizer=self.optimizer, tokenizer=work.tokenizer,
                         resume={"tokens": row["tokens"], "stage": self.stage}, metric=metric, parallel=self.parallel,
                         base=base)

@@ -13,7 +13,7 @@ from cutaway.evaluate.bits import Scores, score, score_answers
 from cutaway.evaluate.forgetting import forgetting
 from cutaway.evaluate.proxy import kl, proxy_reward
 from cutaway.generate.request import Sampling
-from cutaway.models.model import for_sampling
+from cutaway.models.light import for_sampling
 from cutaway.records import Journal, Measurement, Stopwatch
 from cutaway.run.folder import Run
 from cutaway.run.preferences import answer_of
@@ -42,7 +42,10 @@ def evaluate_stage(work: Work, name: str) -> None:
                       f"they do not fit the context of {work.recipe.model.context_length}")
         answered = ask(light, work.tokenizer, requests, work.judge, max_tokens=settings.max_tokens,
                        sampling=Sampling(temperature=settings.temperature), seed=work.recipe.seed)
-        pairs = chosen_answers(work, requests)
+        pairs, long = chosen_answers(work, requests)
+        if long and name == work.recipe.models[0]:
+            work.note(f"{long:,} of {len(requests):,} held-out answers are left out of their bits per byte: with their "
+                      f"request they do not fit the context of {work.recipe.model.context_length}")
         told = score_answers(light, work.tokenizer, pairs) if pairs else None
         row = _measured(work, name, scores, answered, told)
         if name == "aligned":
@@ -67,12 +70,13 @@ def chosen_requests(conversations: Sequence[Conversation], tokenizer: Tokenizer,
     return [kept[i] for i in order[: settings.requests]], left_out
 
 
-def chosen_answers(work: Work, requests: Sequence[str]) -> list[tuple[str, str]]:
-    """The requests with their own answers, as far as both fit the context."""
+def chosen_answers(work: Work, requests: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
+    """The requests with their own answers, as far as both fit the context; and how many do not."""
     answers = {c.request: c.answer for c in reversed(work.text.test)}
     room = work.recipe.model.context_length
-    return [(r, answers[r]) for r in requests
-            if len(prompt(r, work.tokenizer)) + len(work.tokenizer.encode(answers[r])) < room]
+    pairs = [(r, answers[r]) for r in requests
+             if len(prompt(r, work.tokenizer)) + len(work.tokenizer.encode(answers[r])) < room]
+    return pairs, len(requests) - len(pairs)
 
 
 def _measured(work: Work, name: str, scores: Scores, answered: Answered,

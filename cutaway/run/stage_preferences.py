@@ -15,7 +15,8 @@ from cutaway.errors import DataError
 from cutaway.evaluate.answers import answer_of
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
-from cutaway.models.model import Model, for_sampling
+from cutaway.models.light import for_sampling
+from cutaway.models.model import Model
 from cutaway.records import Journal
 from cutaway.run.preferences import Preference, hold_out, pairs_from, write_preferences
 from cutaway.run.preferences import answer_of as answer_of_row

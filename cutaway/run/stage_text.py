@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cutaway.data.conversations import Conversation, Conversations, Kind, make
-from cutaway.data.documents import ConversationSettings, Corpus, Document, read
+from cutaway.data.documents import ConversationSettings, Corpus, read
 from cutaway.data.shards import write_shards
 from cutaway.errors import RunError, TrainingError
 from cutaway.evaluate.compression import compression
@@ -46,8 +46,11 @@ def _prepare(work: Work, watch: Stopwatch) -> None:
                                      "vocab_size": tokenizer.vocab_size, "learned_from": tokenizer.learned_from})
     work.note(f"left out of the corpus: {corpus.skipped}")
     train_set, test_set = _conversations(work, corpus)
-    write_text(run, train_set, test_set, held_out(corpus.split("valid"), max_bytes=recipe.evaluate.bytes // 4),
-               held_out(_measured(recipe, corpus), max_bytes=recipe.evaluate.bytes))
+    other = other_text(recipe)  # that bits per byte are measured on
+    held = held_out(corpus.split("test") if other is None else other, max_bytes=recipe.evaluate.bytes)
+    if other is not None:
+        work.note(f"left out of evaluate.text: {other.skipped}")
+    write_text(run, train_set, test_set, held_out(corpus.split("valid"), max_bytes=recipe.evaluate.bytes // 4), held)
     run.write_json("evals/compression.json", {name: m.to_dict() for name, m in compression(work.text.held).items()})
     tokens = manifest.splits["train"].tokens
     work.note(f"{manifest.splits['train'].documents:,} documents to learn from, {tokens:,} tokens of "
@@ -61,12 +64,10 @@ def _tokenizer(work: Work, corpus: Corpus) -> Tokenizer:
     return work.own_tokenizer() if settings is None else train(settings, corpus.split("train"))
 
 
-def _measured(recipe: Recipe, corpus: Corpus) -> Iterable[Document]:
-    """The text that bits per byte are measured on."""
-    other = recipe.evaluate.text
-    if other is None:
-        return corpus.split("test")
-    return read(other.model_copy(update={"valid_share": 0.0, "test_share": 0.0}))
+def other_text(recipe: Recipe) -> Corpus | None:
+    """The text of ``evaluate.text``, all of which is held out. Raises DataError where there is nothing to read."""
+    text = recipe.evaluate.text
+    return None if text is None else read(text.model_copy(update={"valid_share": 0.0, "test_share": 0.0}))
 
 
 def _conversations(work: Work, corpus: Corpus) -> tuple[Conversations, Conversations]:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,6 +18,7 @@ from cutaway.errors import DataError
 from cutaway.evaluate.held import HeldOut
 from cutaway.models.adapted import open_model, open_tokenizer
 from cutaway.models.model import Model
+from cutaway.records import Bar, Screen
 from cutaway.run.folder import Run
 from cutaway.run.place import model_folder
 from cutaway.run.recipe import FolderModel, Recipe, SecondsBudget
@@ -36,24 +37,11 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has saved; ``cutaway resume`` goes on from here."""
 
 
-class Bar(Protocol):
-    """Progress of one piece of work."""
-
-    def advance(self, amount: float, text: str = "") -> None: ...
-
-
 class Unseen:
     """Progress that nobody sees."""
 
     def advance(self, amount: float, text: str = "") -> None:
         """Shows nothing."""
-
-
-class Screen(Protocol):
-    """Where people see what happens; a run also works without anybody looking."""
-
-    def note(self, text: str) -> None: ...
-    def progress(self, name: str, *, total: float, unit: str) -> AbstractContextManager[Bar]: ...
 
 
 def fitting(conversations: Sequence[Conversation], tokenizer: Tokenizer, room: int) -> tuple[list[str], int]:

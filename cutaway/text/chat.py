@@ -7,11 +7,14 @@ not code (after nanochat's renderer).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cutaway.errors import RequestError
+from cutaway.text.line import Line
 from cutaway.text.template import CHAT_TEMPLATE
 from cutaway.text.template_worker import rendered
 from cutaway.text.tokenizer import ROLES, Tokenizer
@@ -38,8 +41,16 @@ class Rendered(NamedTuple):
     weights: list[float]
 
 
-def render(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False) -> Rendered:
-    """A conversation as ids and weights; ``add_generation_prompt`` opens the assistant's next turn.
+Row = Mapping[str, Any]
+# how a template may take outer spaces from what it is given
+_OUTER: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+_MARK = re.compile("\x02(\\d+|[gh])\x03")  # in place of a content, and around what the template says is generated
+
+
+def render(messages: Sequence[Message | Row], tokenizer: Tokenizer, *, add_generation_prompt: bool = False,
+           tools: Sequence[Row] = ()) -> Rendered:
+    """A conversation as ids and weights; ``add_generation_prompt`` opens the assistant's next turn. A public template
+    also takes turns as the public format has them (``role``, ``content``, ``tool_calls``) and what ``tools`` there are.
 
     Equal to ``apply_template`` and to transformers' ``apply_chat_template`` for contents without control tokens; such
     tokens in a content stay text here.
@@ -47,9 +58,13 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_
     if not messages:
         raise RequestError("a conversation needs at least one message")
     if tokenizer.roles.public:
-        return _by_template(messages, tokenizer, add_generation_prompt=add_generation_prompt)
+        return _by_template(messages, tools, tokenizer, add_generation_prompt=add_generation_prompt)
+    if tools or not all(isinstance(m, Message) for m in messages):
+        raise RequestError("this model's own template knows turns of a user, an assistant and a system, and no tools",
+                           way_out="name a model whose template does")
     ids, weights = [tokenizer.bos_id], [0.0]
     for message in messages:
+        assert isinstance(message, Message)
         content = [*tokenizer.encode(message.content), tokenizer.end_id]
         ids += [tokenizer.turn_id(message.role), *content]
         weights += [0.0, *([float(message.role == "assistant")] * len(content))]
@@ -59,61 +74,128 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_
     return Rendered(ids, weights)
 
 
-def _by_template(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool) -> Rendered:
+def _by_template(messages: Sequence[Message | Row], tools: Sequence[Row], tokenizer: Tokenizer, *,
+                 add_generation_prompt: bool) -> Rendered:
     """By somebody else's template, whose control tokens are tokens while those in a content stay text: the template is
-    given marks in place of the contents, and what stands between the marks is its own.
+    given marks in place of the contents, and what stands between the marks is its own. What it says is generated
+    weighs 1; where it says nothing of that, what the assistant's contents are.
 
     Raises RequestError where the tokenizer has no template, or one that changes what it is given otherwise than by
-    taking away outer spaces.
+    taking away outer spaces, and for a control token in anything but a content.
     """
     roles = tokenizer.roles
     if not roles.template:
         raise RequestError("this model has no chat template", way_out="name a model that was taught to chat, or "
                            "continue a text with `cutaway generate`")
-    marks = [f"\x02{i}\x03" for i in range(len(messages))]
-    words = {"bos_token": roles.bos, "eos_token": roles.eos}
-    shown = apply_template([Message(m.role, mark) for m, mark in zip(messages, marks, strict=True)], roles.template,
-                           add_generation_prompt=add_generation_prompt, words=words)
-    wanted = apply_template(messages, roles.template, add_generation_prompt=add_generation_prompt, words=words)
-    contents = [m.content for m in messages]
-    if _filled(shown, marks, contents) != wanted:
-        contents = [content.strip() for content in contents]
-        if _filled(shown, marks, contents) != wanted:
-            raise RequestError("this model's chat template rewrites what it is given",
-                               way_out="render it yourself and continue the text with `cutaway generate`")
-    ids, weights, rest, said = list[int](), list[float](), shown, list[int]()
-    for message, mark, content in zip(messages, marks, contents, strict=True):
-        before, found, rest = rest.partition(mark)
-        ids += tokenizer.encode_marked(before)
-        weights += [0.0] * (len(ids) - len(weights))
-        ids += tokenizer.encode(content) if found else []
-        weights += [float(message.role == "assistant")] * (len(ids) - len(weights))
-        said += [len(ids)] if found and message.role == "assistant" else []
-    ids += tokenizer.encode_marked(rest)
-    weights += [0.0] * (len(ids) - len(weights))
-    for at in said:  # where the assistant's turn ends, the end is learned too, or it would never be written
-        if at < len(ids) and ids[at] in tokenizer.stop_ids:
-            weights[at] = 1.0
+    rows = [_row(message) for message in messages]
+    _refuse_control([{k: v for k, v in row.items() if k != "content"} for row in rows] + list(tools), tokenizer)
+    # an empty content stays one: templates ask for it
+    marked = [{**row, "content": f"\x02{i}\x03"} if row.get("content") else row for i, row in enumerate(rows)]
+    words = {"bos_token": roles.bos, "eos_token": roles.eos, "pad_token": roles.pad}
+    shown = _applied(marked, roles.template, tools, words, add_generation_prompt=add_generation_prompt, spans=True)
+    wanted = _applied(rows, roles.template, tools, words, add_generation_prompt=add_generation_prompt)
+    said, generated, line = any(mark == "g" for mark in _MARK.findall(shown)), False, Line(tokenizer)
+    for part, number in _parts(shown, wanted, [str(row.get("content")) for row in rows]):
+        own = number.isdecimal() and rows[int(number)].get("role") == "assistant"
+        if number in ("g", "h"):
+            generated = number == "g"
+        elif number:
+            line.content(part, weight=float(generated if said else own))
+        else:
+            line.own(part, weight=float(generated))
+    ids, weights = line.finished()
+    if not said:
+        weights = _with_ends(ids, weights, tokenizer)
     begun = tuple(ids[: len(tokenizer.begin_ids)]) == tokenizer.begin_ids
     once = () if begun else tokenizer.begin_ids  # exactly one, whether the template writes it or not
     return Rendered([*once, *ids], [0.0] * len(once) + weights)
 
 
-def _filled(shown: str, marks: Sequence[str], contents: Sequence[str]) -> str:
-    for mark, content in zip(marks, contents, strict=True):
-        shown = shown.replace(mark, content)
-    return shown
+def _with_ends(ids: Sequence[int], weights: Sequence[float], tokenizer: Tokenizer) -> list[float]:
+    """The weights with those of the tokens that end an answer, or it would never end one: the stop token behind it and
+    the white space that the template writes before that."""
+    out, last = list(weights), -1  # where the answer that is being looked at had its last token
+    for at, token in enumerate(ids):
+        if out[at]:
+            last = at
+        elif last >= 0 and token in tokenizer.stop_ids:
+            out[last + 1 : at + 1] = [1.0] * (at - last)
+            last = -1
+        elif last >= 0 and tokenizer.decode([token]).strip():
+            last = -1
+    return out
+
+
+def _row(message: Message | Row) -> dict[str, Any]:
+    """A turn as the public format has it."""
+    if isinstance(message, Message):
+        return {"role": message.role, "content": message.content}
+    if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str | None):
+        raise RequestError("a turn has a role and a content of text", way_out="images and lists are not supported")
+    return dict(message)
+
+
+def _refuse_control(values: Sequence[Any], tokenizer: Tokenizer) -> None:
+    """What a template writes with its own text is read for control tokens: names and descriptions must hold none."""
+    text, names = json.dumps(values, ensure_ascii=False), {tokenizer.name_of(i) for i in tokenizer.control_ids}
+    found = next((name for name in sorted(names) if name in text), None)
+    if found is not None or "\\u0002" in text:
+        raise RequestError(f"a role, a tool or a call of one holds {found or 'a control character'!r}",
+                           way_out="take it out: it would be read as the model's own")
+
+
+def _parts(shown: str, wanted: str, contents: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What a template wrote, in parts: its own text (""), the contents by their number, where something generated
+    begins and ends ("g", "h"). Raises RequestError where the marks do not stand for the contents."""
+    pieces, at = _MARK.split(shown), 0
+    for i, number in [(i, pieces[i]) for i in range(1, len(pieces), 2)] + [(len(pieces), "")]:
+        own = pieces[i - 1]
+        if not wanted.startswith(own, at):
+            raise _rewritten()
+        yield own, ""
+        at += len(own)
+        if number in ("g", "h"):
+            yield "", number
+        elif number:
+            behind, given = _until_content(pieces, i), contents[int(number) : int(number) + 1]
+            content = next((c for c in dict.fromkeys(how(text) for text in given for how in _OUTER)
+                            if wanted.startswith(c + behind, at)), None)
+            if content is None:
+                raise _rewritten()
+            yield content, number
+            at += len(content)
+    if at != len(wanted):
+        raise _rewritten()
+
+
+def _until_content(pieces: Sequence[str], i: int) -> str:
+    """The template's own text behind a mark, up to the next content."""
+    out = pieces[i + 1]
+    while i + 2 < len(pieces) and pieces[i + 2] in ("g", "h"):
+        i += 2
+        out += pieces[i + 1]
+    return out
+
+
+def _rewritten() -> RequestError:
+    return RequestError("this model's chat template rewrites what it is given",
+                        way_out="render it yourself and continue the text with `cutaway generate`")
 
 
 def apply_template(
-    messages: Sequence[Message], template: str = CHAT_TEMPLATE, *, add_generation_prompt: bool = False,
-    words: Mapping[str, str] | None = None,
+    messages: Sequence[Message | Row], template: str = CHAT_TEMPLATE, *, add_generation_prompt: bool = False,
+    words: Mapping[str, Any] | None = None, tools: Sequence[Row] = (),
 ) -> str:
     """The conversation as text by a Jinja template, which may also name ``words``. Raises RequestError for a template
     that fails or reaches out."""
-    rows = [{"role": m.role, "content": m.content} for m in messages]
-    given = {"messages": rows, "add_generation_prompt": add_generation_prompt, **(words or {})}
-    text, wrong = rendered(template, given)
+    return _applied([_row(m) for m in messages], template, tools, words, add_generation_prompt=add_generation_prompt)
+
+
+def _applied(rows: Sequence[Row], template: str, tools: Sequence[Row], words: Mapping[str, Any] | None, *,
+             add_generation_prompt: bool, spans: bool = False) -> str:
+    given = {"messages": rows, "tools": list(tools) or None, "documents": None,
+             "add_generation_prompt": add_generation_prompt, **(words or {})}
+    text, wrong = rendered(template, given, spans=spans)
     if text is None:
         raise RequestError(f"the chat template cannot be used ({wrong})",
                            way_out="use a template that only reads its messages")

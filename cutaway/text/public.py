@@ -23,6 +23,8 @@ NAMES = ("pad_token", "bos_token", "eos_token", "mask_token", "cls_token", "sep_
 CUSTOM = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 AGAIN = "get the folder again"
 LARGEST = 64 << 20  # bytes of a tokenizer's file
+LONGEST_PIECE = 512  # SentencePiece's own limit is 16 where nothing else is asked for
+LARGEST_ID = 1 << 22  # a table of every id is made
 
 
 def read(folder: Path) -> Tokenizer:
@@ -64,8 +66,13 @@ def _made(tree: dict[str, Any], names: Mapping[str, Any], template: str, start: 
         whole = Backend.from_str(json.dumps(tree))
     except Exception as error:  # the library raises Exception itself
         raise TokenizerError(f"tokenizer.json is damaged ({error})", where=where, way_out=AGAIN) from None
+    if (highest := max(whole.get_vocab(with_added_tokens=True).values(), default=0)) > LARGEST_ID:
+        raise TokenizerError(f"its vocabulary holds the id {highest:,}", where=where, way_out=AGAIN)
     named = {kind: _named(names.get(kind)) for kind in NAMES}
-    begin, finish = _frame(whole)
+    try:
+        begin, finish = _frame(whole)
+    except Exception as error:  # likewise
+        raise TokenizerError(f"cannot spell a letter ({error})", where=where, way_out=AGAIN) from None
     bos = named["bos_token"] or named["cls_token"] or (begin[0] if begin else None)
     eos = named["eos_token"] or named["sep_token"] or (finish[-1] if finish else bos)
     if eos is None:
@@ -228,7 +235,10 @@ def sentence_pieces(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], *
 
 def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """The merges of pieces with scores: every way to put a piece together from two others, the best piece first and of
-    one piece the pair whose parts are best, as SentencePiece would have joined them."""
+    one piece the pair whose parts are best, as SentencePiece would have joined them. Raises TokenizerError for a piece
+    so long that nobody learned it: looking at its parts takes time with the square of that."""
+    if (longest := max(map(len, scores), default=0)) > LONGEST_PIECE:
+        raise TokenizerError(f"its vocabulary holds a piece of {longest:,} letters", way_out=AGAIN)
     found = [(scores[piece], scores[piece[:cut]] + scores[piece[cut:]], piece[:cut], piece[cut:])
              for piece in scores for cut in range(1, len(piece)) if piece[:cut] in scores and piece[cut:] in scores]
     return [(first, second) for *_, first, second in sorted(found, key=lambda f: (-f[0], -f[1]))]

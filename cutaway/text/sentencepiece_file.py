@@ -4,6 +4,7 @@ is normalised, read off its protocol buffer with every length checked, as a toke
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from cutaway.text.vocabulary import added_token
 
 AGAIN = "get the file again"
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # the types of a piece
-_UNIGRAM, _BPE = 1, 2
+UNIGRAM, BPE = 1, 2
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Model:
     """What such a file says."""
 
     pieces: list[tuple[str, float, int]] = field(default_factory=list)
-    kind: int = _UNIGRAM
+    kind: int = UNIGRAM
     charsmap: bytes = b""
     dummy_prefix: bool = True
     one_space: bool = True  # runs of spaces are one
@@ -39,12 +40,12 @@ def read(path: Path, data: bytes) -> Model:
             if number == 1 and isinstance(value, bytes):
                 found.pieces.append(_piece(value))
             elif number == 2 and isinstance(value, bytes):
-                found.kind = next((v for n, v in _fields(value) if n == 3 and isinstance(v, int)), _UNIGRAM)
+                found.kind = next((v for n, v in _fields(value) if n == 3 and isinstance(v, int)), UNIGRAM)
             elif number == 3 and isinstance(value, bytes):
                 _rules(found, value)
     except (ValueError, struct.error, UnicodeDecodeError) as error:
         raise TokenizerError(f"is no SentencePiece model ({error})", where=path, way_out=AGAIN) from None
-    if found.kind not in (_UNIGRAM, _BPE) or not found.pieces or not found.escape:
+    if found.kind not in (UNIGRAM, BPE) or not found.pieces or not found.escape:
         raise TokenizerError("is no SentencePiece model of the kinds unigram and BPE", where=path, way_out=AGAIN)
     if len({text for text, _, _ in found.pieces}) != len(found.pieces):
         raise TokenizerError("holds a piece twice", where=path, way_out=AGAIN)
@@ -102,25 +103,37 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     raise ValueError(f"a number without end at byte {at}")
 
 
+def _prefix(users: list[Any]) -> dict[str, Any]:
+    """A space before every text. What people defined goes through the same steps and must not get one: so none stands
+    before a text that is nothing else."""
+    if not users:
+        return {"type": "Prepend", "prepend": SPACE}
+    return {"type": "Replace", "pattern": {"Regex": rf"\A(?!(?:{'|'.join(map(re.escape, users))})\z)(?=[\s\S])"},
+            "content": SPACE}
+
+
 def tree(model: Model) -> dict[str, Any]:
     """The tokenizer.json that gives its ids, as transformers' converter writes it."""
     from cutaway.text.public import merges_of
 
     kinds = [kind for _, _, kind in model.pieces]
     unknown = kinds.index(UNKNOWN) if UNKNOWN in kinds else None
-    added = [added_token(i, text, special=kind in (CONTROL, UNKNOWN)) for i, (text, _, kind) in enumerate(model.pieces)
-             if kind in (CONTROL, UNKNOWN, USER)]
+    # what people defined is found in the text as it is normalised, which has no spaces, before anything else
+    added = [added_token(i, text, special=kind != USER) | {"normalized": kind == USER}
+             for i, (text, _, kind) in enumerate(model.pieces)
+             if kind in (CONTROL, UNKNOWN) or (kind == USER and " " not in text)]
     steps: list[dict[str, Any]] = []
     if model.charsmap:
         steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(model.charsmap).decode()})
     if model.one_space:
         steps += [{"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""},  # of white space only spaces
                   {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
     if model.dummy_prefix:  # even before a text that begins with the mark itself
-        steps.append({"type": "Prepend", "prepend": SPACE})
-    space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": model.kind == _UNIGRAM}
+        steps.append(_prefix([token["content"] for token in added if not token["special"]]))
+    space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": model.kind == UNIGRAM}
     shown = {**space, "prepend_scheme": "always" if model.dummy_prefix else "never"}
-    if model.kind == _UNIGRAM:
+    if model.kind == UNIGRAM:
         words: dict[str, Any] = {"type": "Unigram", "unk_id": unknown, "byte_fallback": BYTE in kinds,
                                  "vocab": [[text, score] for text, score, _ in model.pieces]}
     else:

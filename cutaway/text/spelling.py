@@ -37,6 +37,10 @@ class Spelling:
                                  way_out="a byte alphabet, SentencePiece's spaces and WordPiece are supported")
         return data
 
+    def bytes_of_added(self, token: str) -> bytes:
+        """What an added token stands for: its text, in which SentencePiece writes spaces with its mark."""
+        return (token.replace(SPACE, " ") if self.name == "spaces" else token).encode()
+
 
 def spelling_of(tree: Mapping[str, Any]) -> Spelling:
     """What a tokenizer.json says of it."""

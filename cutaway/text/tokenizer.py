@@ -125,7 +125,7 @@ class Tokenizer:
         hidden = {*self._control, *self._hidden.values()}
         for token, i in self._model.get_vocab(with_added_tokens=True).items():
             if token not in hidden:
-                table[i] = token.encode() if token in plain else self.spelling.bytes_of(token, i)
+                table[i] = self.spelling.bytes_of_added(token) if token in plain else self.spelling.bytes_of(token, i)
         return table
 
     @cached_property
@@ -203,17 +203,38 @@ class Tokenizer:
             return list(self._model.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError):
             raise _no_utf8(text) from None
+        except Exception as error:  # the library raises Exception itself
+            raise _no_token(text, error) from None
+
+    def encode_places(self, text: str, *, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of ``text`` and the letters of it that each stands for, from one and to the next. ``first``: nothing
+        stands before it, which some vocabularies show by a space."""
+        if not text:
+            return [], []
+        try:
+            found = (self._model if first else self._inner).encode(text, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):
+            raise _no_utf8(text) from None
+        except Exception as error:  # the library raises Exception itself
+            raise _no_token(text, error) from None
+        return list(found.ids), list(found.offsets)
 
     @cached_property
-    def _marked(self) -> tokenizers.Tokenizer:
-        """The encoder with its control tokens, for what a template writes."""
+    def _inner(self) -> tokenizers.Tokenizer:
+        """The encoder of what stands behind a control token: without the space that some put before a whole text."""
         from tokenizers import Tokenizer as Backend
 
-        return Backend.from_str(json.dumps(self._tree | {"post_processor": None, "padding": None, "truncation": None}))
+        cut = self._tree.get("pre_tokenizer") or {}
+        if cut.get("type") != "Metaspace" or cut.get("prepend_scheme") != "first":
+            return self._model
+        tree = self._tree | {"pre_tokenizer": cut | {"prepend_scheme": "never"}}
+        return Backend.from_str(json.dumps(without_control(tree, self._hidden)))
 
-    def encode_marked(self, text: str) -> list[int]:
-        """The ids of a template's own text, whose control tokens are tokens. Never for what a person wrote."""
-        return list(self._marked.encode(text, add_special_tokens=False).ids)
+    @property
+    def control_flags(self) -> dict[str, tuple[int, bool, bool]]:
+        """Each control token's id, and whether it takes the space before it and behind it."""
+        return {token["content"]: (token["id"], bool(token.get("lstrip")), bool(token.get("rstrip")))
+                for token in self._tree["added_tokens"] if token.get("special")}
 
     def encode_documents(self, texts: Iterable[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text, equal to ``encode``, at a corpus's speed."""
@@ -228,7 +249,10 @@ class Tokenizer:
             raise _no_utf8(error.object) from None
         if self._fast is not None and (self.agrees(texts) if fast is None else fast):
             return _encode_joined(self._fast, data)
-        rows = [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try:
+            rows = [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except Exception as error:  # the library raises Exception itself
+            raise _no_token("a text", error) from None
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return np.fromiter((i for row in rows for i in row), np.uint32, int(lengths.sum())), lengths
 
@@ -348,6 +372,11 @@ def without_control(tree: Mapping[str, Any], hidden: Mapping[str, str]) -> dict[
 
 def _no_utf8(text: object) -> TokenizerError:
     return TokenizerError(f"{str(text)[:40]!a} is not text that UTF-8 can hold", way_out="remove the lone surrogates")
+
+
+def _no_token(text: str, error: Exception) -> TokenizerError:
+    return TokenizerError(f"this vocabulary cannot spell {text[:40]!a} ({str(error)[:80]})",
+                          way_out="use a tokenizer with a token for the unknown")
 
 
 def _natural(ids: Iterable[int]) -> Iterator[int]:

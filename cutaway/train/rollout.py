@@ -22,8 +22,9 @@ from cutaway.data.order import share, shuffled
 from cutaway.errors import DataError, TrainingError
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Completion, Request, Sampling
-from cutaway.models.learning import Beginning
-from cutaway.models.model import Model, for_sampling
+from cutaway.models.learning import Beginning, undropped
+from cutaway.models.light import for_sampling
+from cutaway.models.model import Model
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.objectives.policy import group_advantages
 from cutaway.objectives.preference import with_reference
@@ -135,10 +136,11 @@ class Rollouts:
         return tuple(_advised(b, gains[part]) for b, part in zip(batches, parts, strict=True))
 
     def _scored(self, examples: Sequence[Example]) -> Batch:
-        """Log-probabilities by the path that training takes, so that the first ratio is exactly 1."""
+        """Log-probabilities by the path that training takes, so that the first ratio is exactly 1 where it drops
+        nothing; here nothing is dropped, as when the answers were sampled."""
         batch = pad(examples, pad_id=self.tokenizer.pad_id).to(self.model.device)
         again = self.settings.updates > 1 or self.settings.kl > 0
-        with torch.no_grad():
+        with torch.no_grad(), undropped(self.model):
             old = token_logprobs(self.model, batch) if again else None
         return replace(with_reference(self.reference, batch), old_logprob=old)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,19 @@ def test_what_is_read_in_pieces_is_read_at_once(model: LanguageModel, monkeypatc
         monkeypatch.setattr(place, "READ", 200)
     pieces = Engine(model).generate(requests)
     assert [p.tokens for p in pieces] == [w.tokens for w in whole]
+
+
+def test_what_all_prompts_begin_with_is_read_once(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [replace(r, tokens=(7, 5, 9, *r.tokens), max_tokens=4) for r in mixed(model, 10)
+                if len(r.tokens) + 7 <= CONTEXT]
+    wanted, read = Engine(model).generate(requests), list[int]()
+    monkeypatch.setattr(prefill, "SHARED", 3)
+    own = prefill.append
+    monkeypatch.setattr(prefill, "append", lambda m, rows, state: (read.append(len(rows)), own(m, rows, state))[1])
+    for a, b in zip(Engine(model).generate(requests), wanted, strict=True):
+        assert (a.tokens, a.finish_reason) == (b.tokens, b.finish_reason)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    assert (read[0] == 1) != model.reads_source and len(requests) > 3
 
 
 def test_a_beam_is_alone_in_a_batch_and_its_scores_are_those_of_one_pass(model: LanguageModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 
 from cutaway.batch import Batch
 from cutaway.cli.main import main
-from cutaway.models.adapted import open_model
+from cutaway.errors import ModelError
+from cutaway.models.adapted import base_name, open_model
 from cutaway.models.folder import load_model
 from cutaway.records import read_journal
 from cutaway.run.folder import Run
@@ -96,8 +98,8 @@ def stopped(place: Path, name: str, words: list[str], traps: list[Trap]) -> Run:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_stopped_equals_never_stopped(kind: str, dtype: str, place: Path) -> None:
     words = typed(place, kind, f"dtype={dtype}")
-    if kind == "lora":
-        words.append("finetune.adapt.dropout=0.1")
+    words += ["finetune.adapt.dropout=0.1"] if kind != "partial" else []
+    words += ["align.adapt.dropout=0.1"] if kind in ("dpo", "grpo") else []
     whole = start(load(words[0], [*words[1:], f"name=whole-{kind}-{dtype}"]), place / "runs", Trap())
     traps = [Trap("finetune", 3, "SIGINT"), Trap("finetune", 2, "crash")]
     traps += [Trap("align", 3, "crash"), Trap("align", 1, "SIGTERM")] if kind in ("dpo", "grpo") else []
@@ -117,8 +119,8 @@ def test_a_checkpoint_keeps_what_learns_and_a_reference_to_the_rest(place: Path)
     [folder] = (place / "runs" / "kept" / "checkpoints" / "finetune").iterdir()
     assert {p.name for p in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors",
                                                   "optimizer.safetensors", "resume.json"}
-    assert json.loads((folder / "resume.json").read_text())["base"] == str(place / "base")
-    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(place / "base")
+    assert json.loads((folder / "resume.json").read_text())["base"] == "../../../../../base"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "../../../../../base"
 
 
 @pytest.mark.parametrize(("setting", "said"), [
@@ -172,8 +174,16 @@ def test_adapters_can_be_gone_on_with(place: Path, tmp_path: Path) -> None:
     words = small(place / "corpus", tmp_path / "runs" / "first" / "models" / "finetuned", "name=second")
     second = start(load("smollm2-lora", words), tmp_path / "runs", Trap())
     told = json.loads((second.model("finetuned") / "adapter_config.json").read_text())
-    assert told["base_model_name_or_path"] == str(place / "base") and told["r"] == 16
+    assert told["base_model_name_or_path"] == base_name(place / "base", second.model("finetuned")) and told["r"] == 16
+    assert not Path(told["base_model_name_or_path"]).is_absolute()
     before = tmp_path / "runs" / "first" / "models" / "finetuned"
+    for setting, said in {"rank=8": "of rank 16, and adapt.rank is 8", "alpha=64": "of scale 2, and adapt.alpha = 64",
+                          "rooted=true": "of scale 2, and adapt.alpha = 32 makes it 8",
+                          'targets=["q_proj"]': "k_proj, and adapt.targets asks for none"}.items():
+        asked = small(place / "corpus", before, "name=third", f"finetune.adapt.{setting}")
+        with pytest.raises(ModelError, match=re.escape(said)):
+            start(load("smollm2-lora", asked), tmp_path / "runs", Trap())
+        assert not (tmp_path / "runs" / "third").exists()
     assert (logits(second.model("finetuned")) - logits(before)).abs().max() > 1e-5
 
 
@@ -193,6 +203,7 @@ def test_conversations_and_preferences_of_ones_own(place: Path, monkeypatch: pyt
     assert main(["run", "smollm2-dpo", *words, *more]) == 0
     err = capsys.readouterr().err
     assert "1 longer than the context of 200" in err and "as they were given" in err
+    assert "left out of evaluate.text: " in err
     assert "1 not a list of messages" in err and "1 not one question and its answer" in err
     told = [json.loads(x) for x in (place / "runs" / "own" / "preferences.jsonl").read_text().splitlines()]
     assert len(told) == 19 and {r["judge"] for r in told} == {"pairs.jsonl"} and not told[0]["stand_in"]

@@ -71,6 +71,14 @@ def test_an_empty_folder_and_binary_files(here: Path, capsys: pytest.CaptureFixt
     assert not (here / "runs").exists()
 
 
+def test_other_text_to_measure_on_is_looked_at_before_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(here / "corpus")
+    words = tiny(here / "corpus", "evaluate.text.kind=path", "evaluate.text.path=absent")
+    code, line = refused(["run", "debug", *words], capsys)
+    assert code == 3 and "absent" in line
+    assert not (here / "runs").exists()
+
+
 def test_a_vocabulary_larger_than_the_text_supports_names_both_numbers(here: Path,
                                                                        capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(here / "corpus")

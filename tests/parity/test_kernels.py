@@ -7,6 +7,7 @@ import functools
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from cutaway.batch import Batch
 from cutaway.nn import kernels, ops
-from cutaway.nn.linear import Linear, PackedLinear, packed
+from cutaway.nn.linear import Activation, After, Linear, PackedLinear, Packing, packed
 from cutaway.nn.mask import Interval, across, within
 from cutaway.nn.position import RelativeBias, rotary_table
 
@@ -58,30 +59,73 @@ def test_add_norm(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: in
 
 
 @needs_kernels
-@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (34, 33), (64, 100), (256, 32)])
-def test_a_packed_weight(inputs: int, outputs: int) -> None:
-    """The products of bfloat16 numbers, exact but for the order of a sum; a row's bits are its own."""
-    library = kernels.built().library
-    assert library is not None
-    if not library.linear_packs():
-        pytest.skip("the library's products are faster on this processor")
-    linear, x = Linear(inputs, outputs), torch.randn(2, 50, inputs).bfloat16()
+@pytest.mark.parametrize("precision", get_args(Packing))
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (34, 33), (64, 100), (256, 32), (136, 64)])
+def test_a_packed_weight(inputs: int, outputs: int, precision: Packing) -> None:
+    """The products of the rounded numbers, exact but for the order of a sum; a row's bits are its own."""
+    linear, x = Linear(inputs, outputs, bias=True), torch.randn(2, 50, inputs).bfloat16()
     torch.nn.init.normal_(linear.weight)
-    wanted = x.double() @ linear.weight.detach().bfloat16().double().T
-    small = packed(linear)
-    assert isinstance(small, PackedLinear)
-    found = small(x)
-    assert (found.double() - wanted).abs().max() <= 2**-8 * wanted.abs().max() + 1e-6
-    for rows in (1, 3, 8, 13, 37):
-        assert torch.equal(small(x[1, :rows]), found[1, :rows])
+    torch.nn.init.normal_(linear.bias)
+    small = _packed(linear, precision)
+    wanted = _product(x, linear, precision)
+    for dtype, near in ((torch.bfloat16, 2**-8), (torch.float32, 2**-20)):
+        found = small(x, dtype=dtype)
+        assert found.dtype == dtype and (found.double() - wanted).abs().max() <= near * wanted.abs().max() + 1e-6
+        for rows in (1, 3, 8, 13, 37):
+            assert torch.equal(small(x[1, :rows], dtype=dtype), found[1, :rows])
     assert small(x[:0]).shape == (0, 50, outputs)
+    assert small(torch.zeros(3, inputs).bfloat16(), dtype=torch.float32).allclose(linear.bias)
+    x[1, 7, 1] = torch.nan
+    assert small(x)[1, 7].isnan().all() and torch.equal(small(x)[1, 8:], small(x[1, 8:]))
+    with torch.no_grad():
+        linear.weight[0, 1] = torch.nan
+    assert _packed(linear, precision)(x[0])[:, 0].isnan().all()
+
+
+def _packed(linear: Linear, precision: Packing, **then: Any) -> PackedLinear:
+    made = packed(linear, precision, **then)
+    if made is None:
+        pytest.skip("the library's products are faster on this processor")
+    return made
+
+
+def _product(x: Tensor, linear: Linear, precision: Packing) -> Tensor:
+    """Plain, in float64, of what the kernel multiplies."""
+    assert linear.bias is not None
+    x, weight = x.double(), linear.weight.detach()
+    if precision == "bfloat16":
+        return x @ weight.bfloat16().double().T + linear.bias.detach().double()
+    scale = torch.tensor(127.0) / weight.abs().amax(-1, keepdim=True)
+    whole, outputs = (weight * scale).round().double() / scale.double(), linear.bias.detach().double()
+    for part, rows in zip(x.float().split(64, -1), whole.split(64, -1), strict=True):  # a scale for 64 inputs
+        inputs = torch.tensor(127.0) / part.abs().amax(-1, keepdim=True)
+        outputs = outputs + (part * inputs).round().double() / inputs.double() @ rows.T
+    return outputs
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", get_args(Packing))
+@pytest.mark.parametrize("after", get_args(After))
+def test_what_follows_a_packed_weight(after: After, precision: Packing) -> None:
+    linear, x = Linear(40, 96, bias=True), 2 * torch.randn(5, 40).bfloat16()
+    torch.nn.init.normal_(linear.weight, std=0.3)
+    torch.nn.init.normal_(linear.bias)
+    sums = _product(x, linear, precision).float()
+    then = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu, "gelu_tanh": functools.partial(F.gelu, approximate="tanh")}
+    found = _packed(linear, precision, after=after)(x, dtype=torch.float32)
+    assert (found - then[after](sums)).abs().max() <= 1e-5 * sums.abs().max()
+    gate, up = sums.chunk(2, -1)
+    if after != "relu":
+        found = _packed(linear, precision, after=after, gated=True)(x, dtype=torch.float32)
+        assert (found - then[after](gate) * up).abs().max() <= 1e-5 * (gate * up).abs().max()
+    assert packed(Linear(40, 40), precision, after=after, gated=True) is None
 
 
 @needs_kernels
 @dtypes
 @pytest.mark.parametrize("inner", [16, 21, 344])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
-def test_gated(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int, activation: ops.Activation) -> None:
+def test_gated(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int, activation: Activation) -> None:
     for size in (0.1, 1, 8):
         _agree(monkeypatch, dtype, lambda x: ops.gated(x, activation), size * torch.randn(2, 3, 2 * inner).to(dtype))
 
@@ -91,7 +135,7 @@ def test_gated(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int, 
 @pytest.mark.parametrize("inner", [16, 42])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
 def test_gated_linear(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inner: int,
-                      activation: ops.Activation) -> None:
+                      activation: Activation) -> None:
     gate_up, weight = torch.randn(2, 3, 2 * inner).to(dtype), torch.randn(7, inner)
 
     def product(x: Tensor, w: Tensor) -> Tensor:
@@ -144,7 +188,7 @@ def test_a_second_derivative_is_refused() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_gelu_is_exact_where_it_nearly_vanishes(activation: ops.Activation) -> None:
+def test_gelu_is_exact_where_it_nearly_vanishes(activation: Activation) -> None:
     gate = torch.linspace(-12, 12, 4801)
     ours = ops.gated(torch.stack((gate, torch.ones_like(gate)), -1)[None], activation)[0, :, 0].double()
     exact = torch.nn.functional.gelu(gate.double(), approximate="none" if activation == "gelu" else "tanh")
@@ -240,7 +284,7 @@ def test_attention_on_lesser_processors(monkeypatch: pytest.MonkeyPatch, tmp_pat
     for steps, heads in SHAPES:
         for causal in (False, True):
             _attention(monkeypatch, torch.bfloat16, steps, heads, packed=True, causal=causal)
-    for activation in ops.KERNEL_OF:
+    for activation in get_args(Activation):
         for dtype in TOLERANCE:
             gate = functools.partial(ops.gated, activation=activation)
             _agree(monkeypatch, dtype, gate, 8 * torch.randn(2, 3, 42).to(dtype))
@@ -275,7 +319,7 @@ def test_what_is_not_finite_stays_visible() -> None:
     """A kernel that turned NaN into a number would hide a broken step from the loop."""
     bad = torch.randn(1, 4, 96)
     bad[0, 1, 3] = float("nan")
-    for activation in ops.KERNEL_OF:
+    for activation in get_args(Activation):
         assert ops.gated(bad, activation).isnan().any()
     for center in (False, True):
         assert ops.add_norm(bad, None, torch.ones(96), eps=1e-5, dtype=torch.bfloat16, center=center)[1].isnan().any()

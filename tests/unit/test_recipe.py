@@ -63,3 +63,10 @@ def test_fewer_rows_than_ranks_is_refused_before_the_run() -> None:
 def test_what_cannot_be_is_refused(setting: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         load("debug", [setting])
+
+
+def test_conversations_of_ones_own_are_not_made_anew() -> None:
+    own = ["data.kind=conversations", "data.path=talk.jsonl"]
+    assert load("debug", own).data.kind == "conversations"
+    with pytest.raises(SettingsError, match=r"finetune\.conversations = functions .* brings its own: leave it out"):
+        load("debug", [*own, "finetune.conversations=functions"])

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from cutaway.errors import DataError, ModelError, TrainingError
+from cutaway.models.adapter import Lora, adapt
+from cutaway.models.learning import low_rank_of
 from cutaway.models.model import Model, build, with_head
 from cutaway.models.transformer import TransformerConfig
 from cutaway.objectives.likelihood import token_logprobs
@@ -181,3 +183,16 @@ def test_rewards_are_mixed_by_their_weights() -> None:
     mixed = Mixed(((2.0, ended), (-0.5, length)))
     wanted = [2 * e - 0.5 * n for e, n in zip(ended(REQUESTS, ANSWERS), length(REQUESTS, ANSWERS), strict=True)]
     assert mixed(REQUESTS, ANSWERS) == pytest.approx(wanted)
+
+
+def test_what_answers_were_sampled_from_is_scored_without_dropping() -> None:
+    source = rollouts(updates=2)
+    adapt(source.model, Lora(rank=2, dropout=0.5))
+    with torch.no_grad():
+        for part in low_rank_of(source.model):
+            for up in part.up:
+                up.normal_(generator=torch.Generator().manual_seed(1))
+    first, again = source.sample(4).batches, source.sample(4).batches
+    assert source.model.training
+    for a, b in zip(first, again, strict=True):
+        assert a.old_logprob is not None and b.old_logprob is not None and torch.equal(a.old_logprob, b.old_logprob)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cutaway.data.conversations import Conversation
 from cutaway.device import Machine
 from cutaway.models.cost import cost
 from cutaway.models.transformer import TransformerConfig
@@ -14,7 +18,9 @@ from cutaway.records import Measurement
 from cutaway.run.diff import _differing, verdict
 from cutaway.run.predict import predict, stage_flops
 from cutaway.run.preferences import Preference, hold_out, pairs_from
+from cutaway.run.stage_evaluate import chosen_answers
 from cutaway.run.training import _due
+from cutaway.text.tokenizer import ByteSettings, train
 
 CONFIG = TransformerConfig(vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1,
                            intermediate_size=32, context_length=32)
@@ -67,3 +73,10 @@ def test_a_verdict_needs_intervals_that_are_apart() -> None:
 def test_differences_are_named_by_path() -> None:
     assert _differing({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}) == {
         "a.c": (2, 4), "d": (3, None), "e": (None, 5)}
+
+
+def test_held_out_answers_that_do_not_fit_are_counted() -> None:
+    said = [Conversation("a", "short", "x:1", ""), Conversation("b", "long" * 20, "x:2", "")]
+    work: Any = SimpleNamespace(text=SimpleNamespace(test=said), tokenizer=train(ByteSettings(), []),
+                                recipe=SimpleNamespace(model=SimpleNamespace(context_length=40)))
+    assert chosen_answers(work, ["b", "a"]) == ([("a", "short")], 1)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
+from dataclasses import replace
+
 import pytest
 from adapted_base import base_tokenizer
 
 from cutaway.errors import RequestError
+from cutaway.text import template_worker
 from cutaway.text.chat import Message, apply_template, render
 from cutaway.text.tokenizer import ByteSettings, Tokenizer, train
 
@@ -86,3 +92,35 @@ def test_the_end_of_the_assistants_turn_is_learned_by_a_public_template_too() ->
     assert learned == [*tokenizer.encode("yo"), tokenizer.end_id, *tokenizer.encode("c"), tokenizer.end_id]
     asked = render([Message("user", "hi")], tokenizer, add_generation_prompt=True)
     assert not any(asked.weights) and ids[: len(asked.ids)] == asked.ids
+
+
+@pytest.mark.parametrize("between", ["", " ", "\n", " \n"])
+def test_white_space_before_the_end_of_a_turn_is_learned_with_it(between: str) -> None:
+    tokenizer = base_tokenizer()
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content ~ between }}<|im_end|>{% endfor %}"
+    template = "{% set between = " + json.dumps(between) + " %}" + template
+    spaced = replace(tokenizer, roles=replace(tokenizer.roles, template=template))
+    ids, weights = render([Message("user", "hi"), Message("assistant", "yo"), Message("user", "b")], spaced)
+    learned = [i for i, w in zip(ids, weights, strict=True) if w]
+    assert tokenizer.decode(learned) == "yo" + between + tokenizer.decode([tokenizer.end_id])
+
+
+def test_a_process_that_ended_is_started_again() -> None:
+    said = [Message("user", "Hi")]
+    assert apply_template(said, "{{ messages[0]['content'] }}") == "Hi"
+    for worker in template_worker._worker.values():
+        worker.kill()
+        worker.wait()
+    with pytest.raises(RequestError):
+        apply_template(said, "{{ messages[0]['content'] }}")
+    assert apply_template(said, "{{ messages[0]['content'] }}") == "Hi"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_reads_its_own_answers() -> None:
+    apply_template([Message("user", "Hi")], "{{ messages[0]['content'] }}")
+    script = "{{ messages[0]['content'] }}"
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        asked = [str(i) for i in range(60)]
+        found = pool.starmap(apply_template, [([Message("user", a)], script) for a in asked], chunksize=1)
+    assert found == asked

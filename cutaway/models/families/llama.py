@@ -86,13 +86,16 @@ def public_config(config: TransformerConfig, head: Head, *, dtype: str, control:
     local = len(made.local_layers)
     kinds = ["sliding_attention" if i in made.local_layers else "full_attention" for i in range(config.num_layers)]
     window = {"sliding_window": made.window if local else None}
+    scaling = {} if made.stretch is None else {"rope_scaling": {
+        k: v for k, v in rope_parameters(config.rope_theta, made.stretch).items() if k != "rope_theta"}}
     own: dict[str, Any] = {"mlp_bias": False} if made.family == "llama" else window
     if made.family.startswith("qwen"):
         own = {**window, "use_sliding_window": bool(local), "layer_types": kinds}
     return decoder_config(config, head, architectures(STEMS[made.family]), dtype=dtype, control=control) | own | {
         "hidden_act": "silu", "attention_bias": made.attention_biases != "none",
-        # older readers know the first of these, newer ones the second
-        "rope_theta": config.rope_theta, "rope_parameters": rope_parameters(config.rope_theta, made.stretch)}
+        # older readers know the first two of these, newer ones the third
+        "rope_theta": config.rope_theta, **scaling,
+        "rope_parameters": rope_parameters(config.rope_theta, made.stretch)}
 
 
 def decoder_config(config: TransformerConfig, head: Head, named: Mapping[HeadKind, str], *, dtype: str,

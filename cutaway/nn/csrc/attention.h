@@ -23,6 +23,14 @@ INLINE int64_t first_key(const Shape *S, int64_t b, int64_t t) { return S->first
 INLINE int64_t last_key(const Shape *S, int64_t b, int64_t t) {
   return S->last ? S->last[b * S->T + t] : S->causal ? t : S->K - 1;
 }
+// queries of the tile that begins at i0: it ends where a document begins that it would not hold whole, for each one more
+// that it touches is keys to read for all of its queries
+INLINE int64_t tile_rows(const Shape *S, int64_t b, int64_t i0) {
+  int64_t rows = S->T - i0 < TILE ? S->T - i0 : TILE, end = i0 + rows;
+  if (end == S->T) return rows;
+  int64_t begin = first_key(S, b, end);
+  return begin > i0 && begin < end && first_key(S, b, begin) == begin ? begin - i0 : rows;  // and no window's edge
+}
 // what any query of a tile sees, its beginning on a multiple of `step`
 INLINE Span tile_span(const Shape *S, int64_t b, int64_t i0, int64_t rows, int64_t step) {
   Span span = {S->K, 0};

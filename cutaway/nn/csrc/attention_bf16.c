@@ -52,7 +52,8 @@ static void plain_in(const uint16_t *src, int64_t stride, int64_t T, int64_t D, 
   }
 }
 
-// The scratch of one thread. Tokens and widths are filled up to 32; what no token fills stays zero.
+// The scratch of one thread, a third of it where nothing is learned. Tokens and widths are filled up to 32; what no token
+// fills stays zero.
 typedef struct {
   int64_t tokens, keys, width, ldt;
   uint16_t *q, *go, *row, *qt, *got, *p;  // (tokens, width), row (keys, width), qt and got turned; p (TILE, ldt)
@@ -60,17 +61,17 @@ typedef struct {
   float *s, *ds, *dk, *dv, *o;  // scores and their gradient (TILE, ldt); dk and dv turned (width, ldt)
   char *base;
 } Room;
-static Room carve(const Shape *S) {
+static Room carve(const Shape *S, int learning) {
   Room r = {.tokens = up32(S->T), .keys = up32(S->K), .width = up32(S->D), .ldt = up32(S->K) + LANES};
   size_t ours = (size_t)(r.tokens * r.width), theirs = (size_t)(r.keys * r.width);
   size_t turned = (size_t)(r.width * r.ldt), tile = (size_t)(TILE * r.ldt);
   struct { void *place; size_t bytes; } parts[] = {
-      {&r.q, 2 * ours}, {&r.go, 2 * ours}, {&r.row, 2 * theirs}, {&r.qt, 2 * ours}, {&r.got, 2 * ours},
-      {&r.p, 2 * tile}, {&r.kt, 2 * turned}, {&r.vt, 2 * turned}, {&r.kp, 2 * theirs}, {&r.vp, 2 * theirs},
-      {&r.some, 2 * ours}, {&r.pp, 2 * tile}, {&r.dp, 2 * tile}, {&r.s, 4 * tile}, {&r.ds, 4 * tile},
-      {&r.dk, 4 * turned + 4 * theirs},
-      {&r.dv, 4 * turned}, {&r.o, (size_t)(4 * TILE * r.width)}};
-  size_t total = 0, count = sizeof parts / sizeof *parts;
+      {&r.q, 2 * ours}, {&r.row, 2 * theirs}, {&r.p, 2 * tile}, {&r.kt, 2 * turned}, {&r.vp, 2 * theirs}, {&r.s, 4 * tile},
+      {&r.o, (size_t)(4 * TILE * r.width)},
+      {&r.go, 2 * ours}, {&r.qt, 2 * ours}, {&r.got, 2 * ours}, {&r.vt, 2 * turned}, {&r.kp, 2 * theirs},
+      {&r.some, 2 * ours}, {&r.pp, 2 * tile}, {&r.dp, 2 * tile}, {&r.ds, 4 * tile}, {&r.dk, 4 * turned + 4 * theirs},
+      {&r.dv, 4 * turned}};
+  size_t total = 0, count = learning ? sizeof parts / sizeof *parts : 7;
   for (size_t i = 0; i < count; i++) total += (parts[i].bytes + 63) / 64 * 64;
   char *p = r.base = scratch(total);
   for (size_t i = 0; i < count; p += (parts[i].bytes + 63) / 64 * 64, i++) memcpy(parts[i].place, &p, sizeof p);
@@ -94,9 +95,9 @@ void attention_bf16(const Shape *shape, const void *q, const void *k, const void
   int64_t group = S.H / S.G;
 #pragma omp parallel
   {
-    Room m = carve(&S);
+    Room m = carve(&S, 0);
     tiles_on();
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t bg = 0; bg < S.B * S.G; bg++) {
       int64_t b = bg / S.G, g = bg % S.G, at = b * S.K * S.key_stride + g * S.D;
       const float *cs = S.cosines ? S.cosines + b * S.rotary_stride : NULL, *sn = S.sines + b * S.rotary_stride;
@@ -104,15 +105,15 @@ void attention_bf16(const Shape *shape, const void *q, const void *k, const void
       for (int64_t h = g * group; h < (g + 1) * group; h++) {
         rotary_in((const uint16_t *)q + b * S.T * S.query_stride + h * S.D, S.query_stride, S.T, S.D, m.width, cs, sn,
                   S.scale, m.q, 1, 1);
-        for (int64_t i0 = 0; i0 < S.T; i0 += TILE) {
-          int64_t rows = S.T - i0 < TILE ? S.T - i0 : TILE;
+        for (int64_t i0 = 0, rows; i0 < S.T; i0 += rows) {
+          rows = tile_rows(&S, b, i0);
           Span span = tile_span(&S, b, i0, rows, 32);
           int64_t from = span.from, keys = up32(span.until - from);
-          product(TILE, keys, m.width / 2, m.q + i0 * m.width, m.width, m.kt + from, m.ldt, m.s, m.ldt, 0);
+          product(rows_of_product(rows), keys, m.width / 2, m.q + i0 * m.width, m.width, m.kt + from, m.ldt, m.s, m.ldt, 0);
           softmax_tile(&S, m.s, m.ldt, b, h, i0, rows, span, keys);
           for (int64_t r = 0; r < rows; r++)
             for (int64_t j = 0; j < keys; j += LANES) vec_out(m.p, r * m.ldt + j, *(vec *)(m.s + r * m.ldt + j), 1);
-          product(TILE, m.width, keys / 2, m.p, m.ldt, m.vp + from / 2 * m.width, m.width, m.o, m.width, 0);
+          product(rows_of_product(rows), m.width, keys / 2, m.p, m.ldt, m.vp + from / 2 * m.width, m.width, m.o, m.width, 0);
           plain_out(m.o, m.width, rows, S.D, (uint16_t *)out + ((b * S.T + i0) * S.H + h) * S.D, S.H * S.D, 1);
         }
       }
@@ -160,7 +161,7 @@ void attention_grad_bf16(const Shape *shape, const void *q, const void *k, const
   int64_t group = S.H / S.G;
 #pragma omp parallel
   {
-    Room m = carve(&S);
+    Room m = carve(&S, 1);
     size_t turned = (size_t)(m.width * m.ldt) * 4;
     float *mine = part + omp_get_thread_num() * S.H * S.bias_stride;
     tiles_on();

@@ -1,11 +1,13 @@
 // Kernels that touch each number once or twice: residual addition + norm, gated activations, cross-entropy.
-#include "vectors.h"
+#include "activation.h"
 #define FEW (1 << 14)  // numbers that one thread goes through sooner than it wakes another
 
 // ---------------------------------------------------------------- residual addition + norm
-// `center`: the mean is taken away first (layer norm); otherwise (RMS norm) `middle` is neither read nor written
-INLINE void add_norm_row(const float *xr, const void *delta, int64_t at, int delta_bf, const float *w, float eps, int64_t d,
-                         float *tr, void *y, int y_bf, float *scale, float *middle, int center) {
+// `center`: the mean is taken away first (layer norm); otherwise (RMS norm) `middle` is neither read nor written.
+// `shift` is added to the result; `tr` keeps the sum, or where `post` the result
+INLINE void add_norm_row(const float *xr, const void *delta, int64_t at, int delta_bf, const float *w, const float *shift,
+                         float eps, int64_t d, float *tr, void *y, int y_bf, float *scale, float *middle, int center,
+                         int post) {
   vec acc = {}, sums = {};
   float rest = 0, sum = 0, mean = 0;
   int64_t i = 0;
@@ -37,17 +39,26 @@ INLINE void add_norm_row(const float *xr, const void *delta, int64_t at, int del
   for (i = 0; i + LANES <= d; i += LANES) {
     vec v = *(const vec *)(src + i);
     if (center) v -= mean;
-    vec_out(y, at + i, v * s * *(const vec *)(w + i), y_bf);
+    v *= s * *(const vec *)(w + i);
+    if (shift) v += *(const vec *)(shift + i);
+    if (post) *(vec *)(tr + i) = v;
+    vec_out(y, at + i, v, y_bf);
   }
-  for (; i < d; i++) one_out(y, at + i, (center ? src[i] - mean : src[i]) * s * w[i], y_bf);
+  for (; i < d; i++) {
+    float v = (center ? src[i] - mean : src[i]) * s * w[i] + (shift ? shift[i] : 0);
+    if (post) tr[i] = v;
+    one_out(y, at + i, v, y_bf);
+  }
 }
 
-void add_norm(const float *x, const void *delta, int delta_bf, const float *w, float eps, int64_t rows, int64_t d,
-              float *total, void *y, int y_bf, float *scale, float *middle) {
+void add_norm(const float *x, const void *delta, int delta_bf, const float *w, const float *shift, float eps, int64_t rows,
+              int64_t d, float *total, void *y, int y_bf, float *scale, float *middle, int post) {
 #pragma omp parallel for schedule(static) if (rows * d > FEW)
   for (int64_t r = 0; r < rows; r++) {
-    if (middle) add_norm_row(x + r * d, delta, r * d, delta_bf, w, eps, d, total + r * d, y, y_bf, scale + r, middle + r, 1);
-    else add_norm_row(x + r * d, delta, r * d, delta_bf, w, eps, d, total + r * d, y, y_bf, scale + r, NULL, 0);
+    const float *xr = x + r * d;
+    float *tr = total + r * d;
+    if (middle) add_norm_row(xr, delta, r * d, delta_bf, w, shift, eps, d, tr, y, y_bf, scale + r, middle + r, 1, post);
+    else add_norm_row(xr, delta, r * d, delta_bf, w, shift, eps, d, tr, y, y_bf, scale + r, NULL, 0, post);
   }
 }
 
@@ -111,32 +122,6 @@ void add_norm_grad(const float *total, const float *w, const float *scale, const
 }
 
 // ---------------------------------------------------------------- gates: SwiGLU and GEGLU
-enum { SILU, GELU, GELU_TANH };
-// 1 - erf(|x| / sqrt 2) is a polynomial times exp(-x^2 / 2), wrong by 1.5e-7 at most (Abramowitz and Stegun 7.1.26); the
-// same exponential is the slope. y is the activation of a, and its slope goes to `slope`.
-INLINE vec activation(vec a, vec *slope, int kind, int bf) {
-  if (kind == SILU) {
-    vec s = vec_inverse(vec_exp(-a) + 1.0f, bf), silu = a * s;
-    *slope = s + silu * (1.0f - s);
-    return silu;
-  }
-  if (kind == GELU_TANH) {  // 1 + tanh u is twice the sigmoid of 2 u
-    vec square = a * a, u = a * (square * 0.0713548163f + 1.5957691216f);
-    vec s = vec_inverse(vec_exp(-u) + 1.0f, bf), y = a * s;
-    *slope = s + y * (1.0f - s) * (square * 0.2140644490f + 1.5957691216f);
-    return y;
-  }
-  vec size = (vec)((ivec)a & 0x7fffffff);
-  vec t = vec_inverse(size * 0.2316418882f + 1.0f, bf), e = vec_exp(a * a * -0.5f);
-  vec tail = t * 0.5307027145f - 0.7265760135f;
-  tail = tail * t + 0.7107068705f;
-  tail = tail * t - 0.1422483680f;
-  tail = (tail * t + 0.1274147960f) * t * e;  // of the normal distribution behind |a|
-  vec share = if_below(a, 0, tail, 1.0f - tail);
-  *slope = share + a * e * 0.3989422804f;
-  return a * share;
-}
-
 INLINE void gate_row(const void *gate_up, int64_t g, int64_t inner, void *y, int64_t o, int bf, int kind) {
   int64_t u = g + inner, i = 0;
   vec slope;

@@ -1,0 +1,141 @@
+"""A model of the Hugging Face hub: configuration, tokenizers, safetensors and GGUF, each held against the checksum that
+the hub gives. What a broken download left is gone on from; HF_ENDPOINT and HF_TOKEN are honoured by the library."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cutaway.errors import ModelError
+from cutaway.models.arrival import Progress, watched
+from cutaway.models.store import Source
+from cutaway.records import digest
+
+PARTS = ".cache"  # in a folder that is being fetched: what is not whole yet
+WANTED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "chat_template.jinja",
+          "1_Pooling/*", "*.gguf")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_WAY_OUT = ("check the name and the connection; HF_ENDPOINT names a mirror, HF_TOKEN opens what is gated; what came so "
+            "far is kept")
+# what the transport and the library call a hub that does not answer
+_AWAY = ("ConnectError", "ConnectTimeout", "ConnectionError", "OfflineModeIsEnabled", "ProxyError", "MaxRetryError")
+
+
+def from_hub(name: str, revision: str | None, draft: Path, *, say: Callable[[str], None],
+             progress: Progress | None) -> Source:
+    """Fetch a model into ``draft``. Raises ModelError where it is not there, holds no safetensors, cannot be reached or
+    is not what the hub says; what came of it stays."""
+    say(f"fetching {name}{f' at {revision}' if revision else ''} from the Hugging Face hub")
+    try:
+        with _quiet():
+            told = _fetched(name, revision, draft, progress)
+    except ModelError:
+        raise
+    except Exception as error:  # those of the library's transport are not in its own list
+        raise ModelError(f"{name} could not be fetched ({_why(error)})", where="Hugging Face hub",
+                         way_out=_WAY_OUT) from None
+    card: Any = getattr(told, "card_data", None)
+    licence = card.get("license") if card is not None else None
+    return Source(name, "huggingface.co", str(told.sha), str(licence) if licence else None)
+
+
+def _fetched(name: str, revision: str | None, draft: Path, progress: Progress | None) -> Any:
+    from huggingface_hub import HfApi
+
+    told = HfApi().model_info(name, revision=revision, files_metadata=True)
+    held = [f.rfilename for f in told.siblings or []]
+    if not any(f.endswith((".safetensors", ".gguf")) for f in held):
+        pickled = [f for f in held if f.endswith(_PICKLED)]
+        only = f", only {pickled[0]}, which is code" if pickled else ""
+        raise ModelError(f"{name} holds no safetensors{only}",
+                         way_out="ask its owner for safetensors, or convert it where code may run")
+    files = [f for f in told.siblings or [] if _wanted(f.rfilename)]
+    _clean(draft, {f.rfilename for f in files})
+    with watched(draft, name, sum(f.size or 0 for f in files), progress):
+        for file in files:
+            _file(name, str(told.sha), file, draft)
+    return told
+
+
+def _clean(draft: Path, names: set[str]) -> None:
+    """Take away what an older try of another revision left."""
+    for path in sorted(draft.rglob("*")):
+        place = path.relative_to(draft).as_posix()
+        if path.is_file() and place not in names and not place.startswith(f"{PARTS}/"):
+            path.unlink()
+
+
+def _file(name: str, revision: str, told: Any, draft: Path) -> None:
+    """Fetch one file, from where a broken try ended, and hold it against the hub's checksum."""
+    from huggingface_hub import hf_hub_url, utils
+    from huggingface_hub.file_download import http_get
+
+    library: Any = utils
+    place = PurePosixPath(told.rfilename)
+    if place.is_absolute() or ".." in place.parts or "\\" in told.rfilename or place.parts[:1] == (PARTS,):
+        raise ModelError(f"{name} holds {told.rfilename!r}, which leads out of its folder",
+                         way_out="do not use this model; nothing of it was read")
+    target = draft / place
+    if target.is_file() and _whole(target, told):
+        return
+    part = draft / PARTS / digest(f"{revision} {place}".encode())[:24]
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if part.exists() and told.size is not None and part.stat().st_size > told.size:
+        part.unlink()
+    with part.open("ab") as file:
+        http_get(hf_hub_url(name, told.rfilename, revision=revision), file, resume_size=file.tell(),
+                 headers=library.build_hf_headers(), expected_size=told.size, displayed_filename=told.rfilename)
+    if not _whole(part, told):
+        part.unlink()
+        raise ModelError(f"{place} of {name} is not what the hub says it is (its checksum differs)",
+                         where="Hugging Face hub", way_out="try again: that file is fetched anew")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.replace(target)
+
+
+def _wanted(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in WANTED)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own bars and warnings: progress is shown here, and a failure is told once."""
+    from huggingface_hub import utils
+
+    library: Any = utils
+    shown, level = not library.are_progress_bars_disabled(), library.logging.get_verbosity()
+    library.disable_progress_bars()
+    library.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library.logging.set_verbosity(level)
+        if shown:
+            library.enable_progress_bars()
+
+
+def _why(error: BaseException) -> str:
+    """One line: that nobody answers, or the library's own words."""
+    chain, seen = error, list[BaseException]()
+    while chain is not None and chain not in seen:
+        seen.append(chain)
+        if type(chain).__name__ in _AWAY:
+            return f"{os.environ.get('HF_ENDPOINT', 'huggingface.co')} does not answer: offline?"
+        chain = chain.__cause__ or chain.__context__  # type: ignore[assignment]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _whole(path: Path, told: Any) -> bool:
+    """By sha256 for what the hub keeps as a large file, by git's sha1 for another; by size where it says neither."""
+    large = getattr(told, "lfs", None)
+    if large is not None:
+        return digest(path) == str(large.sha256)
+    if told.blob_id:
+        data = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == str(told.blob_id)
+    return told.size is None or path.stat().st_size == int(told.size)

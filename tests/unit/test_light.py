@@ -1,0 +1,167 @@
+"""Copies that read and write faster: near the model in every precision, the same for a text alone and among others,
+with a cache and without; and the words for which precision a person asks."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cutaway.batch import Batch
+from cutaway.errors import MachineError, ModelError
+from cutaway.generate.engine import Engine
+from cutaway.generate.request import Request, Sampling
+from cutaway.models import light
+from cutaway.models.adapter import Lora, adapt
+from cutaway.models.folder import save_model, stored_small
+from cutaway.models.heads import Vector
+from cutaway.models.light import Precision, for_reading
+from cutaway.models.model import Model, build
+from cutaway.models.ngram_folder import MODEL_TYPE as NGRAM
+from cutaway.models.open import open_embedder, open_language_model
+from cutaway.models.recurrent import RecurrentConfig
+from cutaway.models.transformer import TransformerConfig
+from cutaway.nn.linear import PackedLinear, packs
+from cutaway.objectives.likelihood import token_logprobs
+from cutaway.text.tokenizer import ByteSettings, train
+
+NEAR: dict[Precision, float] = {"float32": 0.0, "bfloat16": 5e-2, "int8": 8e-2}  # of the largest logit
+CONFIG = TransformerConfig(vocab_size=300, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2,
+                           intermediate_size=96, context_length=64)
+
+
+def _here(precision: Precision) -> Precision:
+    if precision == "int8" and packs(torch.zeros(1, 2), "int8") is None:
+        pytest.skip("no dot products of int8 on this processor")
+    return precision
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Model:
+    return build(CONFIG, seed=4).eval()
+
+
+@pytest.fixture(params=NEAR)
+def precision(request: pytest.FixtureRequest) -> Precision:
+    return _here(request.param)
+
+
+def _tokens(rows: int, steps: int) -> torch.Tensor:
+    return torch.randint(0, 300, (rows, steps), generator=torch.Generator().manual_seed(rows))
+
+
+@torch.no_grad()
+def test_a_copy_is_near_and_leaves_the_model_as_it_was(decoder: Model, precision: Precision) -> None:
+    before = {name: p.clone() for name, p in decoder.named_parameters()}
+    batch = Batch(_tokens(3, 40))
+    wanted, found = decoder(batch), for_reading(decoder, precision)(batch)
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().max() <= NEAR[precision] * wanted.abs().max()
+    assert all(torch.equal(p, before[name]) for name, p in decoder.named_parameters())
+    assert decoder.compute_dtype == torch.float32
+
+
+@torch.no_grad()
+def test_a_row_alone_and_one_token_at_a_time_give_the_same_tokens(decoder: Model, precision: Precision) -> None:
+    """To the last bit where our kernels multiply: a row's sums do not depend on the rows beside it."""
+    copy = for_reading(decoder, precision)
+    together, packed = copy(Batch(_tokens(5, 30))), any(isinstance(m, PackedLinear) for m in copy.modules())
+    alone = torch.cat([copy(Batch(row[None])) for row in _tokens(5, 30)])
+    state = copy.new_state(5, capacity=30)
+    cached = torch.stack([copy.logits(column[:, None], state) for column in _tokens(5, 30).T], 1)
+    near = 0.0 if packed else 1e-5
+    assert (alone - together).abs().max() <= near
+    assert (cached - together).abs().max() <= (NEAR[precision] if packed else 1e-5) * together.abs().max()
+    prompts = [Request(tuple(row), 12, Sampling(temperature=0)) for row in _tokens(4, 9).tolist()]
+    each = [Engine(copy).generate([p])[0].tokens for p in prompts]
+    assert [c.tokens for c in Engine(copy).generate(prompts)] == each
+
+
+@torch.no_grad()
+def test_in_place_needs_no_second_model(decoder: Model, precision: Precision) -> None:
+    model = build(CONFIG, seed=4)
+    batch, wanted = Batch(_tokens(2, 20)), for_reading(decoder, precision)
+    assert for_reading(model, precision, in_place=True) is model
+    assert torch.equal(model(batch), wanted(batch))
+
+
+@torch.no_grad()
+def test_adapters_stay_beside_what_is_laid_out(decoder: Model, precision: Precision) -> None:
+    model, batch = adapt(copy.deepcopy(decoder), Lora(rank=2), seed=1), Batch(_tokens(2, 20))
+    for name, parameter in model.named_parameters():
+        if ".up." in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    wanted, found = model(batch), for_reading(model, precision)(batch)
+    assert (wanted - decoder(batch)).abs().max() > 0.2 * wanted.abs().max()
+    assert (found - wanted).abs().max() <= NEAR[precision] * wanted.abs().max()
+
+
+def test_a_copy_stays_as_it_was_when_the_model_learns(precision: Precision) -> None:
+    model, batch = build(CONFIG, seed=4), Batch(_tokens(2, 20))
+    copied = for_reading(model, precision)
+    with torch.no_grad():
+        before = copied(batch)
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        assert torch.equal(copied(batch), before) and torch.equal(copy.deepcopy(copied)(batch), before)
+    assert not any(p.requires_grad for p in copied.parameters()) and all(p.requires_grad for p in model.parameters())
+
+
+@torch.no_grad()
+def test_what_tokens_cost_is_said_by_the_same_head(decoder: Model, precision: Precision) -> None:
+    """Bits per byte and choices must not be of two models."""
+    copied, tokens = for_reading(decoder, precision), _tokens(3, 21)
+    batch = Batch(tokens[:, :-1], targets=tokens[:, 1:], weights=(tokens[:, 1:] % 3 > 0).float())
+    found = token_logprobs(copied, batch, chunk=7)
+    wanted = torch.log_softmax(copied(batch), -1).gather(2, tokens[:, 1:, None]).squeeze(2)
+    assert (found - wanted * (batch.weights != 0)).abs().max() <= 1e-5
+
+
+def test_a_loop_has_no_products_of_int8() -> None:
+    _here("int8")
+    with pytest.raises(ModelError, match="of its products cannot be of int8"):
+        for_reading(build(RecurrentConfig(vocab_size=50, hidden_size=32, num_layers=1)), "int8")
+
+
+def _saved(folder: Path, dtype: torch.dtype) -> Path:
+    tokenizer = train(ByteSettings(), [])
+    save_model(folder, build(CONFIG.model_copy(update={"vocab_size": tokenizer.vocab_size}), seed=1), tokenizer,
+               dtype=dtype)
+    return folder
+
+
+def test_stored_is_the_precision_of_the_file(tmp_path: Path) -> None:
+    full, half = (_saved(tmp_path / str(d), d) for d in (torch.float32, torch.bfloat16))
+    assert not stored_small(full) and stored_small(half)
+    opened = [open_language_model(folder, precision="stored") for folder in (full, half)]
+    assert isinstance(opened[0], Model) and opened[0].compute_dtype == torch.float32
+    if packs(torch.zeros(1, 2), "bfloat16") is not None:
+        assert isinstance(opened[1], Model) and opened[1].compute_dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_vectors_of_texts_of_all_lengths_are_those_of_each(tmp_path: Path, precision: Precision) -> None:
+    tokenizer = train(ByteSettings(), [])
+    shape = {"shape": "encoder", "num_kv_heads": 4, "variant": None}
+    config = CONFIG.model_copy(update=shape | {"vocab_size": tokenizer.vocab_size})
+    save_model(tmp_path / "encoder", build(config, head=Vector(), seed=2), tokenizer)
+    embedder = open_embedder(tmp_path / "encoder", precision=precision)
+    exact = open_embedder(tmp_path / "encoder")
+    texts = ["a", "a few words", "x" * 60, "", "another text, of middling length"] * 3
+    vectors = embedder.vectors(texts)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert vector @ embedder.vectors([text])[0] > 1 - 1e-5
+        assert vector @ exact.vectors([text])[0] > 1 - 1e-3
+
+
+def test_what_has_no_such_products_says_so(tmp_path: Path, decoder: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counts").mkdir()
+    (tmp_path / "counts" / "config.json").write_text(json.dumps({"model_type": NGRAM}))
+    with pytest.raises(ModelError, match="counts, and has no products of int8"):
+        open_language_model(tmp_path / "counts", precision="int8")
+    monkeypatch.setattr(light, "packs", lambda *given: None)
+    with pytest.raises(MachineError, match="no dot products of int8"):
+        for_reading(decoder, "int8")
