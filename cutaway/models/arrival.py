@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,11 +26,12 @@ Progress = Callable[[str, float], AbstractContextManager[Bar]]
 def size_of(folder: Path) -> int:
     """Bytes of the files in a folder that others are writing to."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # has been moved since
-            continue
+    for where, _, names in os.walk(folder):  # which goes on where a folder has been removed since
+        for name in names:
+            try:
+                total += (Path(where) / name).stat().st_size
+            except OSError:  # has been moved since
+                continue
     return total
 
 

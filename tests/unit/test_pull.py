@@ -20,6 +20,7 @@ from run_corpus import cutaway
 
 from cutaway.errors import ModelError
 from cutaway.models import pull as pulling
+from cutaway.models.arrival import size_of
 from cutaway.models.folder import load_model, save_model
 from cutaway.models.model import build
 from cutaway.models.pull import Packaged, pull
@@ -136,6 +137,27 @@ def test_a_folder_of_one_gguf_is_that_file(tmp_path: Path) -> None:
     assert model_file(tmp_path / "one") == tmp_path / "one" / "a.gguf"
     (tmp_path / "one" / "b.gguf").touch()
     assert model_file(tmp_path / "one") == tmp_path / "one"
+
+
+def test_the_size_of_a_folder_from_which_others_take_away(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            for i in range(20):
+                (tmp_path / "f" / f"{i}" / "a" / "b").mkdir(parents=True)
+                (tmp_path / "f" / f"{i}" / "a" / "b" / "file").write_bytes(b"12345")
+            pulling.rmtree(tmp_path / "f")
+
+    (tmp_path / "f").mkdir()
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        sizes = {size_of(tmp_path / "f") for _ in range(1500)}
+    finally:
+        stop.set()
+        thread.join()
+    assert max(sizes) <= 100 and all(size % 5 == 0 for size in sizes)
 
 
 LARGE = bytes(range(256)) * (25 << 12)  # 25 MiB: the library keeps what came in pieces of ten
