@@ -3,7 +3,7 @@ learned beside."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,40 @@ def is_adapter(folder: str | Path) -> bool:
 def open_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder or file; of a folder of adapters its base with them beside. Raises ModelError where the
     base is not on this machine, or is not the one that the adapters were learned beside."""
-    folder = Path(folder)
-    if not is_adapter(folder):
-        return load_model(folder, dtype=dtype)
-    base = base_of(folder)
-    model = open_model(base, dtype=dtype)
-    if is_adapter(base):
-        model = merge(model)
-    known = read_json(folder / SIDE).get(SAMPLE) if (folder / SIDE).is_file() else None
-    if known is not None:
-        _compare(known, sample_of(model), folder, base)
-    return load_adapter(folder, model)
+    *adapters, root = line_of(folder)
+    model, base = load_model(root, dtype=dtype), root
+    for one in reversed(adapters):
+        if base != root:
+            model = merge(model)
+        known = read_json(one / SIDE).get(SAMPLE) if (one / SIDE).is_file() else None
+        if known is not None:
+            _compare(known, sample_of(model), one, base)
+        model, base = load_adapter(one, model), one
+    return model
 
 
 def open_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a folder or file; of adapters that come without one that of their base."""
-    folder = Path(folder)
-    if is_adapter(folder) and not (folder / TOKENIZER[0]).is_file():
-        return open_tokenizer(base_of(folder))
-    return load_tokenizer(folder)
+    place = Path(folder)
+    for place in line_of(folder):
+        if (place / TOKENIZER[0]).is_file():
+            break
+    return load_tokenizer(place)
+
+
+def line_of(folder: str | Path) -> Iterator[Path]:
+    """A folder or file; where it holds adapters what they stand beside, and so on to a model of its own. Raises
+    ModelError where one is not on this machine, or stands beside itself."""
+    place, seen = Path(folder), set[Path]()
+    yield place
+    while is_adapter(place):
+        seen.add(place.resolve())
+        base = base_of(place)
+        if base.resolve() in seen:
+            raise ModelError(f"names {base} as its base, which stands beside it itself", where=place / CONFIG,
+                             way_out="write the place of the model it was learned beside as base_model_name_or_path")
+        place = base
+        yield place
 
 
 def base_of(folder: Path) -> Path:
