@@ -11,6 +11,9 @@ from typing import Protocol
 
 EVERY = 0.2  # seconds between two looks
 MIB = 1 << 20
+# what pip, the hub's library and its transport call somebody who does not answer
+AWAY = ("ConnectError", "ConnectTimeout", "ConnectTimeoutError", "ConnectionError", "Connection refused",
+        "MaxRetryError", "NameResolutionError", "NewConnectionError", "OfflineModeIsEnabled", "ProxyError")
 
 
 class Bar(Protocol):

@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from cutaway.errors import ModelError
+from cutaway.errors import FILE_AGAIN, ModelError
 from cutaway.models.gguf_file import GGUF
 from cutaway.models.gguf_form import ARCHITECTURES, EVERY, LARGEST_GEMMA, Architecture
 from cutaway.models.gguf_rope import TABLE, rope_of
 from cutaway.models.heads import Vector
 from cutaway.models.stored import Tensors, half_split
 
-AGAIN = "get the file again"
 UNIT = "cutaway.unit_vectors"  # what GGUF has no key for; llama.cpp's own programs make vectors of length 1
 
 
@@ -55,7 +54,7 @@ def architecture_of(file: GGUF) -> tuple[str, Architecture]:
 def _said(file: GGUF, key: str) -> Any:
     value = file.metadata.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ModelError(f"says {value!r} for {key}", where=file.path, way_out=AGAIN)
+        raise ModelError(f"says {value!r} for {key}", where=file.path, way_out=FILE_AGAIN)
     return value
 
 

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cutaway.errors import ModelError
+from cutaway.errors import FILE_AGAIN, ModelError
 from cutaway.models.stored import Stored, Tensors
 
-AGAIN = "get the file again"
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -82,7 +81,7 @@ def _read(path: Path, size: int, changed: int) -> GGUF:
     """Once for as long as the file stays the same: the model and its tokenizer ask for it one behind the other, and a
     vocabulary of fifty thousand words takes half a second."""
     if size == 0:
-        raise ModelError("is empty", where=path, way_out=AGAIN)
+        raise ModelError("is empty", where=path, way_out=FILE_AGAIN)
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -191,4 +190,4 @@ class _Header:
         return count
 
     def _wrong(self, what: str) -> ModelError:
-        return ModelError(what, where=self.path, way_out=AGAIN)
+        return ModelError(what, where=self.path, way_out=FILE_AGAIN)

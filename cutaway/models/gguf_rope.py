@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.errors import ModelError
+from cutaway.errors import FILE_AGAIN, ModelError
 from cutaway.models.families.rope import KINDS, rope_parameters
 from cutaway.models.gguf_file import GGUF
 from cutaway.nn.position import AnyStretch, LinearStretch, Llama3Stretch, YarnStretch, frequencies
 
-AGAIN = "get the file again"
 TABLE = "rope_freqs.weight"
 _CLOSE = 1e-4  # of a table's numbers: they are float32, and made by formulas that round otherwise
 
@@ -66,7 +65,7 @@ def _grown(factor: float) -> float:
 def _number(file: GGUF, key: str, plain: float | None) -> float:
     value = file.metadata.get(key, plain)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ModelError(f"says {value!r} for {key}", where=file.path, way_out=AGAIN)
+        raise ModelError(f"says {value!r} for {key}", where=file.path, way_out=FILE_AGAIN)
     return float(value)
 
 
@@ -75,7 +74,7 @@ def _of_table(file: GGUF, theta: float, head: int) -> Llama3Stretch:
     stored = file.tensors()[TABLE]
     if stored.shape != (head // 2,) or theta <= 1:
         raise ModelError(f"{TABLE} is {stored.shape}, and a head turns {head // 2} pairs", where=file.path,
-                         way_out=AGAIN)
+                         way_out=FILE_AGAIN)
     table, plain = stored.read().double(), frequencies(head, theta, None)
     found = _fitted(table, plain)
     if found is None or not torch.allclose(plain / frequencies(head, theta, found), table, rtol=_CLOSE, atol=0):

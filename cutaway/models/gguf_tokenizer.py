@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from cutaway.errors import ModelError
+from cutaway.errors import FILE_AGAIN, ModelError
 from cutaway.models.gguf_file import GGUF
 from cutaway.text import public, sentencepiece_file
 from cutaway.text.sentencepiece_file import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, USER
@@ -16,7 +16,6 @@ from cutaway.text.spelling import SPACE
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.text.vocabulary import added_token, word_pattern
 
-AGAIN = "get the file again"
 # how text is cut first: the pattern, whether each digit stands alone, whether a known word is taken whole
 _PATTERNS = {"default": ("gpt2", False, False), "gpt-2": ("gpt2", False, False), "smollm": ("gpt2", True, False),
              "llama-bpe": ("gpt4", False, True), "llama3": ("gpt4", False, True), "llama-v3": ("gpt4", False, True),
@@ -52,7 +51,8 @@ def _vocabulary(file: GGUF, kind: str) -> tuple[list[str], list[int]]:
     tokens, types = (file.metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or (
             types is not None and (not isinstance(types, list) or len(types) < len(tokens))):
-        raise ModelError("its vocabulary is damaged: tokens lack, or the types of some", where=file.path, way_out=AGAIN)
+        raise ModelError("its vocabulary is damaged: tokens lack, or the types of some", where=file.path,
+                         way_out=FILE_AGAIN)
     types = list(types or [1] * len(tokens))[: len(tokens)]
     if kind == "bert":
         tokens = [t if of == CONTROL else t.removeprefix(SPACE) if t.startswith(SPACE) else f"##{t}"
@@ -60,14 +60,14 @@ def _vocabulary(file: GGUF, kind: str) -> tuple[list[str], list[int]]:
     elif kind != "gpt2":  # spaces of what people defined were written out
         tokens = [t.replace(" ", SPACE) if of == USER else t for t, of in zip(tokens, types, strict=True)]
     if len(set(tokens)) != len(tokens):
-        raise ModelError("its vocabulary is damaged: a token is there twice", where=file.path, way_out=AGAIN)
+        raise ModelError("its vocabulary is damaged: a token is there twice", where=file.path, way_out=FILE_AGAIN)
     return tokens, types
 
 
 def _byte_level(file: GGUF, tokens: list[str], types: list[int]) -> dict[str, Any]:
     merges = file.metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
-        raise ModelError("its vocabulary is damaged: merges lack", where=file.path, way_out=AGAIN)
+        raise ModelError("its vocabulary is damaged: merges lack", where=file.path, way_out=FILE_AGAIN)
     pattern, digits, whole = _PATTERNS[file.metadata.get("tokenizer.ggml.pre", "default")]
     tree = public.byte_level({t: i for i, t in enumerate(tokens)}, merges,
                              pattern=None if pattern == "gpt2" else word_pattern(pattern), digits=digits,
@@ -82,7 +82,7 @@ def _pieces(file: GGUF, tokens: list[str], types: list[int]) -> dict[str, Any]:
     said, kind = file.metadata, BPE if file.metadata["tokenizer.ggml.model"] == "llama" else UNIGRAM
     scores, charsmap = said.get("tokenizer.ggml.scores"), said.get("tokenizer.ggml.precompiled_charsmap") or []
     if not isinstance(scores, list) or len(scores) < len(tokens) or not isinstance(charsmap, list):
-        raise ModelError("its vocabulary is damaged: scores lack", where=file.path, way_out=AGAIN)
+        raise ModelError("its vocabulary is damaged: scores lack", where=file.path, way_out=FILE_AGAIN)
     model = sentencepiece_file.Model(
         [(t, float(s), of) for t, s, of in zip(tokens, scores, types, strict=False)], kind,
         charsmap=bytes(c & 0xFF for c in charsmap) if kind == UNIGRAM else b"",
@@ -90,7 +90,7 @@ def _pieces(file: GGUF, tokens: list[str], types: list[int]) -> dict[str, Any]:
         one_space=kind == UNIGRAM and bool(said.get("tokenizer.ggml.remove_extra_whitespaces", False)))
     if UNKNOWN not in types and BYTE not in types:
         raise ModelError("its vocabulary is damaged: it has neither bytes nor an unknown token", where=file.path,
-                         way_out=AGAIN)
+                         way_out=FILE_AGAIN)
     return sentencepiece_file.tree(model)
 
 
@@ -135,4 +135,4 @@ def _roles(file: GGUF, kind: str, count: int) -> Iterator[tuple[str, int]]:
             yield role, number
         elif number is not None:
             raise ModelError(f"its {role} token {number!r} is not in its vocabulary of {count}", where=file.path,
-                             way_out=AGAIN)
+                             way_out=FILE_AGAIN)

