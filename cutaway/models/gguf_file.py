@@ -7,6 +7,7 @@ Format: github.com/ggml-org/ggml, docs/gguf.md.
 from __future__ import annotations
 
 import functools
+import math
 import mmap
 import struct
 from collections.abc import Callable
@@ -52,6 +53,47 @@ class GGUF:
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         return {name: Stored(place.shape, True, _later(data, place), small=place.kind != _F32)
                 for name, place in self.placed.items()}
+
+    def number(self, key: str, plain: float | None = None, *, least: float = 0.0) -> float:
+        """A finite number above ``least``. As of the others: ``plain`` where nothing is said; raises ModelError for a
+        value of another kind, or where there is none and must be."""
+        value = self.metadata.get(key, plain)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least < value < math.inf:
+            raise self._odd(key)
+        return float(value)
+
+    def whole(self, key: str, plain: int | None = None, *, least: int = 0, below: int = 1 << 31) -> int:
+        """A whole number from ``least`` on."""
+        value = self.metadata.get(key, plain)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
+            raise self._odd(key)
+        return value
+
+    def flag(self, key: str, plain: bool) -> bool:
+        """Yes or no."""
+        value = self.metadata.get(key, plain)
+        if not isinstance(value, bool):
+            raise self._odd(key)
+        return value
+
+    def text(self, key: str, plain: str) -> str:
+        """A string."""
+        value = self.metadata.get(key, plain)
+        if not isinstance(value, str):
+            raise self._odd(key)
+        return value
+
+    def numbers(self, key: str, least: int, kind: type[int] | type[float] = int) -> list[Any]:
+        """At least so many numbers, whole ones where ``kind`` says so."""
+        value = self.metadata.get(key)
+        if not isinstance(value, list) or len(value) < least or not {type(v) for v in value} <= {int, kind}:
+            raise self._odd(key)
+        return value
+
+    def _odd(self, key: str) -> ModelError:
+        value = self.metadata.get(key)
+        said = f"{len(value):,} values" if isinstance(value, list) else repr(value)
+        return ModelError(f"says {said[:80]} for {key}", where=self.path, way_out=FILE_AGAIN)
 
 
 def _later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable[[], Tensor]:

@@ -26,7 +26,7 @@ def rope_of(file: GGUF, name: str, theta: float, head: int) -> dict[str, Any]:
     our model does not compute."""
     said, plain = file.metadata, {"rope_type": "default", "rope_theta": theta}
     kind = said.get(f"{name}.rope.scaling.type", "none")
-    factor = said.get(f"{name}.rope.scaling.factor") or 1.0  # 0 is none there
+    factor = file.number(f"{name}.rope.scaling.factor", 1.0, least=-1.0) or 1.0  # 0 is none there
     if TABLE in file.placed:
         if kind != "none" and factor != 1.0:
             raise ModelError(f"stretches its rotary positions by a table and by {kind!r}", where=file.path,
@@ -37,7 +37,7 @@ def rope_of(file: GGUF, name: str, theta: float, head: int) -> dict[str, Any]:
     if kind not in ("linear", "yarn"):
         raise ModelError(f"stretches its rotary positions by {kind!r}", where=file.path,
                          way_out=f"supported are {', '.join(KINDS[1:])}")
-    factor = _number(file, f"{name}.rope.scaling.factor", None)
+    factor = file.number(f"{name}.rope.scaling.factor")
     tree = plain | {"rope_type": kind, "factor": factor}
     if kind == "linear":
         return tree
@@ -45,11 +45,11 @@ def rope_of(file: GGUF, name: str, theta: float, head: int) -> dict[str, Any]:
     if said.get(f"{of}yarn_log_multiplier", 0.0) != 0.0 or said.get(f"{of}yarn_ext_factor", 1.0) != 1.0:
         raise ModelError("stretches its rotary positions by a YaRN of its own", where=file.path,
                          way_out="get the model's safetensors")
-    original = said.get(f"{of}original_context_length") or said.get(f"{name}.context_length")
+    original = file.whole(f"{of}original_context_length", 0) or file.whole(f"{name}.context_length")
     return tree | {"original_max_position_embeddings": original, "truncate": True,
-                   "beta_fast": _number(file, f"{of}yarn_beta_fast", 32.0),
-                   "beta_slow": _number(file, f"{of}yarn_beta_slow", 1.0),
-                   "attention_factor": _rounded(_number(file, f"{of}attn_factor", 1.0) * _grown(factor), factor)}
+                   "beta_fast": file.number(f"{of}yarn_beta_fast", 32.0),
+                   "beta_slow": file.number(f"{of}yarn_beta_slow", 1.0),
+                   "attention_factor": _rounded(file.number(f"{of}attn_factor", 1.0) * _grown(factor), factor)}
 
 
 def _rounded(sharpness: float, factor: float) -> float:
@@ -60,13 +60,6 @@ def _rounded(sharpness: float, factor: float) -> float:
 def _grown(factor: float) -> float:
     """YaRN's sharpness by its formula."""
     return math.log(factor) / 10 + 1
-
-
-def _number(file: GGUF, key: str, plain: float | None) -> float:
-    value = file.metadata.get(key, plain)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ModelError(f"says {value!r} for {key}", where=file.path, way_out=FILE_AGAIN)
-    return float(value)
 
 
 def _of_table(file: GGUF, theta: float, head: int) -> Llama3Stretch:
