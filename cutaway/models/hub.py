@@ -39,7 +39,7 @@ def from_hub(name: str, revision: str | None, draft: Path, *, say: Callable[[str
                          way_out=_WAY_OUT) from None
     card: Any = getattr(told, "card_data", None)
     licence = card.get("license") if card is not None else None
-    return Source(name, "huggingface.co", str(told.sha), str(licence) if licence else None)
+    return Source(name, "huggingface.co", str(told.sha), str(licence) if licence else None, revision)
 
 
 def _fetched(name: str, revision: str | None, draft: Path, progress: Progress | None) -> Any:
