@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cutaway.errors import ModelError, SettingsError
-from cutaway.models.adapted import SAMPLE, base_of, is_adapter, open_tokenizer, sample_of
+from cutaway.models.adapted import base_of, is_adapter, known_by, open_tokenizer
 from cutaway.models.adapter import Full, Lora, Partial, adapt, merge, save_adapter
 from cutaway.models.folder import save_model
 from cutaway.models.learning import learned_of, low_rank_of, settled
@@ -25,13 +26,13 @@ from cutaway.text.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Learner:
     """A ``model`` that learns and what it began as: the run's model ``begins``; what adapters stand beside lies at
-    ``base`` and is known by ``sample``."""
+    ``base`` and is ``known`` again."""
 
     model: Model
     begins: str
     adapt: Full | Partial | Lora
     base: Path
-    sample: list[float]
+    known: dict[str, Any]
 
     @property
     def passes(self) -> float:
@@ -59,27 +60,27 @@ class Learner:
 
     def save_adapters(self, folder: Path, tokenizer: Tokenizer | None = None) -> None:
         """The adapters alone, in peft's format, with the reference to their base."""
-        save_adapter(folder, self.model, base=str(self.base), tokenizer=tokenizer, side={SAMPLE: self.sample})
+        save_adapter(folder, self.model, base=str(self.base), tokenizer=tokenizer, side=self.known)
 
 
 def learner(work: Work, begins: str, settings: Full | Partial | Lora) -> Learner:
     """The run's model of that name, ready to learn. Raises ModelError for adapters of other sizes than asked for."""
     place = work.place(begins)
     model, base = work.load(begins), base_of(place) if is_adapter(place) else place
-    sample = sample_of(model)
+    known = known_by(model, base)
     if not isinstance(settings, Lora):
-        return Learner(settled(adapt(merge(model), settings)), begins, settings, place, sample)
+        return Learner(settled(adapt(merge(model), settings)), begins, settings, place, known)
     there = low_rank_of(model)
     if not there:
         adapt(model, settings, seed=work.recipe.seed)
     ranks = {len(down) for part in there for down in part.down if len(down)}
     if ranks - {settings.rank}:
-        known = ", ".join(map(str, sorted(ranks)))
-        raise ModelError(f"has adapters of rank {known}, and adapt.rank is {settings.rank}", where=place,
+        there_are = ", ".join(map(str, sorted(ranks)))
+        raise ModelError(f"has adapters of rank {there_are}, and adapt.rank is {settings.rank}", where=place,
                          way_out="ask for the same rank, or merge them first with `cutaway export`")
     for part in there:
         part.dropout = settings.dropout
-    return Learner(settled(model), begins, settings, base, sample)
+    return Learner(settled(model), begins, settings, base, known)
 
 
 def check_model(recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from tiny import CONFIGS, batches, case_for, start, suited
 
 from cutaway.batch import Batch
 from cutaway.errors import ModelError
-from cutaway.models.adapted import line_of, open_model, open_tokenizer
+from cutaway.models.adapted import known_by, line_of, open_model, open_tokenizer
 from cutaway.models.adapter import Full, Lora, Partial, adapt, load_adapter, merge, save_adapter
 from cutaway.models.folder import save_model
 from cutaway.models.model import Model, build
@@ -180,3 +180,24 @@ def test_adapters_beside_adapters(tmp_path: Path) -> None:
         assert torch.allclose(logits(open_model(tmp_path / name), "tied"), wanted, atol=1e-6)
         model = merge(model)
     assert [place.name for place in line_of(tmp_path / "two")] == ["two", "one", "base"]
+
+
+@pytest.mark.parametrize(("change", "learned_in", "opened_in", "same"), [
+    (1.0, "float32", "float32", True), (1.0, "float32", "bfloat16", True), (1.0, "bfloat16", "float32", True),
+    (1.0, "float32", "float16", True), (1.01, "float32", "float32", False), (1.00001, "float32", "float32", False),
+    (1.01, "float32", "bfloat16", False), (1.01, "bfloat16", "bfloat16", False)])
+def test_a_base_is_known_as_near_as_it_is_stored(change: float, learned_in: str, opened_in: str, same: bool,
+                                                 tmp_path: Path) -> None:
+    base, model = tmp_path / "base", start(case_for("likelihood", "tied"), "tied")
+    save_model(base, model, dtype=getattr(torch, learned_in))
+    learns = adapt(open_model(base), Lora(rank=2))
+    save_adapter(tmp_path / "a", learns, base=str(base), side=known_by(learns, base))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(change)
+    save_model(base, model, dtype=getattr(torch, opened_in))
+    if same:
+        assert open_model(tmp_path / "a")
+        return
+    with pytest.raises(ModelError, match="was learned beside another model"):
+        open_model(tmp_path / "a")
