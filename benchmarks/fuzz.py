@@ -1,6 +1,7 @@
 """Damaged and hostile files for every reader of ``fuzz_files.py``.
 
-Each case is a good file with bytes flipped, cut, doubled, spliced or with numbers and strings replaced by extreme ones.
+Each case is a good file with bytes flipped, cut, doubled, spliced or with numbers and strings replaced by extreme ones,
+or by values of another kind.
 A reader may give a model or refuse with a CutawayError of one line; anything else is a finding: another exception, the
 process's death, more than eight seconds, more than a gigabyte. Readers run in a process of their own whose memory is
 bounded. Every case is a function of its number and --seed. --quick runs some of each; so does a test.
@@ -12,6 +13,7 @@ import argparse
 import copy
 import io
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -34,11 +36,20 @@ from fuzz_files import TEMPLATES, Reader, readers
 
 from cutaway import device, records
 from cutaway.errors import CutawayError
+from cutaway.models import gguf_file
 
 SLOW, HUNG, MEMORY = 8.0, 60.0, 1 << 30  # a template that never ends takes five seconds
 EXTREME = (0, 1, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 JUNK: tuple[Any, ...] = (None, True, -1, 0, 1.5, 2**31, 2**63, 1e308, float("nan"), "", "\x00", "../../etc/passwd",
                          "x" * 100_000, [], {}, [[]] * 50, {"a": {"b": {}}}, "{{ ''.__class__.__mro__ }}")
+
+# a value of GGUF's metadata: the number of its kind, and itself
+TYPED: tuple[tuple[int, Any], ...] = (
+    (0, 7), (1, -1), (4, 0), (4, 1), (4, 2**31), (4, 2**32 - 1), (5, -1), (5, 3), (6, 0.0), (6, 2.5), (6, math.nan),
+    (6, math.inf), (7, True), (7, False), (8, ""), (8, "abc"), (8, "gpt2"), (8, "llama"), (10, 2**63), (11, -(2**63)),
+    (12, 1e308), (12, -1.0), (9, (8, [])), (9, (8, ["a", "b"])), (9, (8, ["a"] * 400)), (9, (5, [1] * 400)),
+    (9, (5, [-1, 300])), (9, (6, [math.nan] * 400)), (9, (6, [1.5])), (9, (7, [True] * 400)),
+    (9, (9, [(5, [1]), (8, ["a"])])))
 
 
 def flipped(data: bytes, draw: random.Random) -> bytes:
@@ -105,8 +116,40 @@ def spoiled_template(_: bytes, draw: random.Random) -> bytes:
     return flipped(base.encode(), draw) if draw.random() < 0.5 else base.encode()
 
 
+def packed(kind: int, value: Any) -> bytes:
+    """A value of GGUF's metadata behind the number of its kind; of an array, (the kind inside, its values)."""
+    if kind == 8:
+        raw = value.encode()
+        return struct.pack("<IQ", kind, len(raw)) + raw
+    if kind == 9:
+        inside, values = value
+        return struct.pack("<IIQ", kind, inside, len(values)) + b"".join(packed(inside, v)[4:] for v in values)
+    return struct.pack("<I", kind) + struct.pack(gguf_file._NUMBERS[kind], value)
+
+
+def retyped(data: bytes, draw: random.Random) -> bytes:
+    """A GGUF file in which one value or two of the metadata are of another kind, or as extreme as theirs allows."""
+    head: Any = gguf_file._Header(data, Path("good.gguf"))  # type: ignore[arg-type]
+    head.at, pairs = 24, struct.unpack_from("<Q", data, 16)[0]
+    values: list[list[bytes]] = []
+    for _ in range(pairs):
+        begin, _ = head.at, head._string()
+        middle, _ = head.at, head._value(head._number(4), 0)
+        values.append([data[begin:middle], data[middle : head.at]])
+    infos = head.at
+    for _ in range(struct.unpack_from("<Q", data, 8)[0]):
+        head._string()
+        dimensions = head._number(4)
+        head.at += 8 * dimensions + 12
+    for _ in range(draw.randrange(1, 3)):
+        draw.choice(values)[1] = packed(*draw.choice(TYPED))
+    out = data[:24] + b"".join(key + value for key, value in values) + data[infos : head.at]
+    return out + bytes(-len(out) % 32) + data[-(-head.at // 32) * 32 :]
+
+
 SPOIL: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "bytes": flipped, "json": twisted, "zip": lambda data, draw: archive(draw, data), "template": spoiled_template}
+    "bytes": flipped, "gguf": retyped, "json": twisted, "zip": lambda data, draw: archive(draw, data),
+    "template": spoiled_template}
 
 
 def tried(path: Path, data: bytes, read: Callable[[Path], object]) -> str:

@@ -19,6 +19,7 @@ import torch
 
 from cutaway.data import documents
 from cutaway.data.shards import Shards, write_shards
+from cutaway.errors import CutawayError
 from cutaway.models import pull
 from cutaway.models.adapter import Lora, adapt, load_adapter, save_adapter
 from cutaway.models.bag import fit_bag
@@ -78,7 +79,7 @@ OWN = {"recurrent": RecurrentConfig(vocab_size=300, hidden_size=16, num_layers=1
 
 @dataclass(frozen=True)
 class Reader:
-    """The good file, how it is spoiled (``bytes``, ``json``, ``zip``, ``template``), and who reads it."""
+    """The good file, how it is spoiled (``bytes``, ``json``, ``gguf``, ``zip``, ``template``), and who reads it."""
 
     path: Path
     how: str
@@ -279,7 +280,25 @@ def readers(root: Path) -> dict[str, Reader]:
     config, _ = described(family_of(public, where=root), public, root)
     write_gguf(root / "bert.gguf", build(config, head=Vector("mean"), seed=1),
                load_tokenizer(root / "tokenizers" / "words"), kind="f16")
+    public = {**PUBLIC["gemma3_text"], "model_type": "gemma3_text", "query_pre_attn_scalar": 16}
+    config, head = described(family_of(public, where=root), public, root)
+    write_gguf(root / "gemma.gguf", build(config, head=head, seed=1), load_tokenizer(root / "pieces"), kind="q8_0")
+
+    def both(path: Path) -> object:
+        """Each by itself: a model that is refused does not hide what its tokenizer does."""
+        refused: CutawayError | None = None
+        try:
+            load_model(path)
+        except CutawayError as error:
+            refused = error
+        _encoded(path)
+        if refused is not None:
+            raise refused
+        return None
+
     return {
+        **{f"gguf values: {name}": Reader(root / f"{name}.gguf", "gguf", both)
+           for name in ("m", "pieces", "gemma", "bert")},
         "gguf of an encoder": Reader(root / "bert.gguf", "bytes", lambda p: (_encoded(p), load_model(p))),
         "gguf model": Reader(root / "m.gguf", "bytes", load_model),
         "gguf tokenizer": Reader(root / "m.gguf", "bytes", _encoded),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# the way out of a damage to what others made
+FILE_AGAIN, FOLDER_AGAIN = "get the file again", "get the folder again"
+
 
 class CutawayError(ValueError):
     """An error with its place and its remedy. ``str()`` is one line; ``exit_code`` is what the command returns."""

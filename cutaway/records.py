@@ -6,6 +6,7 @@ Every figure the project reports is a Measurement: value, unit, n, interval, con
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -66,6 +67,24 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def take_lock(path: Path) -> int:
+    """A handle that holds the file's lock for this process until it is closed. Raises BlockingIOError, in the words of
+    who has it, where another process does."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError:
+        owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "another"
+        os.close(handle)
+        raise BlockingIOError(f"process {owner}") from None
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 @cache

@@ -4,7 +4,7 @@ learned beside."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ import torch
 
 from cutaway.errors import ModelError
 from cutaway.models.adapter import CONFIG, load_adapter, merge
-from cutaway.models.folder import load_model, load_tokenizer
+from cutaway.models.folder import load_model, load_tokenizer, stored_small
 from cutaway.models.learning import low_rank_of
 from cutaway.models.model import Model
 from cutaway.models.store import located, model_file, name_of
 from cutaway.models.whole import AGAIN, SIDE, TOKENIZER, read_json
 from cutaway.text.tokenizer import Tokenizer
 
-SAMPLE = "base_sample"
-_NUMBERS, _NEAR = 64, 2**-6  # numbers that are compared, and how near: bfloat16 keeps 8 bits
+SAMPLE, SMALL = "base_sample", "base_stored_small"
+_NUMBERS = 64  # that are compared
+_SMALL, _MERGED = 2**-8, 2**-16  # how near: one side was stored in 16 bits, or is a sum of weights and adapters
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -31,25 +32,41 @@ def is_adapter(folder: str | Path) -> bool:
 def open_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder or file; of a folder of adapters its base with them beside. Raises ModelError where the
     base is not on this machine, or is not the one that the adapters were learned beside."""
-    folder = Path(folder)
-    if not is_adapter(folder):
-        return load_model(folder, dtype=dtype)
-    base = base_of(folder)
-    model = open_model(base, dtype=dtype)
-    if is_adapter(base):
-        model = merge(model)
-    known = read_json(folder / SIDE).get(SAMPLE) if (folder / SIDE).is_file() else None
-    if known is not None:
-        _compare(known, sample_of(model), folder, base)
-    return load_adapter(folder, model)
+    *adapters, root = line_of(folder)
+    model, base = load_model(root, dtype=dtype), root
+    for one in reversed(adapters):
+        if base != root:
+            model = merge(model)
+        side = read_json(one / SIDE) if (one / SIDE).is_file() else {}
+        if side.get(SAMPLE) is not None:
+            small = side.get(SMALL) is not False or stored_small(root)
+            _compare(side[SAMPLE], model, _SMALL if small else _MERGED if base != root else 0.0, one, base)
+        model, base = load_adapter(one, model), one
+    return model
 
 
 def open_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a folder or file; of adapters that come without one that of their base."""
-    folder = Path(folder)
-    if is_adapter(folder) and not (folder / TOKENIZER[0]).is_file():
-        return open_tokenizer(base_of(folder))
-    return load_tokenizer(folder)
+    place = Path(folder)
+    for place in line_of(folder):
+        if (place / TOKENIZER[0]).is_file():
+            break
+    return load_tokenizer(place)
+
+
+def line_of(folder: str | Path) -> Iterator[Path]:
+    """A folder or file; where it holds adapters what they stand beside, and so on to a model of its own. Raises
+    ModelError where one is not on this machine, or stands beside itself."""
+    place, seen = Path(folder), set[Path]()
+    yield place
+    while is_adapter(place):
+        seen.add(place.resolve())
+        base = base_of(place)
+        if base.resolve() in seen:
+            raise ModelError(f"names {base} as its base, which stands beside it itself", where=place / CONFIG,
+                             way_out="write the place of the model it was learned beside as base_model_name_or_path")
+        place = base
+        yield place
 
 
 def base_of(folder: Path) -> Path:
@@ -74,17 +91,26 @@ def base_name(base: Path, folder: Path) -> str:
     return name_of(base) or Path(os.path.relpath(base.resolve(), folder.resolve())).as_posix()
 
 
-def sample_of(model: Model) -> list[float]:
-    """Numbers by which a model is known again, in whatever precision it is kept; adapters do not count."""
+def known_by(model: Model, base: Path) -> dict[str, Any]:
+    """By what the ``base`` of adapters is known again, in whatever precision it is kept then; ``model`` is it."""
+    *_, root = line_of(base)
+    return {SAMPLE: [float(v) for v, _ in _sample(model)], SMALL: stored_small(root)}
+
+
+def _sample(model: Model) -> list[tuple[float, bool]]:
+    """Numbers of a model, and whether each is of a vector; adapters do not count."""
     own = {id(p) for part in low_rank_of(model) for p in part.added()}
     parameters = [p.detach() for p in model.parameters() if id(p) not in own]
     chosen = [parameters[i * len(parameters) // _NUMBERS] for i in range(_NUMBERS)]
-    return [float(p.flatten()[(7919 * (i + 1)) % p.numel()]) for i, p in enumerate(chosen)]
+    return [(float(p.flatten()[(7919 * (i + 1)) % p.numel()]), p.ndim == 1) for i, p in enumerate(chosen)]
 
 
-def _compare(known: Any, found: Sequence[float], folder: Path, base: Path) -> None:
+def _compare(known: Any, model: Model, near: float, folder: Path, base: Path) -> None:
+    """A vector may be stored as one less than it is (Gemma's norms), and then keeps fewer digits of its own."""
+    found = _sample(model)
     if not isinstance(known, list) or not all(isinstance(k, float | int) for k in known):
         raise ModelError(f"{SAMPLE} is no list of numbers", where=folder / SIDE, way_out=AGAIN)
-    if len(known) != len(found) or any(abs(k - f) > _NEAR * abs(k) + 1e-6 for k, f in zip(known, found, strict=True)):
+    if len(known) != len(found) or any(abs(k - f) > near * (abs(k) + (1 if vector else 1e-4))
+                                       for k, (f, vector) in zip(known, found, strict=True)):
         raise ModelError(f"was learned beside another model than {base}", where=folder,
                          way_out="write the place of its own base as base_model_name_or_path in adapter_config.json")

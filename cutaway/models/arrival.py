@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,9 @@ from cutaway.records import Bar
 
 EVERY = 0.2  # seconds between two looks
 MIB = 1 << 20
+# what pip, the hub's library and its transport call somebody who does not answer
+AWAY = ("ConnectError", "ConnectTimeout", "ConnectTimeoutError", "ConnectionError", "Connection refused",
+        "MaxRetryError", "NameResolutionError", "NewConnectionError", "OfflineModeIsEnabled", "ProxyError")
 
 
 # the name of the work and how many MiB it is -> its bar
@@ -20,11 +24,12 @@ Progress = Callable[[str, float], AbstractContextManager[Bar]]
 def size_of(folder: Path) -> int:
     """Bytes of the files in a folder that others are writing to."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # has been moved since
-            continue
+    for where, _, names in os.walk(folder):  # which goes on where a folder has been removed since
+        for name in names:
+            try:
+                total += (Path(where) / name).stat().st_size
+            except OSError:  # has been moved since
+                continue
     return total
 
 

@@ -43,11 +43,17 @@ def save_model(folder: str | Path, model: Model, tokenizer: Tokenizer | None = N
     where it cannot be written.
     """
     folder = Path(folder)
-    if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
-        raise ModelError(f"a tokenizer of {tokenizer.vocab_size} ids does not fit a model of {model.vocab_size}",
-                         where=folder, way_out="give the tokenizer it was trained with")
+    if tokenizer is not None:
+        refuse_larger(tokenizer, model, folder)
     with whole_folder(folder, _OURS) as temporary:
         _fill(temporary, model, tokenizer, dtype)
+
+
+def refuse_larger(tokenizer: Tokenizer, model: Model, where: Path) -> None:
+    """Raises ModelError for a tokenizer that has ids which the model does not."""
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ModelError(f"a tokenizer of {tokenizer.vocab_size} ids does not fit a model of {model.vocab_size}",
+                         where=where, way_out="give the tokenizer it was trained with")
 
 
 def _fill(folder: Path, model: Model, tokenizer: Tokenizer | None, dtype: torch.dtype) -> None:

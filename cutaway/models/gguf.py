@@ -9,22 +9,29 @@ from typing import Any
 
 from torch import Tensor
 
-from cutaway.errors import ModelError
+from cutaway.errors import FILE_AGAIN, ModelError
 from cutaway.models.gguf_file import GGUF
 from cutaway.models.gguf_form import ARCHITECTURES, EVERY, LARGEST_GEMMA, Architecture
 from cutaway.models.gguf_rope import TABLE, rope_of
 from cutaway.models.heads import Vector
 from cutaway.models.stored import Tensors, half_split
 
-AGAIN = "get the file again"
 UNIT = "cutaway.unit_vectors"  # what GGUF has no key for; llama.cpp's own programs make vectors of length 1
 
 
 def public_config(file: GGUF) -> dict[str, Any]:
     """config.json of the file's family. Raises ModelError for an architecture that is unknown and sizes that lack."""
     name, form = architecture_of(file)
-    said, tokens = file.metadata, file.metadata.get("tokenizer.ggml.tokens")
-    tree: dict[str, Any] = {ours: _said(file, f"{name}.{theirs}") for ours, theirs in form.sizes.items()}
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    tree: dict[str, Any] = {
+        ours: file.number(f"{name}.{theirs}") if "epsilon" in theirs else file.whole(f"{name}.{theirs}", least=1)
+        for ours, theirs in form.sizes.items()}
+    layers = file.whole(f"{name}.block_count")
+    if layers > max(1, len(file.placed)):  # before anything is made of each
+        raise ModelError(f"holds {len(file.placed)} tensors, and says {layers} layers", where=file.path,
+                         way_out=FILE_AGAIN)
+    if not isinstance(tokens, list | None):
+        raise ModelError("its vocabulary is damaged: tokens lack", where=file.path, way_out=FILE_AGAIN)
     embedding = file.placed.get("token_embd.weight")
     tree |= {"model_type": form.model_type, "architectures": [form.named],
              "vocab_size": embedding.shape[0] if embedding is not None else len(tokens or []),
@@ -34,12 +41,12 @@ def public_config(file: GGUF) -> dict[str, Any]:
         return tree | ({"type_vocab_size": types.shape[0] if types is not None else 0, "tie_word_embeddings": True}
                        if name == "bert" else {})
     heads = tree["num_attention_heads"]
-    theta = float(said.get(f"{name}.rope.freq_base", 10_000.0))
-    head = said.get(f"{name}.attention.key_length", tree["hidden_size"] // max(heads, 1))
+    theta = file.number(f"{name}.rope.freq_base", 10_000.0)
+    head = file.whole(f"{name}.attention.key_length", tree["hidden_size"] // heads, least=1)
     _refuse_parts(file, name, head)
     rope = rope_of(file, name, theta, head)
-    return tree | {"num_key_value_heads": said.get(f"{name}.attention.head_count_kv", heads), "head_dim": head,
-                   "rope_theta": theta, "rope_parameters": rope, **_own(file, name, tree, rope)}
+    return tree | {"num_key_value_heads": file.whole(f"{name}.attention.head_count_kv", heads, least=1),
+                   "head_dim": head, "rope_theta": theta, "rope_parameters": rope, **_own(file, name, tree, rope)}
 
 
 def architecture_of(file: GGUF) -> tuple[str, Architecture]:
@@ -50,13 +57,6 @@ def architecture_of(file: GGUF) -> tuple[str, Architecture]:
         raise ModelError(f"its architecture {name!r} is unknown", where=file.path,
                          way_out=f"supported are {', '.join(ARCHITECTURES)}")
     return str(name), form
-
-
-def _said(file: GGUF, key: str) -> Any:
-    value = file.metadata.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ModelError(f"says {value!r} for {key}", where=file.path, way_out=AGAIN)
-    return value
 
 
 def _refuse_parts(file: GGUF, name: str, head: int) -> None:
@@ -71,17 +71,28 @@ def _own(file: GGUF, name: str, tree: Mapping[str, Any], rope: Mapping[str, Any]
     """What Gemma says beside the sizes."""
     if name != "gemma3":
         return {}
-    said, layers = file.metadata, tree["num_hidden_layers"]
-    head, window = said.get("gemma3.attention.key_length", 256), said.get("gemma3.attention.sliding_window")
-    scale = tree["hidden_size"] // max(tree["num_attention_heads"], 1) if layers == LARGEST_GEMMA else head
-    pattern = said.get("gemma3.attention.sliding_window_pattern", EVERY)
-    local = [bool(window) and bool(pattern[i] if isinstance(pattern, list) else not pattern or (i + 1) % pattern)
-             for i in range(layers)]
-    near = {"rope_type": "default", "rope_theta": float(said.get("gemma3.rope.freq_base_swa", 10_000.0))}
+    layers, window_key = tree["num_hidden_layers"], "gemma3.attention.sliding_window"
+    head = file.whole("gemma3.attention.key_length", 256)
+    window = file.whole(window_key) if window_key in file.metadata else None
+    scale = tree["hidden_size"] // tree["num_attention_heads"] if layers == LARGEST_GEMMA else head
+    local = [bool(window) and near for near in _pattern(file, "gemma3.attention.sliding_window_pattern", layers)]
+    near = {"rope_type": "default", "rope_theta": file.number("gemma3.rope.freq_base_swa", 10_000.0)}
     return {"query_pre_attn_scalar": scale, "sliding_window": window, "hidden_activation": "gelu_pytorch_tanh",
-            "final_logit_softcapping": said.get("gemma3.final_logit_softcapping") or None,
+            "final_logit_softcapping": file.number(
+                "gemma3.final_logit_softcapping", 0.0, least=-1.0) or None,
             "layer_types": ["sliding_attention" if near_by else "full_attention" for near_by in local],
             "rope_parameters": {"full_attention": rope, "sliding_attention": near}}
+
+
+def _pattern(file: GGUF, key: str, layers: int) -> list[bool]:
+    """Whether each layer sees a window alone: said one by one, or as every how many'th sees all."""
+    if isinstance(said := file.metadata.get(key), list):
+        if len(said) < layers or not all(isinstance(near, int) for near in said):
+            raise ModelError(f"says {len(said)} layers for {key}, and has {layers}", where=file.path,
+                             way_out=FILE_AGAIN)
+        return [bool(near) for near in said[:layers]]
+    every = file.whole(key, EVERY)
+    return [not every or bool((i + 1) % every) for i in range(layers)]
 
 
 def public_tensors(file: GGUF, config: Mapping[str, Any]) -> Tensors:
@@ -124,7 +135,7 @@ def vector_of(file: GGUF) -> Vector | None:
     if not form.poolings:
         return None
     kind = file.metadata.get(f"{name}.pooling_type")
-    if not isinstance(kind, int) or kind not in form.poolings:
+    if isinstance(kind, bool) or not isinstance(kind, int) or kind not in form.poolings:
         raise ModelError(f"pools its tokens by {kind!r}", where=file.path,
                          way_out=f"supported are {', '.join(f'{k} ({v})' for k, v in form.poolings.items())}")
-    return Vector(form.poolings[kind], unit=bool(file.metadata.get(UNIT, True)))
+    return Vector(form.poolings[kind], unit=file.flag(UNIT, True))

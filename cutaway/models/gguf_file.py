@@ -7,6 +7,7 @@ Format: github.com/ggml-org/ggml, docs/gguf.md.
 from __future__ import annotations
 
 import functools
+import math
 import mmap
 import struct
 from collections.abc import Callable
@@ -18,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cutaway.errors import ModelError
+from cutaway.errors import FILE_AGAIN, ModelError
 from cutaway.models.stored import Stored, Tensors
 
-AGAIN = "get the file again"
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -54,6 +54,47 @@ class GGUF:
         return {name: Stored(place.shape, True, _later(data, place), small=place.kind != _F32)
                 for name, place in self.placed.items()}
 
+    def number(self, key: str, plain: float | None = None, *, least: float = 0.0) -> float:
+        """A finite number above ``least``. As of the others: ``plain`` where nothing is said; raises ModelError for a
+        value of another kind, or where there is none and must be."""
+        value = self.metadata.get(key, plain)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least < value < math.inf:
+            raise self._odd(key)
+        return float(value)
+
+    def whole(self, key: str, plain: int | None = None, *, least: int = 0, below: int = 1 << 31) -> int:
+        """A whole number from ``least`` on."""
+        value = self.metadata.get(key, plain)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
+            raise self._odd(key)
+        return value
+
+    def flag(self, key: str, plain: bool) -> bool:
+        """Yes or no."""
+        value = self.metadata.get(key, plain)
+        if not isinstance(value, bool):
+            raise self._odd(key)
+        return value
+
+    def text(self, key: str, plain: str) -> str:
+        """A string."""
+        value = self.metadata.get(key, plain)
+        if not isinstance(value, str):
+            raise self._odd(key)
+        return value
+
+    def numbers(self, key: str, least: int, kind: type[int] | type[float] = int) -> list[Any]:
+        """At least so many numbers, whole ones where ``kind`` says so."""
+        value = self.metadata.get(key)
+        if not isinstance(value, list) or len(value) < least or not {type(v) for v in value} <= {int, kind}:
+            raise self._odd(key)
+        return value
+
+    def _odd(self, key: str) -> ModelError:
+        value = self.metadata.get(key)
+        said = f"{len(value):,} values" if isinstance(value, list) else repr(value)
+        return ModelError(f"says {said[:80]} for {key}", where=self.path, way_out=FILE_AGAIN)
+
 
 def _later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable[[], Tensor]:
     def read() -> Tensor:
@@ -82,7 +123,7 @@ def _read(path: Path, size: int, changed: int) -> GGUF:
     """Once for as long as the file stays the same: the model and its tokenizer ask for it one behind the other, and a
     vocabulary of fifty thousand words takes half a second."""
     if size == 0:
-        raise ModelError("is empty", where=path, way_out=AGAIN)
+        raise ModelError("is empty", where=path, way_out=FILE_AGAIN)
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -191,4 +232,4 @@ class _Header:
         return count
 
     def _wrong(self, what: str) -> ModelError:
-        return ModelError(what, where=self.path, way_out=AGAIN)
+        return ModelError(what, where=self.path, way_out=FILE_AGAIN)

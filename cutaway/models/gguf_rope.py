@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.errors import ModelError
+from cutaway.errors import FILE_AGAIN, ModelError
 from cutaway.models.families.rope import KINDS, rope_parameters
 from cutaway.models.gguf_file import GGUF
 from cutaway.nn.position import AnyStretch, LinearStretch, Llama3Stretch, YarnStretch, frequencies
 
-AGAIN = "get the file again"
 TABLE = "rope_freqs.weight"
 _CLOSE = 1e-4  # of a table's numbers: they are float32, and made by formulas that round otherwise
 
@@ -27,7 +26,7 @@ def rope_of(file: GGUF, name: str, theta: float, head: int) -> dict[str, Any]:
     our model does not compute."""
     said, plain = file.metadata, {"rope_type": "default", "rope_theta": theta}
     kind = said.get(f"{name}.rope.scaling.type", "none")
-    factor = said.get(f"{name}.rope.scaling.factor") or 1.0  # 0 is none there
+    factor = file.number(f"{name}.rope.scaling.factor", 1.0, least=-1.0) or 1.0  # 0 is none there
     if TABLE in file.placed:
         if kind != "none" and factor != 1.0:
             raise ModelError(f"stretches its rotary positions by a table and by {kind!r}", where=file.path,
@@ -38,7 +37,7 @@ def rope_of(file: GGUF, name: str, theta: float, head: int) -> dict[str, Any]:
     if kind not in ("linear", "yarn"):
         raise ModelError(f"stretches its rotary positions by {kind!r}", where=file.path,
                          way_out=f"supported are {', '.join(KINDS[1:])}")
-    factor = _number(file, f"{name}.rope.scaling.factor", None)
+    factor = file.number(f"{name}.rope.scaling.factor")
     tree = plain | {"rope_type": kind, "factor": factor}
     if kind == "linear":
         return tree
@@ -46,11 +45,11 @@ def rope_of(file: GGUF, name: str, theta: float, head: int) -> dict[str, Any]:
     if said.get(f"{of}yarn_log_multiplier", 0.0) != 0.0 or said.get(f"{of}yarn_ext_factor", 1.0) != 1.0:
         raise ModelError("stretches its rotary positions by a YaRN of its own", where=file.path,
                          way_out="get the model's safetensors")
-    original = said.get(f"{of}original_context_length") or said.get(f"{name}.context_length")
+    original = file.whole(f"{of}original_context_length", 0) or file.whole(f"{name}.context_length")
     return tree | {"original_max_position_embeddings": original, "truncate": True,
-                   "beta_fast": _number(file, f"{of}yarn_beta_fast", 32.0),
-                   "beta_slow": _number(file, f"{of}yarn_beta_slow", 1.0),
-                   "attention_factor": _rounded(_number(file, f"{of}attn_factor", 1.0) * _grown(factor), factor)}
+                   "beta_fast": file.number(f"{of}yarn_beta_fast", 32.0),
+                   "beta_slow": file.number(f"{of}yarn_beta_slow", 1.0),
+                   "attention_factor": _rounded(file.number(f"{of}attn_factor", 1.0) * _grown(factor), factor)}
 
 
 def _rounded(sharpness: float, factor: float) -> float:
@@ -63,19 +62,12 @@ def _grown(factor: float) -> float:
     return math.log(factor) / 10 + 1
 
 
-def _number(file: GGUF, key: str, plain: float | None) -> float:
-    value = file.metadata.get(key, plain)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ModelError(f"says {value!r} for {key}", where=file.path, way_out=AGAIN)
-    return float(value)
-
-
 def _of_table(file: GGUF, theta: float, head: int) -> Llama3Stretch:
     """Llama 3's stretch that gives the table in a file: what each frequency is divided by."""
     stored = file.tensors()[TABLE]
     if stored.shape != (head // 2,) or theta <= 1:
         raise ModelError(f"{TABLE} is {stored.shape}, and a head turns {head // 2} pairs", where=file.path,
-                         way_out=AGAIN)
+                         way_out=FILE_AGAIN)
     table, plain = stored.read().double(), frequencies(head, theta, None)
     found = _fitted(table, plain)
     if found is None or not torch.allclose(plain / frequencies(head, theta, found), table, rtol=_CLOSE, atol=0):

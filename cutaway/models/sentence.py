@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cutaway.errors import ModelError
+from cutaway.errors import FOLDER_AGAIN, ModelError
 from cutaway.models.heads import Pooling, Vector
 from cutaway.models.whole import read_json, read_list, write_json
 
@@ -28,7 +28,7 @@ def vector_of(folder: Path) -> Vector | None:
                          way_out="supported are Transformer, Pooling and, behind them, Normalize")
     paths = [str(m.get("path", "")) for m in modules]
     if Path(paths[1]).name != paths[1]:
-        raise ModelError("names a file outside the folder", where=folder / MODULES, way_out="get the folder again")
+        raise ModelError("names a file outside the folder", where=folder / MODULES, way_out=FOLDER_AGAIN)
     return Vector(_pooling(read_json(folder / paths[1] / "config.json"), folder), unit=len(kinds) == 3)
 
 

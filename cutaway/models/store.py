@@ -22,12 +22,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model is from: its name, the address or package, its revision or version, its licence if it is known."""
+    """Where a model is from: its name, the address or package, its revision or version, its licence if it is known, and
+    the revision that was asked for."""
 
     name: str
     origin: str
     revision: str
     licence: str | None = None
+    asked: str | None = None
 
 
 def models_folder() -> Path:

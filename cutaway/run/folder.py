@@ -6,7 +6,6 @@ evals/<name>.json, checkpoints/<stage>/step-N/, models/<name>/, report.html, rep
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import RunError
-from cutaway.records import Journal, atomic_write, read_journal
+from cutaway.records import Journal, atomic_write, read_journal, take_lock
 from cutaway.run.recipe import Recipe, reload
 from cutaway.settings import to_toml
 
@@ -122,18 +121,13 @@ class Run:
         """Hold the run for this process. Raises RunError if another process has it."""
         path = self.folder / ".lock"
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = take_lock(path)
+        except BlockingIOError as error:
+            raise RunError(f"in use by {error}", where=self.folder,
+                           way_out="wait until it ends, or stop it with Ctrl-C") from None
         except OSError as error:
             raise RunError(f"cannot be written ({error.strerror or error})", where=path, way_out=_WAY_OUT) from None
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "another"
-                raise RunError(f"in use by process {owner}", where=self.folder,
-                               way_out="wait until it ends, or stop it with Ctrl-C") from None
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
             os.close(handle)

@@ -5,19 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cutaway.errors import ModelError, SettingsError
-from cutaway.models.adapted import (
-    SAMPLE,
-    base_name,
-    base_of,
-    is_adapter,
-    open_model,
-    open_tokenizer,
-    sample_of,
-)
+from cutaway.models.adapted import base_name, base_of, is_adapter, known_by, open_model, open_tokenizer
 from cutaway.models.adapter import Full, Lora, Partial, adapt, difference, merge, save_adapter
 from cutaway.models.folder import save_model
 from cutaway.models.learning import learned_of, low_rank_of, settled
@@ -33,13 +26,13 @@ from cutaway.text.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Learner:
     """A ``model`` that learns and what it began as: the run's model ``begins``; what adapters stand beside lies at
-    ``base`` and is known by ``sample``."""
+    ``base`` and is ``known`` again."""
 
     model: Model
     begins: str
     adapt: Full | Partial | Lora
     base: Path
-    sample: list[float]
+    known: dict[str, Any]
 
     @property
     def passes(self) -> float:
@@ -67,8 +60,7 @@ class Learner:
 
     def save_adapters(self, folder: Path, tokenizer: Tokenizer | None = None) -> None:
         """The adapters alone, in peft's format, with the reference to their base."""
-        save_adapter(folder, self.model, base=base_name(self.base, folder), tokenizer=tokenizer,
-                     side={SAMPLE: self.sample})
+        save_adapter(folder, self.model, base=base_name(self.base, folder), tokenizer=tokenizer, side=self.known)
 
 
 def learner(work: Work, begins: str, settings: Full | Partial | Lora) -> Learner:
@@ -76,15 +68,15 @@ def learner(work: Work, begins: str, settings: Full | Partial | Lora) -> Learner
     asked for."""
     place = work.place(begins)
     model, base = work.load(begins), base_of(place) if is_adapter(place) else place
-    sample = sample_of(model)
+    known = known_by(model, base)
     if not isinstance(settings, Lora):
-        return Learner(settled(adapt(merge(model), settings)), begins, settings, place, sample)
+        return Learner(settled(adapt(merge(model), settings)), begins, settings, place, known)
     if not low_rank_of(model):
         adapt(model, settings, seed=work.recipe.seed)
     _check_adapters(model, settings, place)
     for part in low_rank_of(model):
         part.dropout = settings.dropout
-    return Learner(settled(model), begins, settings, base, sample)
+    return Learner(settled(model), begins, settings, base, known)
 
 
 def _check_adapters(model: Model, settings: Lora, place: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cutaway.errors import CutawayError, TokenizerError
+from cutaway.errors import FOLDER_AGAIN, CutawayError, TokenizerError
 from cutaway.text import sentencepiece_file
 from cutaway.text.spelling import SPACE
 from cutaway.text.tokenizer import Roles, Tokenizer
@@ -21,7 +21,6 @@ from cutaway.text.vocabulary import added_token, letters_of, word_pattern
 
 NAMES = ("pad_token", "bos_token", "eos_token", "mask_token", "cls_token", "sep_token", "unk_token")
 CUSTOM = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-AGAIN = "get the folder again"
 LARGEST = 64 << 20  # bytes of a tokenizer's file
 LONGEST_PIECE = 512  # SentencePiece's own limit is 16 where nothing else is asked for
 LARGEST_ID = 1 << 22  # a table of every id is made
@@ -53,7 +52,7 @@ def made(tree: dict[str, Any], names: Mapping[str, Any], *, template: str = "", 
         raise
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
         raise TokenizerError(f"does not describe a tokenizer ({type(error).__name__}: {str(error)[:80]})", where=where,
-                             way_out=AGAIN) from None
+                             way_out=FOLDER_AGAIN) from None
 
 
 def _made(tree: dict[str, Any], names: Mapping[str, Any], template: str, start: int | None, stops: Sequence[int],
@@ -65,14 +64,14 @@ def _made(tree: dict[str, Any], names: Mapping[str, Any], template: str, start: 
     try:
         whole = Backend.from_str(json.dumps(tree))
     except Exception as error:  # the library raises Exception itself
-        raise TokenizerError(f"tokenizer.json is damaged ({error})", where=where, way_out=AGAIN) from None
+        raise TokenizerError(f"tokenizer.json is damaged ({error})", where=where, way_out=FOLDER_AGAIN) from None
     if (highest := max(whole.get_vocab(with_added_tokens=True).values(), default=0)) > LARGEST_ID:
-        raise TokenizerError(f"its vocabulary holds the id {highest:,}", where=where, way_out=AGAIN)
+        raise TokenizerError(f"its vocabulary holds the id {highest:,}", where=where, way_out=FOLDER_AGAIN)
     named = {kind: _named(names.get(kind)) for kind in NAMES}
     try:
         begin, finish = _frame(whole)
     except Exception as error:  # likewise
-        raise TokenizerError(f"cannot spell a letter ({error})", where=where, way_out=AGAIN) from None
+        raise TokenizerError(f"cannot spell a letter ({error})", where=where, way_out=FOLDER_AGAIN) from None
     bos = named["bos_token"] or named["cls_token"] or (begin[0] if begin else None)
     eos = named["eos_token"] or named["sep_token"] or (finish[-1] if finish else bos)
     if eos is None:
@@ -109,7 +108,8 @@ def _declare(tree: dict[str, Any], whole: Any, control: set[str], where: object)
     for name in sorted(control):
         number = whole.token_to_id(name)
         if number is None:
-            raise TokenizerError(f"its control token {name!r} is not in the vocabulary", where=where, way_out=AGAIN)
+            raise TokenizerError(f"its control token {name!r} is not in the vocabulary", where=where,
+                                 way_out=FOLDER_AGAIN)
         if name in known:
             known[name]["special"] = True
             continue
@@ -160,9 +160,9 @@ def ranked(text: str, *, where: object) -> dict[str, Any]:
             token, number = line.split(" ")
             ranks[base64.b64decode(token, validate=True)] = int(number)
         except ValueError:
-            raise TokenizerError(f"a line of it is {line[:40]!r}", where=where, way_out=AGAIN) from None
+            raise TokenizerError(f"a line of it is {line[:40]!r}", where=where, way_out=FOLDER_AGAIN) from None
     if len(set(ranks.values())) != len(ranks) or any(bytes([b]) not in ranks for b in range(256)):
-        raise TokenizerError("lacks a byte, or gives a number twice", where=where, way_out=AGAIN)
+        raise TokenizerError("lacks a byte, or gives a number twice", where=where, way_out=FOLDER_AGAIN)
     merges = [pair for token in sorted(ranks, key=lambda t: ranks[t]) if len(token) > 1
               for pair in [_joined(token, ranks)] if pair is not None]
     vocab = {letters_of(token): number for token, number in ranks.items()}
@@ -200,7 +200,7 @@ def byte_level(vocab: Mapping[str, int], merges: Sequence[str], *, pattern: str 
     wrong = next((m for m, pair in zip(merges, pairs, strict=True) if len(pair) != 2 or pair[0] + pair[1] not in vocab),
                  None)
     if wrong is not None:
-        raise TokenizerError(f"the merge {wrong!r} makes no token of the vocabulary", where=where, way_out=AGAIN)
+        raise TokenizerError(f"the merge {wrong!r} makes no token of the vocabulary", where=where, way_out=FOLDER_AGAIN)
     steps: list[dict[str, Any]] = [{"type": "Digits", "individual_digits": True}] if digits else []
     if pattern is not None:
         steps.append({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
@@ -238,7 +238,7 @@ def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     one piece the pair whose parts are best, as SentencePiece would have joined them. Raises TokenizerError for a piece
     so long that nobody learned it: looking at its parts takes time with the square of that."""
     if (longest := max(map(len, scores), default=0)) > LONGEST_PIECE:
-        raise TokenizerError(f"its vocabulary holds a piece of {longest:,} letters", way_out=AGAIN)
+        raise TokenizerError(f"its vocabulary holds a piece of {longest:,} letters", way_out=FOLDER_AGAIN)
     found = [(scores[piece], scores[piece[:cut]] + scores[piece[cut:]], piece[:cut], piece[cut:])
              for piece in scores for cut in range(1, len(piece)) if piece[:cut] in scores and piece[cut:] in scores]
     return [(first, second) for *_, first, second in sorted(found, key=lambda f: (-f[0], -f[1]))]
@@ -266,24 +266,25 @@ def word_pieces(tokens: Sequence[str], *, lower: bool) -> dict[str, Any]:
 def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > LARGEST:
-            raise TokenizerError(f"of {path.stat().st_size:,} bytes is no tokenizer's file", where=path, way_out=AGAIN)
+            raise TokenizerError(f"of {path.stat().st_size:,} bytes is no tokenizer's file", where=path,
+                                 way_out=FOLDER_AGAIN)
         return path.read_bytes()
     except OSError as error:
-        raise TokenizerError(f"cannot be read ({error.strerror or error})", where=path, way_out=AGAIN) from None
+        raise TokenizerError(f"cannot be read ({error.strerror or error})", where=path, way_out=FOLDER_AGAIN) from None
 
 
 def _text(path: Path) -> str:
     try:
         return _read(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"damaged or unreadable ({error})", where=path, way_out=AGAIN) from None
+        raise TokenizerError(f"damaged or unreadable ({error})", where=path, way_out=FOLDER_AGAIN) from None
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"damaged or unreadable ({error})", where=path, way_out=AGAIN) from None
+        raise TokenizerError(f"damaged or unreadable ({error})", where=path, way_out=FOLDER_AGAIN) from None
     if not isinstance(value, dict):
-        raise TokenizerError("holds no object", where=path, way_out=AGAIN)
+        raise TokenizerError("holds no object", where=path, way_out=FOLDER_AGAIN)
     return value

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cutaway.errors import TokenizerError
+from cutaway.errors import FILE_AGAIN, TokenizerError
 from cutaway.text.spelling import SPACE
 from cutaway.text.vocabulary import added_token
 
-AGAIN = "get the file again"
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # the types of a piece
 UNIGRAM, BPE = 1, 2
 
@@ -44,11 +43,11 @@ def read(path: Path, data: bytes) -> Model:
             elif number == 3 and isinstance(value, bytes):
                 _rules(found, value)
     except (ValueError, struct.error, UnicodeDecodeError) as error:
-        raise TokenizerError(f"is no SentencePiece model ({error})", where=path, way_out=AGAIN) from None
+        raise TokenizerError(f"is no SentencePiece model ({error})", where=path, way_out=FILE_AGAIN) from None
     if found.kind not in (UNIGRAM, BPE) or not found.pieces or not found.escape:
-        raise TokenizerError("is no SentencePiece model of the kinds unigram and BPE", where=path, way_out=AGAIN)
+        raise TokenizerError("is no SentencePiece model of the kinds unigram and BPE", where=path, way_out=FILE_AGAIN)
     if len({text for text, _, _ in found.pieces}) != len(found.pieces):
-        raise TokenizerError("holds a piece twice", where=path, way_out=AGAIN)
+        raise TokenizerError("holds a piece twice", where=path, way_out=FILE_AGAIN)
     return found
 
 

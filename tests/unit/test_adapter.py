@@ -13,9 +13,11 @@ from tiny import CONFIGS, batches, case_for, start, suited
 
 from cutaway.batch import Batch
 from cutaway.errors import ModelError
+from cutaway.models.adapted import known_by, line_of, open_model, open_tokenizer
 from cutaway.models.adapter import Full, Lora, Partial, adapt, load_adapter, merge, save_adapter
 from cutaway.models.folder import save_model
 from cutaway.models.model import Model, build
+from cutaway.models.open import open_language_model
 from cutaway.train.loop import steps
 from cutaway.train.optimizer import OptimizerSettings, build_optimizer
 from cutaway.train.schedule import Schedule
@@ -150,3 +152,52 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(ModelError, match="damaged"):
         load_adapter(tmp_path / "a", copy.deepcopy(old))
+
+
+@pytest.mark.parametrize("names", [["a"], ["b", "a"], ["b", "c", "b"]])
+def test_adapters_that_stand_beside_themselves_are_refused(names: list[str], tmp_path: Path) -> None:
+    for folder, base in zip("abc", names, strict=False):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "adapter_config.json").write_text(json.dumps(
+            {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / folder / ".." / base)}))
+    for read in (open_model, open_tokenizer, lambda place: open_language_model(place, precision="stored"),
+                 lambda place: list(line_of(place))):
+        with pytest.raises(ModelError, match=r"stands beside it itself; write the place of the model"):
+            read(tmp_path / "a")
+
+
+def test_adapters_beside_adapters(tmp_path: Path) -> None:
+    model = start(case_for("likelihood", "tied"), "tied")
+    save_model(tmp_path / "base", model)
+    for name, base in (("one", "base"), ("two", "one")):
+        adapt(model, Lora(rank=2), seed=len(name))
+        with torch.no_grad():
+            for part in model.parameters():
+                if part.requires_grad:
+                    part.add_(0.02)
+        save_adapter(tmp_path / name, model, base=str(tmp_path / base))
+        wanted = logits(model, "tied")
+        assert torch.allclose(logits(open_model(tmp_path / name), "tied"), wanted, atol=1e-6)
+        model = merge(model)
+    assert [place.name for place in line_of(tmp_path / "two")] == ["two", "one", "base"]
+
+
+@pytest.mark.parametrize(("change", "learned_in", "opened_in", "same"), [
+    (1.0, "float32", "float32", True), (1.0, "float32", "bfloat16", True), (1.0, "bfloat16", "float32", True),
+    (1.0, "float32", "float16", True), (1.01, "float32", "float32", False), (1.00001, "float32", "float32", False),
+    (1.01, "float32", "bfloat16", False), (1.01, "bfloat16", "bfloat16", False)])
+def test_a_base_is_known_as_near_as_it_is_stored(change: float, learned_in: str, opened_in: str, same: bool,
+                                                 tmp_path: Path) -> None:
+    base, model = tmp_path / "base", start(case_for("likelihood", "tied"), "tied")
+    save_model(base, model, dtype=getattr(torch, learned_in))
+    learns = adapt(open_model(base), Lora(rank=2))
+    save_adapter(tmp_path / "a", learns, base=str(base), side=known_by(learns, base))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(change)
+    save_model(base, model, dtype=getattr(torch, opened_in))
+    if same:
+        assert open_model(tmp_path / "a")
+        return
+    with pytest.raises(ModelError, match="was learned beside another model"):
+        open_model(tmp_path / "a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 from cutaway.batch import Batch
 from cutaway.errors import CutawayError, ModelError, TokenizerError
 from cutaway.models.folder import load_model, load_tokenizer, public_tensors
-from cutaway.models.gguf_file import read_gguf
+from cutaway.models.gguf import public_config
+from cutaway.models.gguf_file import GGUF, Placed, read_gguf
+from cutaway.models.gguf_tokenizer import tokenizer
 from cutaway.models.model import Model, build
 from cutaway.models.transformer import TransformerConfig
 from cutaway.text.tokenizer import SubwordSettings, train
@@ -141,6 +144,51 @@ def test_what_we_do_not_compute_is_refused(change: Callable[[Any], None], said: 
         return
     with pytest.raises(ModelError, match=said):
         load_model(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("llama.rope.freq_base", "abc"), ("llama.rope.freq_base", [1.0]), ("llama.rope.scaling.factor", "2"),
+    ("llama.block_count", 1.5), ("llama.block_count", 2**31 - 1), ("llama.attention.head_count", 0),
+    ("llama.attention.head_count_kv", [2, 2]), ("llama.attention.key_length", "16"), ("llama.block_count", True),
+    ("tokenizer.ggml.tokens", 7), ("tokenizer.ggml.model", ["gpt2"]), ("tokenizer.ggml.pre", ["gpt-2"]),
+    ("tokenizer.ggml.token_type", ["1"] * 400), ("tokenizer.ggml.token_type", [1]),
+    ("tokenizer.ggml.add_bos_token", "yes"), ("tokenizer.ggml.eos_token_id", True),
+    ("tokenizer.ggml.eot_token_id", "x"), ("tokenizer.chat_template", 3)])
+def test_a_value_of_another_kind_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", rough())
+    file = read_gguf(tmp_path / "m.gguf")
+    file = dataclasses.replace(file, metadata={**file.metadata, key: value})
+    if key == "tokenizer.ggml.tokens":
+        del file.placed["token_embd.weight"]
+    with pytest.raises(ModelError, match=r"m\.gguf: .*; (get the file again|supported are)"):
+        public_config(file)
+        tokenizer(file)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("sliding_window_pattern", "x"), ("sliding_window_pattern", [True]), ("sliding_window_pattern", 0.5),
+    ("sliding_window_pattern", ["x"] * 6), ("sliding_window", "8"), ("block_count", 2**31), ("block_count", 6.0)])
+def test_gemma_s_layers_of_another_kind_are_refused(key: str, value: object, tmp_path: Path) -> None:
+    said = {"embedding_length": 8, "block_count": 2, "feed_forward_length": 8, "attention.head_count": 2,
+            "context_length": 8, "attention.layer_norm_rms_epsilon": 1e-6, "attention.sliding_window": 4}
+    there = dict.fromkeys("abc", Placed(0, (8,), 0, 32))
+    metadata = {"general.architecture": "gemma3", **{f"gemma3.{k}": v for k, v in said.items()},
+                "gemma3.attention.key_length": 4}
+    assert public_config(GGUF(tmp_path, metadata, there))["layer_types"] == ["sliding_attention"] * 2
+    whole = key if key == "block_count" else f"attention.{key}"
+    with pytest.raises(ModelError, match="get the file again"):
+        public_config(GGUF(tmp_path, {**metadata, f"gemma3.{whole}": value}, there))
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("scores", ["0.5"] * 3), ("scores", [1.0]), ("scores", 1), ("precompiled_charsmap", ["x"]),
+    ("precompiled_charsmap", 5), ("add_space_prefix", "no"), ("remove_extra_whitespaces", 1)])
+def test_pieces_of_another_kind_are_refused(key: str, value: object, tmp_path: Path) -> None:
+    said = {"model": "t5", "tokens": ["<pad>", "</s>", "<unk>"], "scores": [0.0, 0.0, -1.0], "token_type": [3, 3, 2]}
+    metadata = {f"tokenizer.ggml.{k}": v for k, v in {**said}.items()}
+    assert tokenizer(GGUF(tmp_path, metadata, {})).eos_id == 1
+    with pytest.raises(ModelError, match="get the file again"):
+        tokenizer(GGUF(tmp_path, {**metadata, f"tokenizer.ggml.{key}": value}, {}))
 
 
 def header(version: int = 3, tensors: int = 0, pairs: int = 0, rest: bytes = b"") -> bytes:

@@ -130,6 +130,13 @@ def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = rough(TransformerConfig(**{**SIZES, "vocab_size": tokenizer.vocab_size - 1}))
+    with pytest.raises(ModelError, match=rf"m\.gguf: a tokenizer of {tokenizer.vocab_size} ids does not fit"):
+        write_gguf(tmp_path / "m.gguf", model, tokenizer)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_verb(tmp_path: Path) -> None:
     save_model(tmp_path / "own", rough(CONFIGS["llama"]), train(SubwordSettings(vocab_size=275), TEXTS))
     done = cutaway("export", "own", "--to", "gguf", "--quantize", "q8_0", "--json", cwd=tmp_path)

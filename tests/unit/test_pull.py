@@ -20,11 +20,13 @@ from run_corpus import cutaway
 
 from cutaway.errors import ModelError
 from cutaway.models import pull as pulling
+from cutaway.models.arrival import size_of
 from cutaway.models.folder import load_model, save_model
 from cutaway.models.model import build
 from cutaway.models.pull import Packaged, pull
 from cutaway.models.store import fetched, located, model_file
 from cutaway.models.transformer import TransformerConfig
+from cutaway.records import take_lock
 from cutaway.text.tokenizer import ByteSettings, train
 
 CONFIG = TransformerConfig(vocab_size=263, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2,
@@ -104,6 +106,29 @@ def test_an_archive_that_leads_out_is_refused(name: str, tmp_path: Path, monkeyp
     assert located("tiny") is None and not list(tmp_path.rglob("evil.json"))
 
 
+def test_of_a_refused_archive_nothing_stays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(tmp_path, monkeypatch, archive({"added_tokens.json": b"{}", "../evil.json": b"{}"}))
+    with pytest.raises(ModelError, match="nothing was kept"):
+        pull("tiny", say=lambda text: None)
+    assert not [p for p in (tmp_path / "store").rglob("*") if p.name != ".tiny.lock"]
+    (tmp_path / "store" / ".tiny.part").mkdir()
+    (tmp_path / "store" / ".tiny.part" / "added_tokens.json").write_text("{}")  # of one that was killed
+    published(tmp_path, monkeypatch, archive(held(folder)))
+    assert not (pull("tiny", say=lambda text: None) / "added_tokens.json").exists()
+
+
+def test_two_pulls_of_one_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(tmp_path, monkeypatch, archive(held(folder)))
+    (tmp_path / "store").mkdir()
+    handle = take_lock(tmp_path / "store" / ".tiny.lock")
+    try:
+        with pytest.raises(ModelError, match=rf"another pull of tiny is running \(process {os.getpid()}\)"):
+            pull("tiny", say=lambda text: None)
+    finally:
+        os.close(handle)
+    assert load_model(pull("tiny", say=lambda text: None)).config == CONFIG
+
+
 def test_a_link_in_an_archive_and_one_that_swells_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published(tmp_path, monkeypatch, archive({"config.json": b"/etc/passwd"}, linked="config.json"))
     with pytest.raises(ModelError, match="leads out"):
@@ -136,6 +161,27 @@ def test_a_folder_of_one_gguf_is_that_file(tmp_path: Path) -> None:
     assert model_file(tmp_path / "one") == tmp_path / "one" / "a.gguf"
     (tmp_path / "one" / "b.gguf").touch()
     assert model_file(tmp_path / "one") == tmp_path / "one"
+
+
+def test_the_size_of_a_folder_from_which_others_take_away(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            for i in range(20):
+                (tmp_path / "f" / f"{i}" / "a" / "b").mkdir(parents=True)
+                (tmp_path / "f" / f"{i}" / "a" / "b" / "file").write_bytes(b"12345")
+            pulling.rmtree(tmp_path / "f")
+
+    (tmp_path / "f").mkdir()
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        sizes = {size_of(tmp_path / "f") for _ in range(1500)}
+    finally:
+        stop.set()
+        thread.join()
+    assert max(sizes) <= 100 and all(size % 5 == 0 for size in sizes)
 
 
 LARGE = bytes(range(256)) * (25 << 12)  # 25 MiB: the library keeps what came in pieces of ten
@@ -246,6 +292,16 @@ def test_from_a_hub(folder: Path, tmp_path: Path) -> None:
     assert json.loads(listed.stdout)["revision"] == SHA and json.loads(listed.stdout)["licence"] == "mit"
     written = cutaway("generate", "own/tiny", "ab", "--max-tokens", "4", cwd=tmp_path)
     assert written.returncode == 0, written.stderr
+
+
+@pytest.mark.usefixtures("_online")
+def test_another_revision_than_the_one_that_is_there(folder: Path, tmp_path: Path) -> None:
+    Hub.files = held(folder)
+    assert cutaway("pull", "own/tiny", "--revision", "main", cwd=tmp_path).returncode == 0
+    for same in (None, "main", SHA, SHA[:8]):
+        assert pull("own/tiny", revision=same, say=lambda text: None) == tmp_path / "store" / "own--tiny"
+    with pytest.raises(ModelError, match=rf"is there at revision {SHA} \(asked for as main\), and v2 is asked for"):
+        pull("own/tiny", revision="v2", say=lambda text: None)
 
 
 @pytest.mark.usefixtures("_online")

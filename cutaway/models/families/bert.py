@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cutaway.errors import ModelError
-from cutaway.models.families.family import AGAIN, Form, check_fixed, decoded, head_of, labels, variant
+from cutaway.errors import FOLDER_AGAIN, ModelError
+from cutaway.models.families.family import Form, check_fixed, decoded, head_of, labels, variant
 from cutaway.models.heads import Head, HeadKind, kind_of
 from cutaway.models.transformer import TransformerConfig
 
@@ -108,7 +108,7 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[Transformer
     head = head_of(_as_masked(public), _architectures(family), where)
     places, pad = public.get("max_position_embeddings"), public.get("pad_token_id", 1)
     if not isinstance(places, int):
-        raise ModelError("max_position_embeddings is missing", where=where, way_out=AGAIN)
+        raise ModelError("max_position_embeddings is missing", where=where, way_out=FOLDER_AGAIN)
     if family == "roberta" and pad != 1:
         raise ModelError(f"pad_token_id is {pad}, from which RoBERTa counts its positions", where=where,
                          way_out="only 1 is supported")

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cutaway.errors import CutawayError, ModelError, SettingsError
+from cutaway.errors import FOLDER_AGAIN, CutawayError, ModelError, SettingsError
 from cutaway.models.heads import Classes, Head, HeadKind
 from cutaway.models.model import Architecture
 from cutaway.models.transformer import PLAIN, TransformerConfig
 from cutaway.settings import decode
-
-AGAIN = "get the folder again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def head_of(public: Mapping[str, Any], architectures: Mapping[HeadKind, str], wh
         return Classes(tuple(str(names[str(i)]) for i in range(len(names))),
                        public.get("problem_type") == "multi_label_classification")
     except (KeyError, AttributeError, ModelError) as error:
-        raise ModelError(f"id2label does not name the classes ({error})", where=where, way_out=AGAIN) from None
+        raise ModelError(f"id2label does not name the classes ({error})", where=where, way_out=FOLDER_AGAIN) from None
 
 
 def check_fixed(public: Mapping[str, Any], fixed: Mapping[str, Sequence[object]], where: object) -> None:
@@ -94,11 +92,11 @@ def check_fixed(public: Mapping[str, Any], fixed: Mapping[str, Sequence[object]]
 def decoded(tree: dict[str, Any], missing: Sequence[str], where: object) -> TransformerConfig:
     """The sizes as our configuration; ModelError for some that are missing or impossible."""
     if missing:
-        raise ModelError(f"{missing[0]} is missing", where=where, way_out=AGAIN)
+        raise ModelError(f"{missing[0]} is missing", where=where, way_out=FOLDER_AGAIN)
     try:
         return decode(TransformerConfig, tree, where="")
     except SettingsError as error:
-        raise ModelError(f"does not describe a transformer: {error.what}", where=where, way_out=AGAIN) from None
+        raise ModelError(f"does not describe a transformer: {error.what}", where=where, way_out=FOLDER_AGAIN) from None
 
 
 def described(family: Family, public: Mapping[str, Any], where: object) -> tuple[Any, Head]:
@@ -109,7 +107,7 @@ def described(family: Family, public: Mapping[str, Any], where: object) -> tuple
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
         raise ModelError(f"does not describe a model ({type(error).__name__}: {str(error)[:80]})", where=where,
-                         way_out=AGAIN) from None
+                         way_out=FOLDER_AGAIN) from None
 
 
 def variant(shape: str, changes: Mapping[str, object]) -> dict[str, Any] | None:

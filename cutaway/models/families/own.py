@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from cutaway.errors import ModelError, SettingsError
+from cutaway.errors import FOLDER_AGAIN, ModelError, SettingsError
 from cutaway.models.architectures import AnyConfig, decode_config
-from cutaway.models.families.family import AGAIN, Form, head_of, labels
+from cutaway.models.families.family import Form, head_of, labels
 from cutaway.models.heads import Head, HeadKind, kind_of
 from cutaway.models.model import blank
 
@@ -48,4 +48,4 @@ def our_config(public: Mapping[str, Any], *, where: object) -> tuple[AnyConfig, 
     try:
         return decode_config(public.get("config")), head_of(public, ARCHITECTURES, where)
     except SettingsError as error:
-        raise ModelError(f"does not describe a model: {error.what}", where=where, way_out=AGAIN) from None
+        raise ModelError(f"does not describe a model: {error.what}", where=where, way_out=FOLDER_AGAIN) from None

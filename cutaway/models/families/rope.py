@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cutaway.errors import ModelError, SettingsError
-from cutaway.models.families.family import AGAIN
+from cutaway.errors import FOLDER_AGAIN, ModelError, SettingsError
 from cutaway.nn.position import AnyStretch, LinearStretch, Llama3Stretch, YarnStretch
 from cutaway.settings import decode
 
@@ -30,7 +29,8 @@ def rope_of(public: Mapping[str, Any], layers: str | None = None, *, theta: floa
     try:
         return found, _stretch(kind, tree, public)
     except (KeyError, TypeError, ValueError, SettingsError) as error:
-        raise ModelError(f"its rotary positions are not described ({error})", where=where, way_out=AGAIN) from None
+        raise ModelError(f"its rotary positions are not described ({error})", where=where,
+                         way_out=FOLDER_AGAIN) from None
 
 
 def _stretch(kind: str, tree: Mapping[str, Any], public: Mapping[str, Any]) -> AnyStretch | None:
