@@ -12,7 +12,7 @@ from cutaway.cli.console import Bar, Json, note, progress, result
 
 def command(
     name: Annotated[str, typer.Argument(help="smollm2-135m-instruct, all-minilm-l6-v2, or OWNER/NAME of the Hugging "
-                                             "Face hub.")],
+                                             "Face hub; OWNER/NAME:FILE.gguf for one of several.")],
     *,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of the hub.")] = None,
     json: Json = False,
