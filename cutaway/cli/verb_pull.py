@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def command(
     name: Annotated[str, typer.Argument(help="smollm2-135m-instruct, all-minilm-l6-v2, or OWNER/NAME of the Hugging "
-                                             "Face hub.")],
+                                             "Face hub; OWNER/NAME:FILE.gguf for one of several.")],
     *,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of the hub.")] = None,
     json: Json = False,

@@ -12,13 +12,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cutaway.errors import ModelError
-from cutaway.models.arrival import AWAY, Progress, watched
+from cutaway.models.arrival import AWAY, MIB, Progress, watched
+from cutaway.models.sentence import MODULES, POOLING
 from cutaway.models.store import Source
+from cutaway.models.whole import read_list
 from cutaway.records import digest
 
 PARTS = ".cache"  # in a folder that is being fetched: what is not whole yet
-WANTED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "chat_template.jinja",
-          "1_Pooling/*", "*.gguf")
+GGUF = ".gguf"
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "chat_template.jinja",
+           f"*{GGUF}")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _WAY_OUT = ("check the name and the connection; HF_ENDPOINT names a mirror, HF_TOKEN opens what is gated; what came so "
             "far is kept")
@@ -45,14 +48,23 @@ def from_hub(name: str, revision: str | None, draft: Path, *, say: Callable[[str
 def _fetched(name: str, revision: str | None, draft: Path, progress: Progress | None) -> Any:
     from huggingface_hub import HfApi
 
+    name, _, chosen = name.partition(":")
     told = HfApi().model_info(name, revision=revision, files_metadata=True)
-    held = [f.rfilename for f in told.siblings or []]
-    if not any(f.endswith((".safetensors", ".gguf")) for f in held):
+    for file in told.siblings or []:
+        _refuse_out(name, file.rfilename)
+    here = [f for f in told.siblings or [] if wanted(f.rfilename)]
+    files = _one(name, chosen, here)
+    if not any(f.rfilename.endswith((".safetensors", GGUF)) for f in files):
+        held = [f.rfilename for f in told.siblings or []]
         pickled = [f for f in held if f.endswith(_PICKLED)]
         only = f", only {pickled[0]}, which is code" if pickled else ""
         raise ModelError(f"{name} holds no safetensors{only}",
                          way_out="ask its owner for safetensors, or convert it where code may run")
-    files = [f for f in told.siblings or [] if _wanted(f.rfilename)]
+    if (listed := next((f for f in files if f.rfilename == MODULES), None)) is not None:
+        _file(name, str(told.sha), listed, draft)
+        places = _places(draft / MODULES)
+        files += [f for f in told.siblings or [] if f.rfilename.partition("/")[0] in places
+                  and wanted(f.rfilename, within=f.rfilename.partition("/")[0])]
     _clean(draft, {f.rfilename for f in files})
     with watched(draft, name, sum(f.size or 0 for f in files), progress):
         for file in files:
@@ -68,6 +80,14 @@ def _clean(draft: Path, names: set[str]) -> None:
             path.unlink()
 
 
+def _refuse_out(name: str, file: str) -> None:
+    """Nobody who means well has such a file, wanted or not."""
+    place = PurePosixPath(file)
+    if place.is_absolute() or ".." in place.parts or "\\" in file:
+        raise ModelError(f"{name} holds {file!r}, which leads out of its folder",
+                         way_out="do not use this model; nothing of it was read")
+
+
 def _file(name: str, revision: str, told: Any, draft: Path) -> None:
     """Fetch one file, from where a broken try ended, and hold it against the hub's checksum."""
     from huggingface_hub import hf_hub_url, utils
@@ -75,9 +95,6 @@ def _file(name: str, revision: str, told: Any, draft: Path) -> None:
 
     library: Any = utils
     place = PurePosixPath(told.rfilename)
-    if place.is_absolute() or ".." in place.parts or "\\" in told.rfilename or place.parts[:1] == (PARTS,):
-        raise ModelError(f"{name} holds {told.rfilename!r}, which leads out of its folder",
-                         way_out="do not use this model; nothing of it was read")
     target = draft / place
     if target.is_file() and _whole(target, told):
         return
@@ -96,8 +113,32 @@ def _file(name: str, revision: str, told: Any, draft: Path) -> None:
     part.replace(target)
 
 
-def _wanted(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in WANTED)
+def wanted(name: str, *, within: str = POOLING) -> bool:
+    """Whether a model may have this file, in its folder or in that of a module beside it; other copies of the weights
+    and other people's folders stay where they are."""
+    folder, _, last = name.rpartition("/")
+    return folder in ("", within) and any(fnmatch(last, pattern) for pattern in _WANTED)
+
+
+def _places(modules: Path) -> set[str]:
+    """The folders that sentence-transformers' list names beside the pooling's, which is fetched anyway."""
+    named = {str(m.get("path", "")) for m in read_list(modules) if isinstance(m, dict)}
+    return {place for place in named if place and "/" not in place} - {POOLING, PARTS}
+
+
+def _one(name: str, chosen: str, files: list[Any]) -> list[Any]:
+    """The GGUF file that was chosen, or the only one there is where nothing else holds weights; else all but those."""
+    ggufs = [f for f in files if f.rfilename.endswith(GGUF)]
+    if chosen:
+        ggufs = [f for f in ggufs if f.rfilename == chosen]
+    elif any(f.rfilename.endswith(".safetensors") for f in files) or not ggufs:
+        return [f for f in files if f not in ggufs]
+    if len(ggufs) != 1:
+        listed = ", ".join(f"{f.rfilename} ({(f.size or 0) / MIB:,.0f} MiB)" for f in files
+                           if f.rfilename.endswith(GGUF)) or "none"
+        raise ModelError(f"{name} holds no {chosen}, but {listed}" if chosen else
+                         f"{name} holds {len(ggufs)} GGUF files: {listed}", way_out=f"cutaway pull {name}:FILE")
+    return ggufs
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import IO
 
 from cutaway.errors import CutawayError, ModelError
 from cutaway.models.arrival import AWAY, Progress, watched
-from cutaway.models.hub import PARTS, WANTED, from_hub
+from cutaway.models.hub import PARTS, from_hub, wanted
 from cutaway.models.store import SOURCE, Source, place_of, similar_name, write_source
 from cutaway.models.whole import read_json
 from cutaway.records import digest, take_lock
@@ -194,7 +194,7 @@ def _taken(files: zipfile.ZipFile, entry: zipfile.ZipInfo, draft: Path) -> None:
     if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or "\0" in entry.filename or linked:
         raise ModelError(f"its archive holds {entry.filename!r}, which leads out of it",
                          way_out="do not use this file; nothing was kept")
-    if not entry.is_dir() and any(path.match(pattern) for pattern in WANTED):
+    if not entry.is_dir() and wanted(entry.filename):
         (draft / path).parent.mkdir(parents=True, exist_ok=True)
         with files.open(entry) as file:
             _copied(file, draft / path)

@@ -17,7 +17,8 @@ from cutaway.records import atomic_write
 from cutaway.settings import nearest
 
 SOURCE = "source.json"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+                  r"(?::[A-Za-z0-9][A-Za-z0-9._-]{0,150}\.gguf)?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ def models_folder() -> Path:
 def place_of(name: str) -> Path:
     """The folder of a name. Raises ModelError for what cannot be a name: it must not lead out of the folder."""
     if not NAME.fullmatch(name) or ".." in name:
-        raise ModelError(f"{name!r} is no name of a model", way_out="write NAME, or OWNER/NAME as on the hub")
+        raise ModelError(f"{name!r} is no name of a model",
+                         way_out="write NAME, OWNER/NAME as on the hub, or OWNER/NAME:FILE.gguf")
     return models_folder() / name.replace("/", "--")
 
 
