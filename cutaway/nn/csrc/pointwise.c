@@ -39,7 +39,7 @@ INLINE void add_norm_row(const float *xr, const void *delta, int64_t at, int del
   for (i = 0; i + LANES <= d; i += LANES) {
     vec v = *(const vec *)(src + i);
     if (center) v -= mean;
-    v *= s * *(const vec *)(w + i);
+    v = v * s * *(const vec *)(w + i);
     if (shift) v += *(const vec *)(shift + i);
     if (post) *(vec *)(tr + i) = v;
     vec_out(y, at + i, v, y_bf);
