@@ -117,7 +117,8 @@ def figure(racer: Contender, each: int) -> dict[str, float]:
     """Median units a second with the quartiles of the rounds, and memory."""
     rates = [r * each for r in racer.rates]
     low, middle, high = statistics.quantiles(rates, n=4) if len(rates) > 1 else rates * 3
-    return {"per_second": middle, "low": low, "high": high, "rounds": len(rates), "memory_bytes": racer.last["memory"]}
+    return {"per_second": middle, "low": low, "high": high, "rounds": len(rates), "memory_bytes": racer.last["memory"],
+            "first_seconds": racer.last["first_seconds"]}
 
 
 def kept(claim: Claim, racers: dict[str, Contender]) -> tuple[float, float]:
@@ -184,7 +185,7 @@ def main() -> None:
             print(f"\n{title}: {contest.unit} a second")
             for racer, f in sorted(figures[title].items(), key=lambda item: -item[1]["per_second"]):
                 print(f"  {racer:<37}{f['per_second']:>9,.1f}  {f['low']:>8,.1f}–{f['high']:<8,.1f}"
-                      f"{f['memory_bytes'] / 2**30:>6.2f} GiB", flush=True)
+                      f"{f['memory_bytes'] / 2**30:>6.2f} GiB   the first took {f['first_seconds']:.2f} s", flush=True)
             for words, claim in CLAIMS.items():
                 if claim.contest == title and {r.name for r in raced} & set(claim.peers):
                     ratios[words], memory[words] = kept(claim, {r.name: r for r in raced})

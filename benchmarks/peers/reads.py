@@ -39,4 +39,6 @@ def go(turns: Turns, build: Callable[[], Step]) -> None:
     turns.note |= {"load_seconds": time.perf_counter() - began, "loss": 0.0, "parameters": 0}
     with torch.inference_mode():
         for number in turns:
+            began = time.perf_counter()
             turns.note["loss"] = step(number)
+            turns.note.setdefault("first_seconds", time.perf_counter() - began)
