@@ -29,11 +29,12 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file()
 
 
-def open_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
-    """The model of a folder or file; of a folder of adapters its base with them beside. Raises ModelError where the
-    base is not on this machine, or is not the one that the adapters were learned beside."""
+def open_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, mapped: bool = False) -> Model:
+    """The model of a folder or file, ``mapped`` as ``load_model`` says; of a folder of adapters its base with them
+    beside. Raises ModelError where the base is not on this machine, or is not the one that the adapters were learned
+    beside."""
     *adapters, root = line_of(folder)
-    model, base = load_model(root, dtype=dtype), root
+    model, base = load_model(root, dtype=dtype, mapped=mapped), root
     for one in reversed(adapters):
         if base != root:
             model = merge(model)

@@ -99,8 +99,12 @@ def _public(part: Tensor, form: Form) -> Tensor:
     return (torch.cat((part.new_zeros(form.skip, *part.shape[1:]), part)) if form.skip else part).contiguous()
 
 
-def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> Model:
+def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None,
+               mapped: bool = False) -> Model:
     """The model of a folder, ours or a public one of the family; ``dtype`` is its arithmetic, weights are float32.
+
+    With ``mapped``, weights of products are the file itself where they lie in it as they are. That is for one who lays
+    them out anew: a library's products of weights that begin anywhere may differ in the last place.
 
     Raises ModelError naming the file that is missing, damaged or of another kind, and, where ``tokenizer`` is given,
     for a model that was made with another one.
@@ -118,7 +122,8 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
         raise ModelError(f"made with another tokenizer ({side['tokenizer_sha256'][:12]}, this one is "
                          f"{tokenizer.digest[:12]})", where=folder,
                          way_out="use the tokenizer in the model's own folder")
-    return filled(config, head, of_folder(folder, side.get("weights_sha256")), family, dtype, folder / WEIGHTS)
+    return filled(config, head, of_folder(folder, side.get("weights_sha256")), family, dtype, folder / WEIGHTS,
+                  mapped=mapped)
 
 
 def stored_small(folder: str | Path) -> bool:

@@ -74,7 +74,7 @@ def _cast(light: Model, dtype: torch.dtype) -> Model:
 
 def _pack(light: Model, precision: Packing) -> None:
     if precision == "int8" and packs(torch.zeros(1, 2), precision) is None:
-        raise MachineError("no dot products of int8 are here (AVX512-VNNI and a C compiler)",
+        raise MachineError("no dot products of int8 are here (they need AVX2 and a C compiler)",
                           way_out="ask for bfloat16 or float32")
     for part in list(light.modules()):
         for name, child in list(part.named_children()):

@@ -27,6 +27,7 @@ from cutaway.models.whole import CONFIG, read_json
 from cutaway.nn.linear import packs
 
 Asked = Precision | Literal["stored"]  # stored: float32 for a file of float32, bfloat16 for one of fewer bits
+LAID_OUT = ("bfloat16", "int8")  # precisions whose weights are not those that were read
 BAG = "bag"  # the kind in a bag of words' config.json
 
 
@@ -37,12 +38,12 @@ def open_language_model(folder: str | Path, *, precision: Asked = "float32",
     folder = Path(folder)
     kind = _kind(folder)
     if kind == NGRAM:
-        if precision in ("bfloat16", "int8"):
+        if precision in LAID_OUT:
             raise ModelError(f"counts, and has no products of {precision}", where=folder, way_out="leave it out")
         return load_ngram(folder)
     if kind == BAG:
         raise ModelError("gives labels, not text", where=folder, way_out="name a language model")
-    model = open_model(folder)
+    model = open_model(folder, mapped=precision in LAID_OUT and not is_adapter(folder))
     if is_adapter(folder):
         model = merge(model)
     gives = {"scalar": "scores", "classes": "labels", "vector": "vectors"}.get(model.head_kind)
@@ -84,7 +85,7 @@ def open_embedder(folder: str | Path, *, too_long: TooLong = "refuse", precision
     folder = Path(folder)
     if _kind(folder) in (BAG, NGRAM):
         raise ModelError("gives no vectors", where=folder, way_out="name an encoder, such as all-minilm-l6-v2")
-    model = load_model(folder)
+    model = load_model(folder, mapped=precision in LAID_OUT)
     if model.head_kind != "vector":
         raise ModelError(f"gives {model.head_kind}, not vectors", where=folder,
                          way_out="name a model that was made for them, such as all-minilm-l6-v2")

@@ -19,6 +19,7 @@ from cutaway.models.heads import Head
 from cutaway.models.model import Model, blank
 from cutaway.models.transformer import TransformerConfig
 from cutaway.models.whole import AGAIN, WEIGHTS, check_digest, damaged, read_json
+from cutaway.nn.linear import Linear
 
 INDEX = "model.safetensors.index.json"
 
@@ -76,8 +77,10 @@ def _lying(file: Any, name: str) -> Stored:
                   mapped=True, small=kind not in ("F32", "F64"))
 
 
-def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path) -> Model:
-    """The model of a configuration with a file's numbers. Raises ModelError where the two do not belong together."""
+def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path, *,
+           mapped: bool = False) -> Model:
+    """The model of a configuration with a file's numbers; ``mapped``: weights of products are the file itself, and no
+    copy, where they lie in it as they are. Raises ModelError where the two do not belong together."""
     if config.num_layers > max(1, len(tensors)):
         raise ModelError(f"holds {len(tensors)} tensors, and config.json says {config.num_layers} layers", where=where,
                          way_out=AGAIN)
@@ -89,6 +92,8 @@ def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: tor
         raise ModelError(f"config.json says sizes that cannot be ({str(error)[:80]})", where=where,
                          way_out=AGAIN) from None
     model = blank(config, head=head, compute_dtype=dtype)
+    if mapped:
+        _take(model, tensors, family)
     _assign(model, tensors, family)
     _refuse_left(model, tensors, family, where)
     return model
@@ -131,10 +136,21 @@ def _check(sketch: Model, tensors: Tensors, family: Family, where: Path) -> None
                              way_out=AGAIN)
 
 
+def _take(model: Model, tensors: Tensors, family: Family) -> None:
+    """Let the file be the weights of products that lie in it as they are."""
+    weights = {f"{name}.weight": part.weight for name, part in model.named_modules() if isinstance(part, Linear)}
+    for ours, public in family.names(model.config, model.head_spec):
+        whole = ours in weights and len(public) == 1 and not family.forms(ours, model.config)
+        if whole and (stored := tensors[public[0]]).mapped and (found := stored.read()).dtype == weights[ours].dtype:
+            weights[ours].data = found
+
+
 def _assign(model: Model, tensors: Tensors, family: Family) -> None:
     for name, part, form in _parts(model, family):
         stored = tensors.pop(name)
         found = stored.read()
+        if found.data_ptr() == part.data_ptr():  # the file itself
+            continue
         part.copy_(found.T if form.turned else found[form.skip :])
         if form.shift:
             part.add_(form.shift)

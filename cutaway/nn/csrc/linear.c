@@ -2,17 +2,14 @@
 // What follows a product (a bias, an activation, a gate) is done while its sums are in registers' reach. A row's output
 // does not depend on the rows beside it.
 //
-// bfloat16 on AVX512-BF16 only (with AMX the library is faster). int8 on AVX512-VNNI: weights have a scale an output,
+// bfloat16 on AVX512-BF16 only (with AMX the library is faster). int8 as int8.h says: weights have a scale an output,
 // inputs one for each GROUP of a row, found when it is read, so that one large number takes the precision of its group
 // and not of the row (as llama.cpp's Q8_0); sums of a group are exact.
 #include "activation.h"
+#include "int8.h"
 #include "product.h"
 
-#define PANEL 32        // outputs whose weights lie together: pair (or four) k of output n at k * PANEL + n
 #define TOGETHER 96     // rows that pass by a panel while it lies in the nearest cache
-#define GROUP 64        // inputs that share a scale
-#define ROWS_INT8 24    // rows whose sums exist at once, of which six are in registers
-#define ZERO 128        // what an int8 input is raised by, for a unit that multiplies unsigned by signed
 enum { NOTHING = -1, RELU = 3 };  // beside activation.h's
 
 typedef struct {
@@ -32,7 +29,7 @@ int linear_packs(void) {
 #elif defined(__AVX512BF16__)
   packs |= 1;
 #endif
-#ifdef __AVX512VNNI__
+#ifdef INT8
   packs |= 2;
 #endif
   return packs;
@@ -110,81 +107,6 @@ static void put_rows(const Plan *plan, float *sums, int64_t rows, int64_t n, voi
   }
 }
 
-// a row of bfloat16 as unsigned bytes around ZERO, filled up to `wide`, and the scale of each group
-INLINE void to_bytes(const uint16_t *x, int64_t K, int64_t wide, uint8_t *out, float *scales) {
-  for (int64_t start = 0; start < K; start += GROUP) {
-    int64_t end = K - start < GROUP ? K : start + GROUP, i = start;
-    vec top = {}, none = {};
-    float most = 0, strange = 0;  // becomes NaN by one that is no number
-    for (; i + LANES <= end; i += LANES) {
-      vec v = vec_in(x, i, 1);
-      none += v * 0.0f;
-      top = vec_max(top, (vec)((ivec)v & 0x7fffffff));
-    }
-    for (; i < end; i++) {
-      most = fmaxf(most, fabsf(one_in(x, i, 1)));
-      strange += one_in(x, i, 1) * 0.0f;
-    }
-    most = fmaxf(most, vec_most(top));
-    scales[start / GROUP] = most / 127.0f + strange + vec_sum(none);
-    float inverse = most > 0 ? 127.0f / most : 0;
-    i = start;
-#ifdef __AVX512F__
-    for (; i + LANES <= end; i += LANES) {
-      __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)(vec_in(x, i, 1) * inverse)), _mm512_set1_epi32(ZERO));
-      _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtepi32_epi8(q));
-    }
-#endif
-    for (; i < end; i++) {
-      float q = one_in(x, i, 1) * inverse;
-      out[i] = q == q ? (uint8_t)(lrintf(q) + ZERO) : ZERO;
-    }
-  }
-  for (int64_t i = K; i < wide; i++) out[i] = ZERO;
-}
-
-// R rows of sums of a panel: those of a group are whole numbers, and are scaled before they are added up
-#ifdef __AVX512VNNI__
-#define ROWS(R) { \
-    vec acc[R][2] = {}; \
-    for (int64_t g = 0; g < groups; g++) { \
-      __m512i whole[R][2], zero[2] = {_mm512_loadu_si512(sums + g * PANEL), _mm512_loadu_si512(sums + g * PANEL + LANES)}; \
-      for (int i = 0; i < R; i++) whole[i][0] = zero[0], whole[i][1] = zero[1]; \
-      int64_t until = (g + 1) * (GROUP / 4) < fours ? (g + 1) * (GROUP / 4) : fours; \
-      for (int64_t k = g * (GROUP / 4); k < until; k++) { \
-        __m512i b0 = _mm512_loadu_si512(B + k * PANEL), b1 = _mm512_loadu_si512(B + k * PANEL + LANES); \
-        for (int i = 0; i < R; i++) { \
-          int32_t four; \
-          memcpy(&four, A + (m + i) * lda + 4 * k, 4); \
-          __m512i a = _mm512_set1_epi32(four); \
-          whole[i][0] = _mm512_dpbusd_epi32(whole[i][0], a, b0), whole[i][1] = _mm512_dpbusd_epi32(whole[i][1], a, b1); \
-        } \
-      } \
-      for (int i = 0; i < R; i++) \
-        for (int j = 0; j < 2; j++) \
-          acc[i][j] += __builtin_convertvector((ivec)whole[i][j], vec) * inputs[(m + i) * groups + g]; \
-    } \
-    for (int i = 0; i < R; i++) \
-      for (int j = 0; j < 2; j++) *(vec *)(C + (m + i) * PANEL + j * LANES) = acc[i][j] * *(vec *)(scales + j * LANES); \
-    m += R; \
-  }
-static void product_int8(const Plan *plan, int64_t n, int64_t M, const uint8_t *A, int64_t lda, const float *inputs,
-                         float *C) {
-  int64_t fours = (plan->K + 3) / 4, groups = (plan->K + GROUP - 1) / GROUP, m = 0;
-  const int32_t *B = (const int32_t *)plan->panels + n / PANEL * fours * PANEL;
-  const int32_t *sums = plan->sums + n / PANEL * groups * PANEL;
-  const float *scales = plan->scales + n;
-  while (m + 6 <= M) ROWS(6)
-  if (m + 4 <= M) ROWS(4)
-  if (m + 2 <= M) ROWS(2)
-  if (m < M) ROWS(1)
-}
-#undef ROWS
-#else
-static void product_int8(const Plan *plan, int64_t n, int64_t M, const uint8_t *A, int64_t lda, const float *inputs,
-                         float *C) {}  // linear_packs says that this processor does not
-#endif
-
 // x (M, K) bfloat16 -> out (M, N), or (M, N / 2) behind a gate
 void linear(const Plan *given, const uint16_t *x, int64_t M, void *out, int out_bf) {
   const Plan plan = *given;
@@ -205,7 +127,10 @@ void linear(const Plan *given, const uint16_t *x, int64_t M, void *out, int out_
       int64_t n = at % columns * PANEL, last = at / columns * TOGETHER + TOGETHER;
       for (int64_t m = last - TOGETHER; m < M && m < last; m += chunk) {
         int64_t rows = M - m < chunk ? M - m : chunk;
-        if (plan.scales) product_int8(&plan, n, rows, bytes + m * lda, lda, scales + m * groups, sums);
+        if (plan.scales)
+          product_int8(rows, plan.K, bytes + m * lda, lda, scales + m * groups,
+                       (const int32_t *)plan.panels + n / PANEL * (lda / 4) * PANEL, plan.scales + n,
+                       plan.sums + n / PANEL * groups * PANEL, sums);
         else
           product(rows, PANEL, plan.K / 2, x + m * plan.K, plan.K,
                   (const pair *)plan.panels + n / PANEL * (plan.K / 2) * PANEL, PANEL, sums, PANEL, 0);

@@ -23,6 +23,7 @@ static int omp_get_thread_num(void) { return 0; }
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t half16 __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint8_t bytes16 __attribute__((vector_size(LANES), aligned(1)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4)));
 #define INLINE static inline __attribute__((always_inline))
 
