@@ -34,7 +34,7 @@ def for_reading(model: Model, precision: Precision | None = None, *, in_place: b
     """A copy that reads and writes faster, with products of ``precision``, which is ``compute_dtype`` if not given; or
     the model itself made so, which needs no memory for two.
 
-    It learns nothing and is not saved. In bfloat16 its numbers differ from the model's in the last place; in int8 every
+    It learns nothing and is not saved. Its numbers differ from the model's in the last place; in int8 every
     weight is rounded to 255 steps of its output's largest, and every 64 inputs likewise. Raises MachineError for
     int8 where this processor has no dot products for it, and ModelError where one of the products cannot be made of
     them (a recurrent network's loop).
@@ -44,8 +44,7 @@ def for_reading(model: Model, precision: Precision | None = None, *, in_place: b
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     light = model.eval() if in_place else _copied(model, dtype)
     light.compute_dtype = dtype
-    if precision != "float32":
-        _pack(light, precision)
+    _pack(light, precision)
     return _cast(light, dtype)
 
 
