@@ -59,15 +59,6 @@ class LanguageModel(Protocol):
     @property
     def reads_source(self) -> bool: ...
     def new_state(self, rows: int, *, capacity: int, sources: Sources | None = None) -> State: ...
-    def new_pages(self, count: int) -> PagedStack | None:
-        """Room for ``count`` pages of keys and values of many sequences; None where the model has no such pages."""
-        return PagedStack(self.backbone, count, dtype=self.compute_dtype) if isinstance(self.backbone, Stack) else None
-
-    def read(self, reading: Reading, pages: PagedStack) -> Tensor:
-        """Logits ``(R, V)`` at the places of ``reading`` where they are wanted; the pages hold what was read."""
-        out: Tensor = self.head(pages.hidden(reading))
-        return out
-
     def logits(self, tokens: Tensor, state: State, *, counts: Tensor | None = None, every: bool = False) -> Tensor: ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import CDLL, Structure, byref, c_int, c_int64, c_void_p
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutaway.device import large_pages
 from cutaway.nn.kernels import library_for, pointer
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -16,7 +18,8 @@ After = Literal[Activation, "relu"]
 KERNEL_OF: dict[After, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # their numbers in csrc
 Packing = Literal["float32", "bfloat16", "int8"]
 _KINDS: dict[Packing, int] = {"bfloat16": 0, "int8": 1, "float32": 2}  # their numbers in csrc/linear.h
-_PANEL, _GROUP = 32, 64  # of csrc/linear.c
+_PANEL, _GROUP = 32, 64  # of csrc/int8.h
+_LINE = 64  # bytes of a cache line
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -119,7 +122,7 @@ class PackedLinear(nn.Module):
         self.panels = torch.empty(padded * (-(-inputs // 4)), dtype=torch.int32)
         self.scales = torch.empty(padded)
         self.sums = torch.empty(padded * (-(-inputs // _GROUP)), dtype=torch.int32)
-        self.lib.linear_pack_int8(pointer(weight), *size, pointer(self.panels), pointer(self.scales), pointer(self.sums))
+        self.lib.linear_pack_int8(pointer(weight), *size, *map(pointer, (self.panels, self.scales, self.sums)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         return self  # nothing in it changes
@@ -131,6 +134,17 @@ class PackedLinear(nn.Module):
         self.lib.linear(byref(self.plan), pointer(x), c_int(x.dtype == torch.bfloat16),
                         c_int64(x.numel() // self.inputs), pointer(out), c_int(out.dtype == torch.bfloat16))
         return out
+
+
+def lay_together(linears: Sequence[PackedLinear]) -> None:
+    """Move their weights into one piece of memory, in this order: they are read from end to end at every token."""
+    sizes = [-(-one.panels.nbytes // _LINE) * _LINE for one in linears]
+    room, start = large_pages(sum(sizes)), 0
+    for one, size in zip(linears, sizes, strict=True):
+        part = room[start : start + one.panels.nbytes].view(one.panels.dtype)
+        part.copy_(one.panels)
+        one.panels, start = part, start + size
+        one.plan.panels = pointer(part)
 
 
 def packs(weight: Tensor, precision: Packing) -> CDLL | None:

@@ -1,9 +1,9 @@
-"""Keys and values in pages, and a decoder that reads any pieces of many sequences in one pass over them (Kwon 2023, arXiv
-2309.06180).
+"""Keys and values in pages, and a decoder that reads any pieces of many sequences in one pass over them (Kwon 2023,
+arXiv 2309.06180).
 
-On a CPU with weights laid out for it (``nn.linear``) all layers are one call of ``csrc/step.c``, and a token's bits do not
-depend on what is read beside it, on how its prompt was cut, or on which of its pages another sequence wrote. Elsewhere the
-plain pass is taken, sequence by sequence.
+On a CPU with weights laid out for it (``nn.linear``) all layers are one call of ``csrc/step.c``, and a token's bits do
+not depend on what is read beside it, on how its prompt was cut, or on which of its pages another sequence wrote.
+Elsewhere the plain pass is taken, sequence by sequence.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class PagedStack:
         x = self.stack._embedded(batch, None)[0].contiguous()
         # the embedding's rows may be the weight itself, which the pass would write to
         out = torch.empty((len(reading.wanted), x.shape[1]), dtype=self._net.dtype)
-        parts = [np.ascontiguousarray(a, np.int32) for a in (reading.begins, reading.before, reading.pages, reading.wanted)]
+        given = (reading.begins, reading.before, reading.pages, reading.wanted)
+        parts = [np.ascontiguousarray(a, np.int32) for a in given]
         begins, before, pages, wanted = (a.ctypes.data for a in parts)
         ragged = _Ragged(len(reading.before), len(x), len(reading.wanted), begins, before, pages,
                          reading.pages.shape[1], wanted)
@@ -101,7 +102,8 @@ class PagedStack:
             pages = torch.from_numpy(reading.pages[i].astype(np.int64)).to(self.keys.device)
             pages = pages[: -(-(before + end - begin) // PAGE)]
             state = self._gathered(pages, before)
-            hidden = self.stack(Batch(reading.tokens[None, begin:end].to(self.keys.device)), dtype=self.dtype, state=state)
+            batch = Batch(reading.tokens[None, begin:end].to(self.keys.device))
+            hidden = self.stack(batch, dtype=self.dtype, state=state)
             self._scatter(state, pages, before, before + end - begin)
             inside = reading.wanted[(reading.wanted >= begin) & (reading.wanted < end)] - begin
             out.append(hidden[0, torch.from_numpy(inside.astype(np.int64)).to(hidden.device)])
@@ -124,8 +126,8 @@ class PagedStack:
 class _Ragged(Structure):
     """``Ragged`` of paged.h."""
 
-    _fields_ = (("parts", c_int64), ("tokens", c_int64), ("outputs", c_int64), ("begins", c_void_p), ("before", c_void_p),
-                ("pages", c_void_p), ("width", c_int64), ("wanted", c_void_p))
+    _fields_ = (("parts", c_int64), ("tokens", c_int64), ("outputs", c_int64), ("begins", c_void_p),
+                ("before", c_void_p), ("pages", c_void_p), ("width", c_int64), ("wanted", c_void_p))
 
 
 class _Look(Structure):
@@ -133,7 +135,8 @@ class _Look(Structure):
 
     _fields_ = (("heads", c_int64), ("kv_heads", c_int64), ("size", c_int64), ("bf", c_int), ("cache_bf", c_int),
                 ("scale", c_float), ("eps", c_float), ("query_norm", c_void_p), ("key_norm", c_void_p),
-                ("cosines", c_void_p), ("sines", c_void_p), ("window", c_int64), ("keys", c_void_p), ("values", c_void_p))
+                ("cosines", c_void_p), ("sines", c_void_p), ("window", c_int64), ("keys", c_void_p),
+                ("values", c_void_p))
 
 
 class _Scale(Structure):
@@ -145,8 +148,8 @@ class _Scale(Structure):
 class _Layer(Structure):
     """``Layer`` of step.c."""
 
-    _fields_ = (("first", _Scale), ("mixed", _Scale), ("second", _Scale), ("fed", _Scale), ("qkv", Plan), ("out", Plan),
-                ("up", Plan), ("down", Plan), ("look", _Look))
+    _fields_ = (("first", _Scale), ("mixed", _Scale), ("second", _Scale), ("fed", _Scale), ("qkv", Plan),
+                ("out", Plan), ("up", Plan), ("down", Plan), ("look", _Look))
 
 
 class _Struct(Structure):
@@ -182,9 +185,9 @@ def _net(stack: Stack, keys: Tensor, values: Tensor) -> _Net | None:
     layers = (_Layer * len(packed))()
     for index, (block, products) in enumerate(zip(stack.blocks, packed, strict=True)):
         assert isinstance(block, Block)
-        layers[index] = _Layer(*(_scale(n) for n in (block.attention_norm, block.attention_after, block.feedforward_norm,
-                                                     block.feedforward_after)),
-                               *(p.plan for p in products), _look(stack, block, keys[index], values[index], dtype))
+        norms = (block.attention_norm, block.attention_after, block.feedforward_norm, block.feedforward_after)
+        look = _look(stack, block, keys[index], values[index], dtype)
+        layers[index] = _Layer(*map(_scale, norms), *(p.plan for p in products), look)
     struct = _Struct(len(packed), layout.width, layout.eps, layout.norm == "layer", dtype == torch.bfloat16,
                      cast(pointer(layers), POINTER(_Layer)), _scale(stack.norm))
     return _Net(packed[0][0].lib, struct, layers, dtype)

@@ -1,5 +1,5 @@
-"""Pages: whatever is read beside a sequence, however its prompt is cut and whichever pages it has, the bits are the same,
-and near those of the model that reads it whole."""
+"""Pages: whatever is read beside a sequence, however its prompt is cut and whichever pages it has, the bits are the
+same, and near those of the model that reads it whole."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def test_bits_do_not_depend_on_company_chunks_or_pages(name: str, precision: Pre
     assert pages is not None and alone is not None
     order = draw.sample(range(count * 4), count * 4)
     own = [order[4 * i : 4 * i + 4] for i in range(count)]
-    pages.keys.fill_(torch.nan), pages.values.fill_(torch.nan)  # what others left there
+    for left in (pages.keys, pages.values):
+        left.fill_(torch.nan)  # of others
     done = [0] * count
     while any(done[i] < len(rows[i]) for i in range(count)):
         parts, ends, flat = [], [], 0
@@ -102,6 +103,7 @@ def test_bits_do_not_depend_on_company_chunks_or_pages(name: str, precision: Pre
         found = model.read(Reading.of([(t, done[i], own[i]) for i, t in parts], ends), pages)
         for (i, chunk_tokens), logits in zip(parts, found, strict=True):
             done[i] += len(chunk_tokens)
-            assert torch.equal(logits, model.read(Reading.of([(rows[i][: done[i]], 0, range(4))], [done[i] - 1]), alone)[0])
+            whole = Reading.of([(rows[i][: done[i]], 0, range(4))], [done[i] - 1])
+            assert torch.equal(logits, model.read(whole, alone)[0])
 
 

@@ -14,6 +14,7 @@
 
 #define PANEL 32        // outputs whose weights lie together: pair (or four) k of output n at k * PANEL + n
 #define GROUP 64        // inputs that share a scale
+#define AHEAD 2048       // bytes of weights that are on their way while one row passes by
 #define ROWS_AT_ONCE 24  // rows whose sums exist at once, of which some are in registers
 
 // to the nearest whole numbers, of two the even one
@@ -91,6 +92,8 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
         int64_t until = (g + 1) * (GROUP / 4) < fours ? (g + 1) * (GROUP / 4) : fours; \
         for (int64_t k = g * (GROUP / 4); k < until; k++) { \
           __m256i b[V], size[V]; \
+          if (R == 1) \
+            for (int j = 0; j < 2; j++) _mm_prefetch((const char *)(B + k * PANEL + at) + AHEAD + 64 * j, _MM_HINT_T0); \
           for (int j = 0; j < V; j++) { \
             b[j] = _mm256_loadu_si256((const __m256i *)(B + k * PANEL + at + 8 * j)); \
             size[j] = _mm256_abs_epi8(b[j]); \

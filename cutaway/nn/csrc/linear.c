@@ -135,18 +135,25 @@ static void product_float(int64_t M, int64_t K, const float *A, int64_t lda, con
 int64_t linear_bytes(int64_t K, int64_t M) { return M * ((K + 3) / 4 * 4); }
 int64_t linear_scales(int64_t K, int64_t M) { return M * ((K + GROUP - 1) / GROUP); }
 
-// a panel by some rows
-static void panel(const Plan *plan, const void *x, int64_t m, int64_t rows, int64_t n, const uint8_t *bytes,
-                  const float *scales, float *sums) {
+// a panel by `rows` rows from m on
+static void panel_by(const Plan *plan, const void *x, int64_t m, int64_t rows, int64_t n, const uint8_t *bytes,
+                     const float *scales, void *out, int out_bf, int add) {
+  float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
   int64_t K = plan->K, lda = (K + 3) / 4 * 4, groups = (K + GROUP - 1) / GROUP, p = n / PANEL;
-  if (plan->precision == INT8_GROUPS)
-    product_int8(rows, K, bytes + m * lda, lda, scales + m * groups, (const int32_t *)plan->panels + p * (lda / 4) * PANEL,
-                 plan->scales + n, plan->sums + p * groups * PANEL, sums);
-  else if (plan->precision == FLOAT32)
-    product_float(rows, K, (const float *)x + m * K, K, (const float *)plan->panels + p * K * PANEL, sums);
-  else
-    product(rows, PANEL, K / 2, (const uint16_t *)x + m * K, K, (const pair *)plan->panels + p * (K / 2) * PANEL, PANEL,
-            sums, PANEL, 0);
+  int64_t chunk = plan->precision == BFLOAT16 ? TILE_ROWS : ROWS_AT_ONCE;
+  for (int64_t end = m + rows; m < end; m += chunk) {
+    rows = end - m < chunk ? end - m : chunk;
+    if (plan->precision == INT8_GROUPS)
+      product_int8(rows, K, bytes + m * lda, lda, scales + m * groups,
+                   (const int32_t *)plan->panels + p * (lda / 4) * PANEL, plan->scales + n, plan->sums + p * groups * PANEL,
+                   sums);
+    else if (plan->precision == FLOAT32)
+      product_float(rows, K, (const float *)x + m * K, K, (const float *)plan->panels + p * K * PANEL, sums);
+    else
+      product(rows, PANEL, K / 2, (const uint16_t *)x + m * K, K, (const pair *)plan->panels + p * (K / 2) * PANEL, PANEL,
+              sums, PANEL, 0);
+    put_rows(plan, sums, rows, n, out, m, out_bf, add);
+  }
 }
 
 void linear_shared(const Plan *plan, const void *x, int x_bf, int64_t M, void *out, int out_bf, int add,
@@ -154,7 +161,6 @@ void linear_shared(const Plan *plan, const void *x, int x_bf, int64_t M, void *o
   int64_t columns = (plan->N + PANEL - 1) / PANEL, blocks = (M + TOGETHER - 1) / TOGETHER;
   int64_t share = 1 + columns * blocks / 32;  // a thread that is held up does less
   int64_t K = plan->K, lda = (K + 3) / 4 * 4, groups = (K + GROUP - 1) / GROUP;
-  int64_t chunk = plan->precision == BFLOAT16 ? TILE_ROWS : ROWS_AT_ONCE;
   uint8_t *bytes = room->bytes;
   float *scales = room->scales;
   if (plan->precision == INT8_GROUPS && M <= ALONE) {
@@ -164,15 +170,15 @@ void linear_shared(const Plan *plan, const void *x, int x_bf, int64_t M, void *o
 #pragma omp for schedule(static)
     for (int64_t m = 0; m < M; m++) to_bytes(x, x_bf, m * K, K, lda, bytes + m * lda, scales + m * groups);
   }
+  if (M <= ALONE) {  // each thread reads its weights from end to end
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < columns; p++) panel_by(plan, x, 0, M, p * PANEL, bytes, scales, out, out_bf, add);
+    return;
+  }
 #pragma omp for schedule(dynamic, share)
   for (int64_t at = 0; at < columns * blocks; at++) {
-    float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
-    int64_t n = at % columns * PANEL, last = at / columns * TOGETHER + TOGETHER;
-    for (int64_t m = last - TOGETHER; m < M && m < last; m += chunk) {
-      int64_t rows = M - m < chunk ? M - m : chunk;
-      panel(plan, x, m, rows, n, bytes, scales, sums);
-      put_rows(plan, sums, rows, n, out, m, out_bf, add);
-    }
+    int64_t begin = at / columns * TOGETHER, rows = M - begin < TOGETHER ? M - begin : TOGETHER;
+    panel_by(plan, x, begin, rows, at % columns * PANEL, bytes, scales, out, out_bf, add);
   }
 }
 
