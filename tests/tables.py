@@ -29,6 +29,12 @@ class Tape:
         chosen = rows.tolist()
         return Tape([list(self.tokens[r]) for r in chosen], self.capacity, [self.sources[r] for r in chosen])
 
+    def join(self, others: Sequence[Tape], *, capacity: int) -> Tape:
+        alike = (self, *others)
+        assert capacity <= CONTEXT
+        return Tape([t for s in alike for t in s.tokens], max(capacity, self.capacity),
+                    [t for s in alike for t in s.sources])
+
     def truncate(self, lengths: Tensor) -> None:
         self.tokens = [t[:n] for t, n in zip(self.tokens, lengths.tolist(), strict=True)]
 
