@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.request import Alternative, FinishReason, Request, Scores
-from cutaway.generate.sample import Chain, Seen, chain, keys, penalised, uniforms
+from cutaway.generate.sample import Chain, Seen, chain, keys, uniforms
 from cutaway.generate.track import Track
 
 FINISH: tuple[FinishReason | None, ...] = (None, "stop", "length")
@@ -93,11 +93,11 @@ class Draw:
         known = {} if before is None else {live: i for i, live in enumerate(before.lives)}
         old = [known[live] for live in lives if live in known]
         self.chain = self._chain(before, old)
-        self.seen = self._seen(before, old, known) if any(penalised(r.sampling) for r in requests) else None
+        self.seen = self._seen(before, old, known) if self.chain.penalises else None
 
     def _chain(self, before: Draw | None, old: Sequence[int]) -> Chain:
         if before is not None and len(old) == len(self.lives):
-            return before.chain.select(torch.tensor(old, device=self.device))
+            return before.chain.select(torch.tensor(old, dtype=torch.long, device=self.device))
         return chain([live.request.sampling for live in self.lives], vocab_size=self.vocab_size, device=self.device)
 
     def _seen(self, before: Draw | None, old: Sequence[int], known: dict[Live, int]) -> Seen:
@@ -108,7 +108,7 @@ class Draw:
         if not known:
             return made
         assert before is not None and before.seen is not None
-        both = before.seen.select(torch.tensor(old, device=self.device)).join(made)
+        both = before.seen.select(torch.tensor(old, dtype=torch.long, device=self.device)).join(made)
         place = {live: i for i, live in enumerate([*(live for live in self.lives if live in known), *new])}
         return both.select(torch.tensor([place[live] for live in self.lives], device=self.device))
 

@@ -146,6 +146,11 @@ class Chain:
     greedy: Tensor | None
     all_greedy: bool
 
+    @property
+    def penalises(self) -> bool:
+        """Whether it asks what has been said."""
+        return any(isinstance(link, Penalties) for link in self.links)
+
     def __call__(self, logits: Tensor, uniform: Tensor | None, seen: Seen | None = None) -> Tensor:
         """Tokens ``(B,)`` drawn with one uniform number a row, ``(B,)`` float64 (unused where greedy)."""
         return self.drawn(self.shaped(logits, seen), uniform)
