@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cutaway.generate.paged import paged
 from cutaway.generate.prefill import append
 from cutaway.generate.track import Part
-from cutaway.models.model import LanguageModel, State
+from cutaway.models.model import LanguageModel, Model, State
 
 COMPACT = 0.75  # leave finished rows in place until a quarter is idle: a selection copies all the others
 ENOUGH, ALIKE = 192, 0.7  # tokens that keep a processor busy; a length that shares rows with 1 without much padding
@@ -43,7 +44,8 @@ class Runner(Protocol):
 
 def runner_for(model: LanguageModel, *, max_rows: int) -> Runner:
     """The fastest there is for ``model``."""
-    return StateRunner(model, max_rows=max_rows)
+    over_pages = paged(model, max_rows=max_rows) if isinstance(model, Model) else None
+    return StateRunner(model, max_rows=max_rows) if over_pages is None else over_pages
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from cutaway.models.heads import (
 )
 from cutaway.nn.block import Stack
 from cutaway.nn.init import initialise
-from cutaway.nn.paged import PagedStack, Reading
+from cutaway.nn.paged import PagedStack, Reading, page_bytes
 
 Sources = Sequence[Sequence[int]]
 
@@ -198,6 +198,11 @@ class Model(nn.Module):
             return state
         state = self.backbone.new_state(rows, capacity=capacity, dtype=self.compute_dtype, sources=sources)
         return state
+
+    @property
+    def page_bytes(self) -> int | None:
+        """What a page of keys and values takes; None where the model has no such pages."""
+        return page_bytes(self.backbone, self.compute_dtype) if isinstance(self.backbone, Stack) else None
 
     def new_pages(self, count: int) -> PagedStack | None:
         """Room for ``count`` pages of keys and values of many sequences; None where the model has no such pages."""

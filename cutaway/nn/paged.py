@@ -64,11 +64,11 @@ class PagedStack:
     """A causal ``stack`` with room for ``count`` pages of its keys and values, which it keeps in ``dtype``."""
 
     def __init__(self, stack: Stack, count: int, *, dtype: torch.dtype) -> None:
-        self.stack, self.dtype = stack, dtype
+        self.stack, self.dtype, self.count = stack, dtype, count
         _, kv_heads, size = stack.layout.heads
         shape, device = (len(stack.blocks), count, kv_heads), stack.embedding.weight.device
-        self.keys = torch.zeros(*shape, size, PAGE, dtype=dtype, device=device)
-        self.values = torch.zeros(*shape, PAGE, size, dtype=dtype, device=device)
+        self.keys = torch.empty(*shape, size, PAGE, dtype=dtype, device=device)  # a page is cleared when it is begun
+        self.values = torch.empty(*shape, PAGE, size, dtype=dtype, device=device)
         self._net = _net(stack, self.keys, self.values)
 
     @property
@@ -112,8 +112,9 @@ class PagedStack:
     def _gathered(self, pages: Tensor, length: int) -> KVCache:
         keys = [k[pages].permute(1, 0, 3, 2).flatten(1, 2)[None] for k in self.keys]  # (1, Hkv, pages * PAGE, D)
         values = [v[pages].transpose(0, 1).flatten(1, 2)[None] for v in self.values]
-        return KVCache([k.contiguous() for k in keys], [v.contiguous() for v in values],
-                       torch.tensor([length], device=self.keys.device))
+        for tensor in (*keys, *values):
+            tensor[:, :, length:] = 0  # what others left there is multiplied by 0
+        return KVCache(keys, values, torch.tensor([length], device=self.keys.device))
 
     def _scatter(self, state: KVCache, pages: Tensor, start: int, end: int) -> None:
         at = torch.arange(start, end, device=pages.device)
@@ -121,6 +122,12 @@ class PagedStack:
         for layer, (k, v) in enumerate(zip(state.keys, state.values, strict=True)):
             self.keys[layer][page, :, :, slot] = k[0, :, start:end].transpose(0, 1)
             self.values[layer][page, :, slot] = v[0, :, start:end].transpose(0, 1)
+
+
+def page_bytes(stack: Stack, dtype: torch.dtype) -> int:
+    """What a page takes, in all layers."""
+    _, kv_heads, size = stack.layout.heads
+    return 2 * len(stack.blocks) * kv_heads * size * PAGE * dtype.itemsize
 
 
 class _Ragged(Structure):

@@ -68,6 +68,8 @@ def test_the_plain_pass_over_pages_is_the_whole_pass(name: str, monkeypatch: pyt
     model, first, second = _model(name, "float32"), _tokens(41, 1), _tokens(30, 2)
     pages = model.new_pages(8)
     assert pages is not None and not pages.exact
+    for left in (pages.keys, pages.values):
+        left.fill_(torch.nan)  # of others
     one, two = [4, 0, 2], [1, 7, 3]
     model.read(Reading.of([(first[:17], 0, one), (second[:29], 0, two)], []), pages)
     found = model.read(Reading.of([(second[29:], 29, two), (first[17:], 17, one)], [0, 24]), pages)

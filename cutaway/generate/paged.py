@@ -1,0 +1,46 @@
+"""The runner over real pages: a transformer decoder reads the parts of a step in one pass (see ``nn.paged``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from cutaway.device import memory_bytes
+from cutaway.generate.track import Part
+from cutaway.models.model import Model
+from cutaway.nn.paged import PAGE, PagedStack, Reading
+
+SHARE = 0.25  # of the machine's memory, for pages: they take it when they are first written to
+
+
+class PagedRunner:
+    """A model whose weights are laid out (``models.light``)."""
+
+    shares_pages = True
+
+    def __init__(self, model: Model, pages: PagedStack) -> None:
+        self.model, self.pages, self.exact = model, pages, pages.exact
+        self.vocab_size, self.context_length = model.vocab_size, model.context_length
+        self.page_size, self.num_pages = PAGE, pages.count
+
+    def run(self, parts: Sequence[Part], *, every: bool = False) -> Tensor:
+        """See ``Runner``."""
+        ends = np.cumsum([len(part.tokens) for part in parts])
+        wanted = np.arange(ends[-1]) if every else ends[np.array([part.samples for part in parts], np.bool_)] - 1
+        return self.model.read(Reading.of([(p.tokens, p.start, p.pages) for p in parts], wanted.tolist()), self.pages)
+
+    def forget(self, sequence: int) -> None:
+        """See ``Runner``: pages are taken over by whoever writes to them."""
+
+
+def paged(model: Model, *, max_rows: int) -> PagedRunner | None:
+    """A runner for a model that has pages and gives the same bits in any company; else None. There are pages for
+    ``max_rows`` whole contexts, or for as many as memory has room for."""
+    each = model.page_bytes
+    if each is None:
+        return None
+    most = max_rows * -(-model.context_length // PAGE)
+    pages = model.new_pages(max(1, min(most, int(SHARE * memory_bytes()) // each)))
+    return PagedRunner(model, pages) if pages is not None and pages.exact else None
