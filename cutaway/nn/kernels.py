@@ -14,13 +14,16 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from cutaway.device import cores
+
 SOURCES = Path(__file__).with_name("csrc")
-FLAGS = ("-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
+FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
          "-fno-strict-aliasing")  # rows of bfloat16 are also read as pairs
 NATIVE = ("-march=native",)
 
@@ -69,21 +72,28 @@ def compiled(target: Path, processor: tuple[str, ...] = NATIVE) -> str:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return "no C compiler was found"
-    handle, draft = tempfile.mkstemp(dir=target.parent, suffix=".so")
-    os.close(handle)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # beside it, so that it can be moved
+        draft = Path(folder) / "kernels.so"
+        pieces = [(source, str(Path(folder) / f"{source.stem}.o")) for source in sorted(SOURCES.glob("*.c"))]
+        calls = [[compiler, *FLAGS, *processor, "-c", str(source), "-o", piece] for source, piece in pieces]
+        last = [compiler, *FLAGS, "-shared", *(piece for _, piece in pieces), *_openmp(), "-o", str(draft), "-lm"]
+        with ThreadPoolExecutor(cores()) as pool:  # a file each: half a minute on one core
+            failed = next(filter(None, pool.map(_call, calls)), "") or _call(last)
+        if not failed:
+            draft.replace(target)
+        return failed
+
+
+def _call(command: list[str]) -> str:
+    """Run the compiler; why it failed, or an empty line."""
     try:
-        inputs = [*sorted(map(str, SOURCES.glob("*.c"))), *_openmp()]
-        done = subprocess.run([compiler, *FLAGS, *processor, *inputs, "-o", draft, "-lm"], capture_output=True,
-                              text=True, timeout=120, check=False)
-        if done.returncode:
-            lines = done.stderr.splitlines()
-            return f"{compiler} failed: {next((x for x in lines if 'error' in x), f'exit code {done.returncode}')}"
-        Path(draft).replace(target)
-        return ""
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{compiler} failed: {error}"
-    finally:
-        Path(draft).unlink(missing_ok=True)
+        return f"{command[0]} failed: {error}"
+    if done.returncode:
+        lines = done.stderr.splitlines()
+        return f"{command[0]} failed: {next((x for x in lines if 'error' in x), f'exit code {done.returncode}')}"
+    return ""
 
 
 @functools.cache

@@ -1,37 +1,38 @@
 // Attention over intervals of keys in float32; attention_bf16.c is the same on pairs of bfloat16.
 #include "attention.h"
 
-// C[m][n] (+)= sum_k A[m * am + k * ak] * B[k * ldb + n]; n runs in whole vectors
+// C[m][n] (+)= sum_k A[m * am + k * ak] * B[k * ldb + n]; n runs in steps of 16
 #define MICRO(MR, NV)                                                                                              \
   {                                                                                                                \
-    vec acc[MR][NV];                                                                                               \
+    reg acc[MR][NV];                                                                                               \
     for (int i = 0; i < MR; i++)                                                                                   \
-      for (int j = 0; j < NV; j++) acc[i][j] = add ? *(vec *)(c + (m + i) * ldc + n + j * LANES) : (vec){};        \
+      for (int j = 0; j < NV; j++) acc[i][j] = add ? *(reg *)(c + (m + i) * ldc + n + j * WIDE) : (reg){};         \
     for (int64_t k = 0; k < K; k++) {                                                                              \
-      vec b[NV];                                                                                                   \
-      for (int j = 0; j < NV; j++) b[j] = *(const vec *)(B + k * ldb + n + j * LANES);                             \
+      reg b[NV];                                                                                                   \
+      for (int j = 0; j < NV; j++) b[j] = *(const reg *)(B + k * ldb + n + j * WIDE);                              \
       for (int i = 0; i < MR; i++) {                                                                               \
         float a = A[(m + i) * am + k * ak];                                                                        \
         for (int j = 0; j < NV; j++) acc[i][j] += a * b[j];                                                        \
       }                                                                                                            \
     }                                                                                                              \
     for (int i = 0; i < MR; i++)                                                                                   \
-      for (int j = 0; j < NV; j++) *(vec *)(c + (m + i) * ldc + n + j * LANES) = acc[i][j];                        \
+      for (int j = 0; j < NV; j++) *(reg *)(c + (m + i) * ldc + n + j * WIDE) = acc[i][j];                         \
   }
+#define MOST (WIDE == 16 ? 8 : 6)  // rows whose sums fit into the registers there are, two of them each
 
 INLINE void product(int64_t M, int64_t N, int64_t K, const float *A, int64_t am, int64_t ak, const float *B, int64_t ldb,
                     float *c, int64_t ldc, int add) {
   for (int64_t n = 0; n < N;) {
     int64_t m = 0;
-    if (n + 2 * LANES <= N) {
-      for (; m + 8 <= M; m += 8) MICRO(8, 2)
+    if (n + 2 * WIDE <= N) {
+      for (; m + MOST <= M; m += MOST) MICRO(MOST, 2)
       for (; m + 4 <= M; m += 4) MICRO(4, 2)
       for (; m < M; m++) MICRO(1, 2)
-      n += 2 * LANES;
+      n += 2 * WIDE;
     } else {
       for (; m + 8 <= M; m += 8) MICRO(8, 1)
       for (; m < M; m++) MICRO(1, 1)
-      n += LANES;
+      n += WIDE;
     }
   }
 }
@@ -70,18 +71,19 @@ void attention(const Shape *shape, const void *q, const void *k, const void *v, 
     attention_bf16(shape, q, k, v, out);
     return;
   }
-  int64_t group = S.H / S.G;
+  int64_t group = S.H / S.G, few = S.B * S.G < 4 * omp_get_max_threads();
+  int64_t each = few ? 1 : group, units = S.B * S.H / each;  // heads that one thread takes: of few rows it shares keys less
 #pragma omp parallel
   {
     Room m = carve(&S);
 #pragma omp for schedule(static)
-    for (int64_t bg = 0; bg < S.B * S.G; bg++) {
-      int64_t b = bg / S.G, g = bg % S.G, at = b * S.K * S.key_stride + g * S.D;
+    for (int64_t unit = 0; unit < units; unit++) {
+      int64_t b = unit * each / S.H, first = unit * each % S.H, g = first / group, at = b * S.K * S.key_stride + g * S.D;
       const float *cs = S.cosines ? S.cosines + b * S.rotary_stride : NULL, *sn = S.sines + b * S.rotary_stride;
       rotary_in((const float *)k + at, S.key_stride, S.K, S.D, m.ld, cs, sn, 1, m.k, 0, 0);
       transpose(m.k, S.K, S.D, m.ld, m.kt, m.ldt);
       plain_in((const float *)v + at, S.key_stride, S.K, S.D, m.ld, m.v);
-      for (int64_t h = g * group; h < (g + 1) * group; h++) {
+      for (int64_t h = first; h < first + each; h++) {
         rotary_in((const float *)q + b * S.T * S.query_stride + h * S.D, S.query_stride, S.T, S.D, m.ld, cs, sn, S.scale,
                   m.q, 0, 0);
         for (int64_t i0 = 0; i0 < S.T; i0 += TILE) {

@@ -96,6 +96,7 @@ INLINE void vec_out(void *p, int64_t i, vec v, int bf) {
   if (bf) *(half16 *)((uint16_t *)p + i) = narrow(v);
   else *(vec *)((float *)p + i) = v;
 }
+INLINE vec picked(ivec where, vec then, vec other) { return (vec)(((ivec)then & where) | ((ivec)other & ~where)); }
 #ifdef __AVX512F__
 INLINE float vec_sum(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE float vec_most(vec v) { return _mm512_reduce_max_ps((__m512)v); }
@@ -107,21 +108,40 @@ INLINE vec if_below(vec x, float limit, vec then, vec other) {
                                  (__m512)then);
 }
 INLINE vec vec_scale2(vec x, vec n) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)n); }
+#elif defined(__AVX2__)
+typedef union { vec v; __m256 half[2]; } halves;
+INLINE float vec_sum(vec v) {
+  halves h = {v};
+  __m256 eight = _mm256_add_ps(h.half[0], h.half[1]);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+// y where one of them is NaN
+INLINE vec vec_max(vec x, vec y) {
+  halves a = {x}, b = {y};
+  return (halves){.half = {_mm256_max_ps(a.half[0], b.half[0]), _mm256_max_ps(a.half[1], b.half[1])}}.v;
+}
+INLINE vec vec_min(vec x, vec y) {
+  halves a = {x}, b = {y};
+  return (halves){.half = {_mm256_min_ps(a.half[0], b.half[0]), _mm256_min_ps(a.half[1], b.half[1])}}.v;
+}
 #else
 INLINE float vec_sum(vec v) {
   float s = 0;
   for (int i = 0; i < LANES; i++) s += v[i];
   return s;
 }
+INLINE vec vec_max(vec x, vec y) { return picked(x > y, x, y); }
+INLINE vec vec_min(vec x, vec y) { return picked(x < y, x, y); }
+#endif
+#ifndef __AVX512F__
 INLINE float vec_most(vec v) {
   float most = v[0];
   for (int i = 1; i < LANES; i++)
     if (v[i] > most) most = v[i];
   return most;
 }
-INLINE vec picked(ivec where, vec then, vec other) { return (vec)(((ivec)then & where) | ((ivec)other & ~where)); }
-INLINE vec vec_max(vec x, vec y) { return picked(x > y, x, y); }
-INLINE vec vec_min(vec x, vec y) { return picked(x < y, x, y); }
 INLINE vec if_below(vec x, float limit, vec then, vec other) { return picked(x < limit, then, other); }
 INLINE vec vec_scale2(vec x, vec n) { return (vec)((ivec)x + (__builtin_convertvector(n, ivec) << 23)); }
 #endif
