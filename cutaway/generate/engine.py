@@ -98,7 +98,5 @@ def work_of(model: LanguageModel) -> Work:
     config = getattr(model, "config", None)
     if isinstance(config, RecurrentConfig):
         return Work(step=1.0)
-    if not hasattr(config, "cost"):
-        return Work()
-    bill = config.cost()
-    return Work(depth=2 * bill.matrix / bill.attention) if bill.attention else Work()
+    bill = None if config is None or not hasattr(config, "cost") else config.cost()
+    return Work(depth=2 * bill.matrix / bill.attention) if bill is not None and bill.attention else Work()

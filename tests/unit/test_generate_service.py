@@ -56,8 +56,8 @@ class Pool:
 pools = st.builds(Pool, st.booleans(), pages=st.integers(4, 12), size=st.integers(1, 4), max_rows=st.integers(1, 5),
                   step_tokens=st.integers(1, 20), step=st.sampled_from([1.0, 3.0, 9.0]),
                   depth=st.sampled_from([float("inf"), 6.0]))
-cancels = st.integers(0, 20)
-moves = st.lists(st.one_of(st.tuples(requests, st.sampled_from(["", "key"])), st.none(), st.none(), cancels), max_size=40)
+submits, cancels = st.tuples(requests, st.sampled_from(["", "key"])), st.integers(0, 20)
+moves = st.lists(st.one_of(submits, st.none(), st.none(), cancels), max_size=40)
 
 
 @dataclass
@@ -124,11 +124,11 @@ def compare(desk: Desk) -> None:
             assert tuple(e.logprob for e in events if e.logprob is not None) == pytest.approx(wanted.logprobs)
         if events:
             assert events[0].prompt == wanted.prompt or np.allclose(events[0].prompt.logprobs, wanted.prompt.logprobs)
-            shared = request.tokens[: events[0].cached]
-            assert len(shared) < len(request.tokens) or not desk.engine.runner.shares_pages
+            shared, apart = request.tokens[: events[0].cached], desk.engine.runner.shares_pages
+            assert len(shared) < len(request.tokens) or not apart
             assert not shared or (request.prompt_logprobs is None and any(
                 (*r.tokens, *(e.token for e in desk.events[t]))[: len(shared)] == shared
-                for t, (r, s) in desk.asked.items() if t != ticket and (s == salt or not desk.engine.runner.shares_pages)))
+                for t, (r, s) in desk.asked.items() if t != ticket and (s == salt or not apart)))
         assert not any(e.cached or e.prompt for e in events[1:])
 
 
@@ -266,7 +266,7 @@ def test_the_youngest_gives_way_and_its_answer_does_not_change() -> None:
 
 def test_what_could_never_fit_is_refused_with_numbers() -> None:
     engine = Engine(Table(), runner=PageTape(pages=3, size=4))
-    with pytest.raises(RequestError, match="a prompt of 9 tokens and max_tokens 5 need room for 13.* have 12"):
+    with pytest.raises(RequestError, match=r"a prompt of 9 tokens and max_tokens 5 need room for 13.* have 12"):
         engine.submit(Request((1,) * 9, 5))
     with pytest.raises(RequestError, match="request 1: a prompt of 9"):
         engine.generate([Request((1,), 1), Request((1,) * 9, 5)])
