@@ -41,6 +41,7 @@ class Live:
     track: Track
     taker: Taker
     prompt: Scores | None = None  # of its prompt, as far as it was read
+    hope: int = 4  # tokens that are proposed to follow, at most: more where they do, fewer where they do not
     opened: bool = False  # whether a token of it was handed out
 
     @property
@@ -90,6 +91,10 @@ class Draw:
         self.logprobs = _most([r.logprobs for r in requests])
         self.sampler_logprobs = _most([r.sampler_logprobs for r in requests])
         self.constrained = [i for i, r in enumerate(requests) if r.constraint is not None]
+        rows: dict[Taker, list[int]] = {}
+        for row, live in enumerate(lives):
+            rows.setdefault(live.taker, []).append(row)
+        self.routes = [(taker, np.array(some)) for taker, some in rows.items()]  # whose the rows are
         known = {} if before is None else {live: i for i, live in enumerate(before.lives)}
         old = [known[live] for live in lives if live in known]
         self.chain = self._chain(before, old)
@@ -112,7 +117,7 @@ class Draw:
         place = {live: i for i, live in enumerate([*(live for live in self.lives if live in known), *new])}
         return both.select(torch.tensor([place[live] for live in self.lives], device=self.device))
 
-    def __call__(self, logits: Tensor) -> tuple[Tick, list[tuple[int, Exception]]]:
+    def __call__(self, logits: Tensor) -> tuple[Tick, dict[int, Exception]]:
         """A token of each row behind ``logits (R, V)``, float32, and the rows that can have none, whose token means
         nothing. What was drawn stands in the tracks and has been seen and accepted."""
         lost: dict[int, Exception] = {}
@@ -144,7 +149,7 @@ class Draw:
         of, of_best = _NEITHER
         if self.sampler_logprobs >= 0:
             of, of_best = _measured(self.chain.logs(shaped), tokens, self.sampler_logprobs)
-        return Tick(self.request, host, finish, raw, best, of, of_best), list(lost.items())
+        return Tick(self.request, host, finish, raw, best, of, of_best), lost
 
     def _finish(self, tokens: NDArray[np.int64]) -> NDArray[np.int8]:
         finish = np.where(self.said >= self.limit, np.int8(2), np.int8(0))

@@ -146,8 +146,9 @@ class StateRunner:
                 yield [i], state, self._append([part], state, every=every)
         for places in _alike(begin, parts, alone=every):
             some = [parts[i] for i in places]
-            sources = [p.source for p in some if p.source is not None] or None
-            state = self.model.new_state(len(some), capacity=max(p.most for p in some), sources=sources)
+            sources, most = [p.source for p in some if p.source is not None], max(p.most for p in some)
+            state = (self.model.new_state(len(some), capacity=most, sources=sources) if sources else
+                     self.model.new_state(len(some), capacity=most))
             yield places, state, self._append(some, state, every=every)
         for fork in forks.values():
             for places in _alike(fork, parts, alone=every):

@@ -114,8 +114,10 @@ class Scheduler:
         return self.step_tokens if self._impatient else BULK
 
     def _beside(self) -> float:
-        """Work of prompts that no more than doubles the step's."""
-        return self.work.step + sum(self.work.of(part.start, len(part.tokens)) for _, part in self._planned)
+        """Work that, added to a step of one token each, no more than doubles it; proposed tokens are part of it."""
+        of = self.work.of
+        return self.work.step + sum(2 * of(part.start, 1) - of(part.start, len(part.tokens))
+                                    for _, part in self._planned)
 
     def _write(self, proposals: Mapping[int, Ids]) -> None:
         size = self.pages.size
@@ -139,7 +141,7 @@ class Scheduler:
 
     def _affordable(self, track: Track, proposal: Ids) -> Ids:
         """As much of a proposal as there is room for without harm to others."""
-        proposal = proposal[: track.most - len(track.tokens)]
+        proposal = proposal[: max(0, track.most - len(track.tokens) - 1)]
         more = self.pages.need(track.read + 1 + len(proposal)) - len(track.pages)
         if more > 0 and self.pages.fits(more + len(self.writing)):
             track.own(self.pages.take(more) or [])
