@@ -168,7 +168,7 @@ class _Struct(Structure):
 
 @dataclass(frozen=True, slots=True)
 class _Net:
-    """A stack as step.c has it. What its pointers point to belongs to the stack and its pages; ``layers`` is its own."""
+    """A stack as step.c has it. What pointers point to belongs to the stack and its pages; ``layers`` is its own."""
 
     lib: CDLL
     struct: _Struct
