@@ -31,19 +31,16 @@ LAID_OUT = ("bfloat16", "int8")  # precisions whose weights are not those that w
 BAG = "bag"  # the kind in a bag of words' config.json
 
 
-def open_language_model(folder: str | Path, *, precision: Asked = "float32",
-                        place: torch.device | None = None) -> Model | NGram:
-    """The network, with products of that ``precision``, or the n-gram model of a folder; adapters are merged into their
-    base. Raises ModelError where it writes no text, and says what it does."""
+def open_writer(folder: str | Path, *, mapped: bool = False) -> Model | NGram:
+    """The network, as it learns, or the n-gram model of a folder; adapters are merged into their base. ``mapped`` as
+    ``load_model`` says. Raises ModelError where it writes no text, and says what it does."""
     folder = Path(folder)
     kind = _kind(folder)
     if kind == NGRAM:
-        if precision in LAID_OUT:
-            raise ModelError(f"counts, and has no products of {precision}", where=folder, way_out="leave it out")
         return load_ngram(folder)
     if kind == BAG:
         raise ModelError("gives labels, not text", where=folder, way_out="name a language model")
-    model = open_model(folder, mapped=precision in LAID_OUT and not is_adapter(folder))
+    model = open_model(folder, mapped=mapped and not is_adapter(folder))
     if is_adapter(folder):
         model = merge(model)
     gives = {"scalar": "scores", "classes": "labels", "vector": "vectors"}.get(model.head_kind)
@@ -53,7 +50,18 @@ def open_language_model(folder: str | Path, *, precision: Asked = "float32",
     if not model.config.traits.generates:
         raise ModelError("an encoder writes no text: it fills masks (cutaway.generate.fill), and classifiers and "
                          "embeddings begin with it", where=folder, way_out="name a decoder or an encoder-decoder")
-    return _light(model, folder, precision, place)
+    return model
+
+
+def open_language_model(folder: str | Path, *, precision: Asked = "float32",
+                        place: torch.device | None = None) -> Model | NGram:
+    """The same for reading and writing, with products of that ``precision``: it learns nothing and is not saved."""
+    model, folder = open_writer(folder, mapped=precision in LAID_OUT), Path(folder)
+    if isinstance(model, Model):
+        return _light(model, folder, precision, place)
+    if precision in LAID_OUT:
+        raise ModelError(f"counts, and has no products of {precision}", where=folder, way_out="leave it out")
+    return model
 
 
 def open_classifier(folder: str | Path) -> Classifier:

@@ -15,7 +15,7 @@ from cutaway.models.adapter import Full, Lora, Partial, adapt, difference, merge
 from cutaway.models.folder import save_model
 from cutaway.models.learning import learned_of, low_rank_of, settled
 from cutaway.models.model import Model
-from cutaway.models.open import open_language_model
+from cutaway.models.open import open_writer
 from cutaway.run.place import model_folder
 from cutaway.run.recipe import FolderModel, Recipe
 from cutaway.run.work import Work
@@ -92,7 +92,7 @@ def check_model(recipe: Recipe) -> None:
     if not isinstance(recipe.model, FolderModel):
         return
     place = model_folder(recipe.model.path)
-    model = open_language_model(place)
+    model = open_writer(place)
     if not isinstance(model, Model) or model.reads_source:
         raise ModelError("cannot be fine-tuned on conversations", where=place, way_out="name a decoder")
     if recipe.model.context_length > model.context_length:

@@ -21,7 +21,7 @@ from cutaway.generate.request import Sampling
 from cutaway.models.adapted import open_tokenizer
 from cutaway.models.model import Model
 from cutaway.models.ngram import NGram
-from cutaway.models.open import Asked, open_language_model
+from cutaway.models.open import Asked, open_language_model, open_writer
 from cutaway.records import Measurement
 from cutaway.run.folder import Run
 from cutaway.run.place import models_in, named
@@ -86,7 +86,7 @@ def opened(folder: Path, run: Run | None, device: Device,
     tokenizer = open_tokenizer(folder)
     if precision is not None:
         return open_language_model(folder, precision=precision, place=device.torch), tokenizer
-    model = open_language_model(folder)
+    model = open_writer(folder)
     if isinstance(model, Model):
         model = model.to(device.torch)
         model.compute_dtype = compute_dtype("float32" if run is None else run.recipe.dtype, device)
