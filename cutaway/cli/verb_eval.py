@@ -26,7 +26,7 @@ def command(
     data: Annotated[Path | None, typer.Option(help="The task's rows; or other text for bits per byte.")] = None,
     limit: Annotated[int | None, typer.Option(help="So many items of a task, from the first.")] = None,
     items: Annotated[Path | None, typer.Option(help="Write every item and its outcome here, as JSON lines.")] = None,
-    precision: Annotated[Literal["stored", "float32", "bfloat16", "int8"] | None, typer.Option(
+    precision: Annotated[Literal["stored", "float32", "bfloat16", "int8", "int4"] | None, typer.Option(
         help="Of products; the run's own, or float32, if not given.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     runs: Annotated[Path, typer.Option(help="The folder that runs lie in.")] = Path("runs"),

@@ -21,7 +21,7 @@ Repetition = Annotated[float, typer.Option("--repetition-penalty", help="Above 1
 Presence = Annotated[float, typer.Option("--presence-penalty", help="Above 0: less of what the answer has said.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")]
-PrecisionName = Annotated[Literal["stored", "float32", "bfloat16", "int8"], typer.Option(
+PrecisionName = Annotated[Literal["stored", "float32", "bfloat16", "int8", "int4"], typer.Option(
     "--precision", help="Of products; stored: bfloat16 where it is fast and the file has fewer than 32 bits a number.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 

@@ -16,7 +16,7 @@ from cutaway.nn.adapt import LowRank
 from cutaway.nn.feedforward import Gated, Plain
 from cutaway.nn.linear import Linear, PackedLinear, Packing, lay_together, packed, packs
 
-Precision = Literal["float32", "bfloat16", "int8"]
+Precision = Literal["float32", "bfloat16", "int8", "int4"]
 
 
 def for_sampling(model: Model) -> Model:
@@ -35,9 +35,10 @@ def for_reading(model: Model, precision: Precision | None = None, *, in_place: b
     the model itself made so, which needs no memory for two.
 
     It learns nothing and is not saved. Its numbers differ from the model's in the last place; in int8 every
-    weight is rounded to 255 steps of its output's largest, and every 64 inputs likewise. Raises MachineError for
-    int8 where this processor has no dot products for it, and ModelError where one of the products cannot be made of
-    them (a recurrent network's loop).
+    weight is rounded to 255 steps of its output's largest, and every 64 inputs likewise; in int4 to 16 steps between
+    the lowest and the highest of 32, but for the head, whose weights are int8. Raises MachineError for these where
+    this processor has no dot products for them, and ModelError where a product cannot be made of them (a recurrent
+    network's loop).
     """
     if precision is None:
         precision = "bfloat16" if model.compute_dtype == torch.bfloat16 else "float32"
@@ -72,8 +73,9 @@ def _cast(light: Model, dtype: torch.dtype) -> Model:
 
 
 def _pack(light: Model, precision: Packing) -> None:
-    if precision == "int8" and packs(torch.zeros(1, 2), precision) is None:
-        raise MachineError("no dot products of int8 are here (they need AVX2 and a C compiler)",
+    whole = precision in ("int8", "int4")
+    if whole and packs(torch.zeros(1, 2), precision) is None:
+        raise MachineError(f"no dot products of {precision} are here (they need AVX2 and a C compiler)",
                           way_out="ask for bfloat16 or float32")
     laid: list[nn.Module] = []
     for part in list(light.modules()):
@@ -84,9 +86,10 @@ def _pack(light: Model, precision: Packing) -> None:
                 setattr(part, name, made)
                 laid.append(made)
     left = sum(isinstance(part, Linear) for part in light.modules())
-    if precision == "int8" and left:
-        raise ModelError(f"{left} of its products cannot be of int8 here", way_out="ask for bfloat16 or float32")
-    if isinstance(light.head, TokenHead) and (lib := packs(light.head.weight, precision)) is not None:
-        light.head.packed = PackedLinear(lib, light.head.weight, light.head.bias, precision)
+    if whole and left:
+        raise ModelError(f"{left} of its products cannot be of {precision} here", way_out="ask for bfloat16 or float32")
+    fine: Packing = "int8" if precision == "int4" else precision  # rounding a head to four bits costs the most
+    if isinstance(light.head, TokenHead) and (lib := packs(light.head.weight, fine)) is not None:
+        light.head.packed = PackedLinear(lib, light.head.weight, light.head.bias, fine)
         laid.append(light.head.packed)
     lay_together([part for one in laid for part in one.modules() if isinstance(part, PackedLinear)])

@@ -27,7 +27,7 @@ from cutaway.models.whole import CONFIG, read_json
 from cutaway.nn.linear import packs
 
 Asked = Precision | Literal["stored"]  # stored: float32 for a file of float32, bfloat16 for one of fewer bits
-LAID_OUT = ("bfloat16", "int8")  # precisions whose weights are not those that were read
+LAID_OUT = ("bfloat16", "int8", "int4")  # precisions whose weights are not those that were read
 BAG = "bag"  # the kind in a bag of words' config.json
 
 
@@ -56,12 +56,11 @@ def open_writer(folder: str | Path, *, mapped: bool = False) -> Model | NGram:
 def open_language_model(folder: str | Path, *, precision: Asked = "float32",
                         place: torch.device | None = None) -> Model | NGram:
     """The same for reading and writing, with products of that ``precision``: it learns nothing and is not saved."""
-    model, folder = open_writer(folder, mapped=precision in LAID_OUT), Path(folder)
-    if isinstance(model, Model):
-        return _light(model, folder, precision, place)
-    if precision in LAID_OUT:
+    folder = Path(folder)
+    if precision in LAID_OUT and _kind(folder) == NGRAM:
         raise ModelError(f"counts, and has no products of {precision}", where=folder, way_out="leave it out")
-    return model
+    model = open_writer(folder, mapped=precision in LAID_OUT)
+    return _light(model, folder, precision, place) if isinstance(model, Model) else model
 
 
 def open_classifier(folder: str | Path) -> Classifier:
@@ -102,8 +101,8 @@ def open_embedder(folder: str | Path, *, too_long: TooLong = "refuse", precision
 
 def _light(model: Model, folder: Path, precision: Asked, place: torch.device | None) -> Model:
     place = torch.device("cpu") if place is None else place
-    if place.type != "cpu" and precision == "int8":
-        raise MachineError(f"products of int8 run on the CPU, not on {place.type}", way_out="ask for bfloat16")
+    if place.type != "cpu" and precision in ("int8", "int4"):
+        raise MachineError(f"products of {precision} run on the CPU, not on {place.type}", way_out="ask for bfloat16")
     light = for_reading(model.to(place), _stored(folder, place) if precision == "stored" else precision, in_place=True)
     release_memory()  # of the weights as they were read
     if place.type == "cpu":

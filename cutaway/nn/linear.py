@@ -16,9 +16,10 @@ from cutaway.nn.kernels import library_for, pointer
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 After = Literal[Activation, "relu"]
 KERNEL_OF: dict[After, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # their numbers in csrc
-Packing = Literal["float32", "bfloat16", "int8"]
-_KINDS: dict[Packing, int] = {"bfloat16": 0, "int8": 1, "float32": 2}  # their numbers in csrc/linear.h
-_PANEL, _GROUP = 32, 64  # of csrc/int8.h
+Packing = Literal["float32", "bfloat16", "int8", "int4"]
+_KINDS: dict[Packing, int] = {"bfloat16": 0, "int8": 1, "float32": 2, "int4": 3}  # their numbers in csrc/linear.h
+_BITS: dict[Packing, int] = {"bfloat16": 1, "int8": 2, "float32": 4, "int4": 8}  # of what linear_packs answers
+_PANEL, _GROUP, _BLOCK = 32, 64, 32  # of csrc/int8.h and int4.h
 _LINE = 64  # bytes of a cache line
 
 
@@ -85,7 +86,8 @@ class PackedLinear(nn.Module):
 
     Takes ``(…, inputs)``, in bfloat16 unless it is float32; a row's output does not depend on the rows beside it, which
     a library does not promise. int8 weights have a scale an output and inputs one for every 64 of a row, by the largest
-    magnitude.
+    magnitude. int4 weights have a step and a lowest value an output and 32 inputs, and meet inputs of int8; where inputs
+    are no multiple of 32, weights are int8.
     """
 
     def __init__(self, lib: CDLL, weight: Tensor, bias: Tensor | None, precision: Packing, *,
@@ -94,6 +96,8 @@ class PackedLinear(nn.Module):
         outputs, inputs = weight.shape
         self.lib, self.inputs, self.width = lib, inputs, outputs // 2 if gated else outputs
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        if precision == "int4" and inputs % _BLOCK:
+            precision = "int8"
         weight, bias = weight.detach(), None if bias is None else bias.detach()
         if gated:  # 16 gates, then what they let through
             order = torch.arange(outputs).view(2, -1, 16).transpose(0, 1).flatten()
@@ -118,6 +122,10 @@ class PackedLinear(nn.Module):
         if precision == "float32":
             self.panels = torch.empty(padded * inputs)
             self.lib.linear_pack_float(pointer(weight), *size, pointer(self.panels))
+            return
+        if precision == "int4":
+            self.panels = torch.empty(padded * (inputs // _BLOCK) * 20, dtype=torch.uint8)  # 16 + 4 bytes for 32 weights
+            self.lib.linear_pack_int4(pointer(weight), *size, pointer(self.panels))
             return
         self.panels = torch.empty(padded * (-(-inputs // 4)), dtype=torch.int32)
         self.scales = torch.empty(padded)
@@ -150,7 +158,7 @@ def lay_together(linears: Sequence[PackedLinear]) -> None:
 def packs(weight: Tensor, precision: Packing) -> CDLL | None:
     """The kernels, where they are on this processor faster with such a weight laid out than the library."""
     lib = library_for(weight)
-    here = lib is not None and lib.linear_packs() & {"bfloat16": 1, "int8": 2, "float32": 4}[precision]
+    here = lib is not None and lib.linear_packs() & _BITS[precision]
     return lib if here and weight.shape[1] % 2 == 0 else None
 
 

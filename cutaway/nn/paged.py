@@ -187,7 +187,7 @@ def _net(stack: Stack, keys: Tensor, values: Tensor) -> _Net | None:
     dtypes = {p.dtype for part in packed for p in part}
     if len(dtypes) > 1:
         return None
-    whole = packed[0][0].plan.precision == 1  # int8 reads float32
+    whole = packed[0][0].plan.precision in (1, 3)  # int8 and int4 read float32
     dtype = torch.float32 if whole else dtypes.pop()
     layers = (_Layer * len(packed))()
     for index, (block, products) in enumerate(zip(stack.blocks, packed, strict=True)):

@@ -76,7 +76,7 @@ def _dtype(model: Model | NGram, precision: Asked | None) -> str | None:
     """The arithmetic of a model's products, None where it has none."""
     if not isinstance(model, Model):
         return None
-    return "int8" if precision == "int8" else str(model.compute_dtype).removeprefix("torch.")
+    return precision if precision in ("int8", "int4") else str(model.compute_dtype).removeprefix("torch.")
 
 
 def opened(folder: Path, run: Run | None, device: Device,

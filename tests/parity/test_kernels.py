@@ -89,11 +89,26 @@ def _packed(linear: Linear, precision: Packing, **then: Any) -> PackedLinear:
     return made
 
 
+def _blocks(x: Tensor, weight: Tensor) -> Tensor:
+    """Inputs in steps of a 127th of the largest of 64, weights in steps of a 15th between lowest and highest of 32."""
+    inputs = []
+    for part in x.float().split(64, -1):
+        scale = torch.tensor(127.0) / part.abs().amax(-1, keepdim=True)
+        inputs.append((part * scale).round().double() / scale.double())
+    parts = weight.view(len(weight), -1, 32)
+    low, high = parts.amin(-1, keepdim=True), parts.amax(-1, keepdim=True)
+    step, start = ((high - low) / 15).half().float(), low.half().float()
+    grid = ((parts - start) / step).round().clamp(0, 15).double() * step.double() + start.double()
+    return torch.cat(inputs, -1) @ grid.view(weight.shape).T
+
+
 def _product(x: Tensor, linear: Linear, precision: Packing) -> Tensor:
     """Plain, in float64, of what the kernel multiplies."""
     assert linear.bias is not None
     x, weight = x.double(), linear.weight.detach()
-    if precision != "int8":
+    if precision == "int4" and x.shape[-1] % 32 == 0:
+        return _blocks(x, weight) + linear.bias.detach().double()
+    if precision not in ("int8", "int4"):
         return x @ (weight.bfloat16() if precision == "bfloat16" else weight).double().T + linear.bias.detach().double()
     scale = torch.tensor(127.0) / weight.abs().amax(-1, keepdim=True)
     whole, outputs = (weight * scale).round().double() / scale.double(), linear.bias.detach().double()

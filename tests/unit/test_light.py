@@ -28,7 +28,7 @@ from cutaway.nn.linear import PackedLinear, packs
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.text.tokenizer import ByteSettings, train
 
-NEAR: dict[Precision, float] = {"float32": 0.0, "bfloat16": 5e-2, "int8": 8e-2}  # of the largest logit
+NEAR: dict[Precision, float] = {"float32": 0.0, "bfloat16": 5e-2, "int8": 8e-2, "int4": 0.4}  # of the largest logit
 CONFIG = TransformerConfig(vocab_size=300, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2,
                            intermediate_size=96, context_length=64)
 

@@ -28,7 +28,7 @@ VARIANTS = {
                     attention_biases="all", positions="learned"),
     "qkv biases": Variant(family="qwen2", attention_biases="qkv"),
 }
-NEAR = {"float32": 2e-5, "bfloat16": 6e-2, "int8": 8e-2}
+NEAR = {"float32": 2e-5, "bfloat16": 6e-2, "int8": 8e-2, "int4": 0.3}
 
 
 def _model(name: str, precision: Precision, *, heads: int = 4) -> Model:

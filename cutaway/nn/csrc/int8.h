@@ -27,8 +27,8 @@ INLINE ivec vec_round(vec v) {
   return out.v;
 }
 #endif
-// a row of x, from `at` on, as bytes around ZERO, filled up to `wide`, and the scale of each group
-static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide, uint8_t *out, float *scales) {
+// a row of x, from `at` on, as bytes around `zero`, filled up to `wide`, and the scale of each group
+static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide, int zero, uint8_t *out, float *scales) {
   for (int64_t start = 0; start < K; start += GROUP) {
     int64_t end = K - start < GROUP ? K : start + GROUP, i = start;
     vec top = {}, none = {};
@@ -48,14 +48,14 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
     i = start;
 #ifdef INT8
     for (; i + LANES <= end; i += LANES)
-      *(bytes16 *)(out + i) = __builtin_convertvector(vec_round(vec_in(x, at + i, bf) * inverse) + ZERO, bytes16);
+      *(bytes16 *)(out + i) = __builtin_convertvector(vec_round(vec_in(x, at + i, bf) * inverse) + zero, bytes16);
 #endif
     for (; i < end; i++) {
       float q = one_in(x, at + i, bf) * inverse;
-      out[i] = q == q ? (uint8_t)(lrintf(q) + ZERO) : ZERO;
+      out[i] = (uint8_t)(q == q ? lrintf(q) + zero : zero);
     }
   }
-  for (int64_t i = K; i < wide; i++) out[i] = ZERO;
+  for (int64_t i = K; i < wide; i++) out[i] = (uint8_t)zero;
 }
 
 // R rows of sums of a panel, by V vectors at a time: those of a group are whole numbers, and are scaled before they are

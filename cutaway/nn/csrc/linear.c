@@ -7,11 +7,11 @@
 // and not of the row (as llama.cpp's Q8_0); sums of a group are exact.
 #include "linear.h"
 #include "activation.h"
-#include "int8.h"
+#include "int4.h"
 #include "product.h"
 
 #define TOGETHER 96     // rows that pass by a panel while it lies in the nearest cache
-// whether a layout is worth its while on this processor: 1 for bfloat16, 2 for int8, 4 for float32, or their sum
+// whether a layout is worth its while on this processor: 1 for bfloat16, 2 for int8, 4 for float32, 8 for int4, or their sum
 int linear_packs(void) {
   int packs = 0;
 #if defined(AMX)
@@ -21,6 +21,9 @@ int linear_packs(void) {
 #endif
 #ifdef INT8
   packs |= 2;
+#endif
+#ifdef INT4
+  packs |= 8;
 #endif
   return packs | 4;
 }
@@ -67,6 +70,24 @@ void linear_pack_int8(const float *w, int64_t N, int64_t K, int8_t *out, float *
       }
       scales[row] = most / 127.0f + strange;
     }
+}
+
+// w (N, K) float32, K a multiple of BLOCK -> panels (up to PANEL, K / BLOCK, BLOCK_BYTES)
+void linear_pack_int4(const float *w, int64_t N, int64_t K, uint8_t *out) {
+#ifdef INT4
+#pragma omp parallel for schedule(static)
+  for (int64_t p = 0; p < (N + PANEL - 1) / PANEL; p++)
+    for (int64_t g = 0; g < K / BLOCK; g++) {
+      uint8_t *to = out + (p * (K / BLOCK) + g) * BLOCK_BYTES;
+      memset(to, 0, BLOCK_BYTES);
+      for (int64_t n = 0; n < PANEL && p * PANEL + n < N; n++) {
+        uint8_t q[BLOCK];
+        uint16_t *d = (uint16_t *)(to + PANEL * 16) + n;
+        block_in(w + (p * PANEL + n) * K + g * BLOCK, q, d, d + PANEL);
+        for (int i = 0; i < BLOCK; i++) to[i / 8 * PANEL * 4 + n * 4 + i % 4] |= (uint8_t)(q[i] << (i % 8 / 4 * 4));
+      }
+    }
+#endif
 }
 
 // what becomes of PANEL sums of a row: outputs from n on, written from `at` on
@@ -133,10 +154,21 @@ static void product_float(int64_t M, int64_t K, const float *A, int64_t lda, con
 #undef ROWS
 
 int64_t linear_bytes(int64_t K, int64_t M) { return M * ((K + 3) / 4 * 4); }
-int64_t linear_scales(int64_t K, int64_t M) { return M * ((K + GROUP - 1) / GROUP); }
+int64_t linear_scales(int64_t K, int64_t M) { return M * ((K + GROUP - 1) / GROUP + K / BLOCK); }
+// rows of x as bytes, their scales, and behind those of all M rows for int4 the scaled sums of blocks
+static void bytes_in(const Plan *plan, const void *x, int x_bf, int64_t m, int64_t M, uint8_t *bytes, float *scales) {
+  int64_t K = plan->K, lda = (K + 3) / 4 * 4, groups = (K + GROUP - 1) / GROUP;
+  int four = plan->precision == INT4_BLOCKS;
+  to_bytes(x, x_bf, m * K, K, lda, four ? 0 : ZERO, bytes + m * lda, scales + m * groups);
+  for (int64_t g = 0; four && g < K / BLOCK; g++) {
+    int32_t sum = 0;
+    for (int i = 0; i < BLOCK; i++) sum += (int8_t)bytes[m * lda + g * BLOCK + i];
+    scales[M * groups + m * (K / BLOCK) + g] = (float)sum * scales[m * groups + g * BLOCK / GROUP];
+  }
+}
 
-// a panel by `rows` rows from m on
-static void panel_by(const Plan *plan, const void *x, int64_t m, int64_t rows, int64_t n, const uint8_t *bytes,
+// a panel by `rows` of the M rows, from m on
+static void panel_by(const Plan *plan, const void *x, int64_t M, int64_t m, int64_t rows, int64_t n, const uint8_t *bytes,
                      const float *scales, void *out, int out_bf, int add) {
   float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
   int64_t K = plan->K, lda = (K + 3) / 4 * 4, groups = (K + GROUP - 1) / GROUP, p = n / PANEL;
@@ -147,6 +179,11 @@ static void panel_by(const Plan *plan, const void *x, int64_t m, int64_t rows, i
       product_int8(rows, K, bytes + m * lda, lda, scales + m * groups,
                    (const int32_t *)plan->panels + p * (lda / 4) * PANEL, plan->scales + n, plan->sums + p * groups * PANEL,
                    sums);
+#ifdef INT4
+    else if (plan->precision == INT4_BLOCKS)
+      product_int4(rows, K, bytes + m * K, scales + m * groups, scales + M * groups + m * (K / BLOCK),
+                   (const uint8_t *)plan->panels + p * (K / BLOCK) * BLOCK_BYTES, sums);
+#endif
     else if (plan->precision == FLOAT32)
       product_float(rows, K, (const float *)x + m * K, K, (const float *)plan->panels + p * K * PANEL, sums);
     else
@@ -160,31 +197,30 @@ void linear_shared(const Plan *plan, const void *x, int x_bf, int64_t M, void *o
                    const Room *room) {
   int64_t columns = (plan->N + PANEL - 1) / PANEL, blocks = (M + TOGETHER - 1) / TOGETHER;
   int64_t share = 1 + columns * blocks / 32;  // a thread that is held up does less
-  int64_t K = plan->K, lda = (K + 3) / 4 * 4, groups = (K + GROUP - 1) / GROUP;
   uint8_t *bytes = room->bytes;
   float *scales = room->scales;
-  if (plan->precision == INT8_GROUPS && M <= ALONE) {
+  if (in_bytes(plan) && M <= ALONE) {
     bytes = room->own, scales = room->own_scales;
-    for (int64_t m = 0; m < M; m++) to_bytes(x, x_bf, m * K, K, lda, bytes + m * lda, scales + m * groups);
-  } else if (plan->precision == INT8_GROUPS) {
+    for (int64_t m = 0; m < M; m++) bytes_in(plan, x, x_bf, m, M, bytes, scales);
+  } else if (in_bytes(plan)) {
 #pragma omp for schedule(static)
-    for (int64_t m = 0; m < M; m++) to_bytes(x, x_bf, m * K, K, lda, bytes + m * lda, scales + m * groups);
+    for (int64_t m = 0; m < M; m++) bytes_in(plan, x, x_bf, m, M, bytes, scales);
   }
   if (M <= ALONE) {  // each thread reads its weights from end to end
 #pragma omp for schedule(static)
-    for (int64_t p = 0; p < columns; p++) panel_by(plan, x, 0, M, p * PANEL, bytes, scales, out, out_bf, add);
+    for (int64_t p = 0; p < columns; p++) panel_by(plan, x, M, 0, M, p * PANEL, bytes, scales, out, out_bf, add);
     return;
   }
 #pragma omp for schedule(dynamic, share)
   for (int64_t at = 0; at < columns * blocks; at++) {
     int64_t begin = at / columns * TOGETHER, rows = M - begin < TOGETHER ? M - begin : TOGETHER;
-    panel_by(plan, x, begin, rows, at % columns * PANEL, bytes, scales, out, out_bf, add);
+    panel_by(plan, x, M, begin, rows, at % columns * PANEL, bytes, scales, out, out_bf, add);
   }
 }
 
 // the same as a region of its own
 void linear(const Plan *plan, const void *x, int x_bf, int64_t M, void *out, int out_bf) {
-  int whole = plan->precision == INT8_GROUPS;
+  int whole = in_bytes(plan);
   Room room = {0};
   if (whole) {
     room.bytes = scratch((size_t)linear_bytes(plan->K, M));

@@ -3,7 +3,7 @@
 #include "vectors.h"
 
 enum { NOTHING = -1, RELU = 3 };          // beside activation.h's
-enum { BFLOAT16, INT8_GROUPS, FLOAT32 };  // what the panels hold
+enum { BFLOAT16, INT8_GROUPS, FLOAT32, INT4_BLOCKS };  // what the panels hold
 typedef struct {
   int64_t K, N;          // a row is K numbers; N outputs, of which a gate makes N / 2
   const void *panels;
@@ -21,6 +21,7 @@ typedef struct {
   uint8_t *own;    // the same of this one
   float *own_scales;
 } Room;
+INLINE int in_bytes(const Plan *plan) { return plan->precision == INT8_GROUPS || plan->precision == INT4_BLOCKS; }
 int64_t linear_bytes(int64_t K, int64_t M);   // that `bytes` needs for M rows
 int64_t linear_scales(int64_t K, int64_t M);  // floats that `scales` needs
 // x (M, K) in bfloat16 or float32 -> out (M, N), or (M, N / 2) behind a gate; `add`: to the float32 numbers that are

@@ -57,7 +57,7 @@ static void reserve(const Net *net, int64_t M, int64_t *bytes, int64_t *scales, 
     const Layer *L = net->layer + l;
     const Plan *plans[] = {&L->qkv, &L->out, &L->up, &L->down};
     for (int i = 0; i < 4; i++) {
-      if (plans[i]->precision != INT8_GROUPS) continue;
+      if (!in_bytes(plans[i])) continue;
       *bytes = most(*bytes, linear_bytes(plans[i]->K, M));
       *scales = most(*scales, linear_scales(plans[i]->K, M));
     }
