@@ -28,7 +28,7 @@ from cutaway.nn.linear import PackedLinear, packs
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.text.tokenizer import ByteSettings, train
 
-NEAR: dict[Precision, float] = {"float32": 0.0, "bfloat16": 5e-2, "int8": 8e-2, "int4": 0.4}  # of the largest logit
+NEAR: dict[Precision, float] = {"float32": 0.0, "bfloat16": 5e-2, "int8": 8e-2, "int4": 0.5}  # of the largest logit
 CONFIG = TransformerConfig(vocab_size=300, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2,
                            intermediate_size=96, context_length=64)
 
@@ -154,7 +154,7 @@ def test_vectors_of_texts_of_all_lengths_are_those_of_each(tmp_path: Path, preci
     vectors = embedder.vectors(texts)
     for text, vector in zip(texts, vectors, strict=True):
         assert vector @ embedder.vectors([text])[0] > 1 - 1e-5
-        assert vector @ exact.vectors([text])[0] > 1 - 1e-3
+        assert vector @ exact.vectors([text])[0] > 1 - (0.1 if precision == "int4" else 1e-3)
 
 
 def test_what_has_no_such_products_says_so(tmp_path: Path, decoder: Model, monkeypatch: pytest.MonkeyPatch) -> None:
