@@ -14,8 +14,9 @@ from cutaway.models.heads import TokenHead
 from cutaway.models.model import Model
 from cutaway.nn.adapt import LowRank
 from cutaway.nn.feedforward import Gated, Plain
-from cutaway.nn.linear import Linear, PackedLinear, Packing, lay_together, packed, packs
+from cutaway.nn.linear import Linear, PackedLinear, Packing, Room, packed, packs
 
+ROOM = 1 << 26  # bytes of weights that lie together
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
 
 
@@ -64,7 +65,8 @@ def _cast(light: Model, dtype: torch.dtype) -> Model:
             light.head.weight = nn.Parameter(light.head.weight.to(dtype))
         for part in light.modules():
             if isinstance(part, Linear):
-                part.weight = nn.Parameter(part.weight.to(dtype))
+                weight = torch.cat(part.mapped) if part.mapped else part.weight
+                part.weight, part.mapped = nn.Parameter(weight.to(dtype)), ()
         for part in list(light.modules()):
             for name, child in list(part.named_children()):
                 if isinstance(child, LowRank):
@@ -77,19 +79,17 @@ def _pack(light: Model, precision: Packing) -> None:
     if whole and packs(torch.zeros(1, 2), precision) is None:
         raise MachineError(f"no dot products of {precision} are here (they need AVX2 and a C compiler)",
                           way_out="ask for bfloat16 or float32")
-    laid: list[nn.Module] = []
+    room, whole_parts = Room(ROOM), set[nn.Module]()
     for part in list(light.modules()):
-        for name, child in list(part.named_children()):
-            made = (child.packed(precision) if isinstance(child, Gated | Plain) else
-                    packed(child, precision) if isinstance(child, Linear) else None)
+        for name, child in [] if part in whole_parts else list(part.named_children()):
+            made = (child.packed(precision, room) if isinstance(child, Gated | Plain) else
+                    packed(child, precision, room=room) if isinstance(child, Linear) else None)
             if made is not None:
                 setattr(part, name, made)
-                laid.append(made)
+                whole_parts.add(child)
     left = sum(isinstance(part, Linear) for part in light.modules())
     if whole and left:
         raise ModelError(f"{left} of its products cannot be of {precision} here", way_out="ask for bfloat16 or float32")
     fine: Packing = "int8" if precision == "int4" else precision  # rounding a head to four bits costs the most
     if isinstance(light.head, TokenHead) and (lib := packs(light.head.weight, fine)) is not None:
-        light.head.packed = PackedLinear(lib, light.head.weight, light.head.bias, fine)
-        laid.append(light.head.packed)
-    lay_together([part for one in laid for part in one.modules() if isinstance(part, PackedLinear)])
+        light.head.packed = PackedLinear(lib, light.head.weight, light.head.bias, fine, room=room)

@@ -59,7 +59,7 @@ def open_language_model(folder: str | Path, *, precision: Asked = "float32",
     folder = Path(folder)
     if precision in LAID_OUT and _kind(folder) == NGRAM:
         raise ModelError(f"counts, and has no products of {precision}", where=folder, way_out="leave it out")
-    model = open_writer(folder, mapped=precision in LAID_OUT)
+    model = open_writer(folder, mapped=precision != "stored")
     return _light(model, folder, precision, place) if isinstance(model, Model) else model
 
 
@@ -92,7 +92,7 @@ def open_embedder(folder: str | Path, *, too_long: TooLong = "refuse", precision
     folder = Path(folder)
     if _kind(folder) in (BAG, NGRAM):
         raise ModelError("gives no vectors", where=folder, way_out="name an encoder, such as all-minilm-l6-v2")
-    model = load_model(folder, mapped=precision in LAID_OUT)
+    model = load_model(folder, mapped=precision != "stored")
     if model.head_kind != "vector":
         raise ModelError(f"gives {model.head_kind}, not vectors", where=folder,
                          way_out="name a model that was made for them, such as all-minilm-l6-v2")

@@ -79,8 +79,8 @@ def _lying(file: Any, name: str) -> Stored:
 
 def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path, *,
            mapped: bool = False) -> Model:
-    """The model of a configuration with a file's numbers; ``mapped``: weights of products are the file itself, and no
-    copy, where they lie in it as they are. Raises ModelError where the two do not belong together."""
+    """The model of a configuration with a file's numbers; ``mapped``: weights of products stay in the file where
+    they lie in it as they are, see ``Linear``. Raises ModelError where the two do not belong together."""
     if config.num_layers > max(1, len(tensors)):
         raise ModelError(f"holds {len(tensors)} tensors, and config.json says {config.num_layers} layers", where=where,
                          way_out=AGAIN)
@@ -137,20 +137,21 @@ def _check(sketch: Model, tensors: Tensors, family: Family, where: Path) -> None
 
 
 def _take(model: Model, tensors: Tensors, family: Family) -> None:
-    """Let the file be the weights of products that lie in it as they are."""
-    weights = {f"{name}.weight": part.weight for name, part in model.named_modules() if isinstance(part, Linear)}
+    """Leave the weights of products in the file where they lie in it as they are, in one piece or several."""
+    products = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, Linear)}
     for ours, public in family.names(model.config, model.head_spec):
-        whole = ours in weights and len(public) == 1 and not family.forms(ours, model.config)
-        if whole and (stored := tensors[public[0]]).mapped and (found := stored.read()).dtype == weights[ours].dtype:
-            weights[ours].data = found
+        if ours not in products or not products[ours].called or family.forms(ours, model.config):
+            continue
+        if all(tensors[name].mapped and not tensors[name].small for name in public):
+            products[ours].mapped = tuple(tensors.pop(name).read() for name in public)
 
 
 def _assign(model: Model, tensors: Tensors, family: Family) -> None:
     for name, part, form in _parts(model, family):
+        if name not in tensors:  # taken: see above
+            continue
         stored = tensors.pop(name)
         found = stored.read()
-        if found.data_ptr() == part.data_ptr():  # the file itself
-            continue
         part.copy_(found.T if form.turned else found[form.skip :])
         if form.shift:
             part.add_(form.shift)

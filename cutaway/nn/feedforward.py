@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.nn import ops
-from cutaway.nn.linear import Activation, After, Linear, Packing, packed
+from cutaway.nn.linear import Activation, After, Linear, Packing, Room, packed
 from cutaway.nn.memory import made_again
 
 
@@ -30,9 +30,9 @@ class Gated(nn.Module):
             out: Tensor = self.down(inner)
         return out
 
-    def packed(self, precision: Packing) -> nn.Module | None:
+    def packed(self, precision: Packing, room: Room | None = None) -> nn.Module | None:
         """The same for reading, where that is faster."""
-        return _both(self.gate_up, self.down, precision, after=self.activation, gated=True)
+        return _both(self.gate_up, self.down, precision, after=self.activation, gated=True, room=room)
 
 
 class Plain(nn.Module):
@@ -53,13 +53,15 @@ class Plain(nn.Module):
         out: Tensor = self.down(up)
         return out
 
-    def packed(self, precision: Packing) -> nn.Module | None:
+    def packed(self, precision: Packing, room: Room | None = None) -> nn.Module | None:
         """The same for reading, where that is faster."""
-        return _both(self.up, self.down, precision, after=self.activation, gated=False)
+        return _both(self.up, self.down, precision, after=self.activation, gated=False, room=room)
 
 
-def _both(first: nn.Module, second: nn.Module, precision: Packing, *, after: After, gated: bool) -> nn.Module | None:
+def _both(first: nn.Module, second: nn.Module, precision: Packing, *, after: After, gated: bool,
+          room: Room | None) -> nn.Module | None:
     if not isinstance(first, Linear) or not isinstance(second, Linear):
         return None  # beside an adapter only what is the base's own is laid out
-    one, other = packed(first, precision, after=after, gated=gated), packed(second, precision)
+    one = packed(first, precision, after=after, gated=gated, room=room)
+    other = packed(second, precision, room=room)
     return None if one is None or other is None else nn.Sequential(one, other)

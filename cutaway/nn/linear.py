@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from ctypes import CDLL, Structure, byref, c_int, c_int64, c_void_p
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutaway.device import large_pages
+from cutaway.device import forget_pages, large_pages
 from cutaway.nn.kernels import library_for, pointer
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -57,11 +56,13 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 class Linear(nn.Module):
     """``x @ weight.T``, with ``bias`` plus ``bias (outputs,)``; ``weight (outputs, inputs)`` is cast to the dtype of
     ``x`` at each use. ``called`` is False where the owner always multiplies with the weight itself, so that it must
-    not be packed."""
+    not be packed. Where there is something in ``mapped``, its rows are the weight, in files, and ``weight`` holds
+    nothing yet."""
 
     def __init__(self, inputs: int, outputs: int, *, called: bool = True, bias: bool = False) -> None:
         super().__init__()
         self.called = called
+        self.mapped: tuple[Tensor, ...] = ()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
@@ -80,18 +81,50 @@ class Plan(Structure):
                 ("sums", c_void_p), ("bias", c_void_p), ("kind", c_int), ("gated", c_int), ("precision", c_int))
 
 
+class Room:
+    """Memory for weights that are read one behind another at every token: they lie so, in large pages."""
+
+    def __init__(self, most: int = 0) -> None:
+        self.most, self._left = most, torch.empty(0, dtype=torch.uint8)
+        self._joined = torch.empty(0)
+
+    def take(self, size: int) -> Tensor:
+        """``size`` bytes behind those that were taken before, at the beginning of a cache line."""
+        size = -(-size // _LINE) * _LINE
+        if len(self._left) < size:
+            self._left = large_pages(max(size, self.most))
+        taken, self._left = self._left[:size], self._left[size:]
+        return taken
+
+    def joined(self, linear: Linear) -> Tensor:
+        """A weight, wherever it lies, until the next one is asked for: memory for each would be left in pieces."""
+        if len(linear.mapped) < 2:
+            return linear.mapped[0] if linear.mapped else linear.weight
+        if self._joined.numel() < linear.weight.numel():
+            self._joined = torch.empty(linear.weight.numel())
+        out = self._joined[: linear.weight.numel()].view(linear.weight.shape)
+        return torch.cat(linear.mapped, out=out)
+
+
+def _bytes(inputs: int, precision: Packing) -> int:
+    """What an output's weights take."""
+    if precision == "int4":
+        return inputs // _BLOCK * 20  # 16 for 32 weights and 4 for their step and lowest value
+    return {"float32": 4 * inputs, "bfloat16": 2 * inputs, "int8": -(-inputs // 4) * 4}[precision]
+
+
 class PackedLinear(nn.Module):
     """The same map for reading, its weight laid out once for the kernel of ``csrc/linear.c`` in ``precision``, with
     what follows it: an activation, or one of the first half of the outputs that lets the second half through.
 
     Takes ``(…, inputs)``, in bfloat16 unless it is float32; a row's output does not depend on the rows beside it, which
     a library does not promise. int8 weights have a scale an output and inputs one for every 64 of a row, by the largest
-    magnitude. int4 weights have a step and a lowest value an output and 32 inputs, and meet inputs of int8; where inputs
-    are no multiple of 32, weights are int8.
+    magnitude. int4 weights have a step and a lowest value an output and 32 inputs, and meet inputs of int8; where
+    inputs are no multiple of 32, weights are int8.
     """
 
     def __init__(self, lib: CDLL, weight: Tensor, bias: Tensor | None, precision: Packing, *,
-                 after: After | None = None, gated: bool = False) -> None:
+                 after: After | None = None, gated: bool = False, room: Room | None = None) -> None:
         super().__init__()
         outputs, inputs = weight.shape
         self.lib, self.inputs, self.width = lib, inputs, outputs // 2 if gated else outputs
@@ -99,38 +132,31 @@ class PackedLinear(nn.Module):
         if precision == "int4" and inputs % _BLOCK:
             precision = "int8"
         weight, bias = weight.detach(), None if bias is None else bias.detach()
-        if gated:  # 16 gates, then what they let through
-            order = torch.arange(outputs).view(2, -1, 16).transpose(0, 1).flatten()
-            weight, bias = weight[order], None if bias is None else bias[order]
+        if gated and bias is not None:  # 16 gates, then what they let through
+            bias = bias[torch.arange(outputs).view(2, -1, 16).transpose(0, 1).flatten()]
         padded = -(-outputs // _PANEL) * _PANEL
         self.bias = None if bias is None else F.pad(bias.float(), (0, padded - outputs)).contiguous()
         self.scales: Tensor | None = None
         self.sums: Tensor | None = None
-        self._lay_out(weight, padded, precision)
+        self.panels = (room or Room()).take(padded * _bytes(inputs, precision))
+        self._lay_out(weight, padded, precision, gated)
         self.plan = Plan(inputs, outputs, pointer(self.panels), pointer(self.scales), pointer(self.sums),
                          pointer(self.bias), -1 if after is None else KERNEL_OF[after], gated, _KINDS[precision])
 
-    def _lay_out(self, weight: Tensor, padded: int, precision: Packing) -> None:
-        outputs, inputs = weight.shape
-        size = c_int64(outputs), c_int64(inputs)
+    def _lay_out(self, weight: Tensor, padded: int, precision: Packing, gated: bool) -> None:
+        inputs = weight.shape[1]
+        weight = weight.to(torch.bfloat16 if precision == "bfloat16" else torch.float32).contiguous()
+        given = pointer(weight), c_int64(len(weight)), c_int64(inputs), c_int(gated), pointer(self.panels)
         if precision == "bfloat16":
-            weight = weight.to(torch.bfloat16).contiguous()
-            self.panels = torch.empty(padded * (inputs // 2), dtype=torch.int32)
-            self.lib.linear_pack(pointer(weight), *size, pointer(self.panels))
-            return
-        weight = weight.float().contiguous()
-        if precision == "float32":
-            self.panels = torch.empty(padded * inputs)
-            self.lib.linear_pack_float(pointer(weight), *size, pointer(self.panels))
-            return
-        if precision == "int4":
-            self.panels = torch.empty(padded * (inputs // _BLOCK) * 20, dtype=torch.uint8)  # 16 + 4 bytes for 32 weights
-            self.lib.linear_pack_int4(pointer(weight), *size, pointer(self.panels))
-            return
-        self.panels = torch.empty(padded * (-(-inputs // 4)), dtype=torch.int32)
-        self.scales = torch.empty(padded)
-        self.sums = torch.empty(padded * (-(-inputs // _GROUP)), dtype=torch.int32)
-        self.lib.linear_pack_int8(pointer(weight), *size, *map(pointer, (self.panels, self.scales, self.sums)))
+            self.lib.linear_pack(*given)
+        elif precision == "float32":
+            self.lib.linear_pack_float(*given)
+        elif precision == "int4":
+            self.lib.linear_pack_int4(*given)
+        else:
+            self.scales = torch.empty(padded)
+            self.sums = torch.empty(padded * (-(-inputs // _GROUP)), dtype=torch.int32)
+            self.lib.linear_pack_int8(*given, pointer(self.scales), pointer(self.sums))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         return self  # nothing in it changes
@@ -144,17 +170,6 @@ class PackedLinear(nn.Module):
         return out
 
 
-def lay_together(linears: Sequence[PackedLinear]) -> None:
-    """Move their weights into one piece of memory, in this order: they are read from end to end at every token."""
-    sizes = [-(-one.panels.nbytes // _LINE) * _LINE for one in linears]
-    room, start = large_pages(sum(sizes)), 0
-    for one, size in zip(linears, sizes, strict=True):
-        part = room[start : start + one.panels.nbytes].view(one.panels.dtype)
-        part.copy_(one.panels)
-        one.panels, start = part, start + size
-        one.plan.panels = pointer(part)
-
-
 def packs(weight: Tensor, precision: Packing) -> CDLL | None:
     """The kernels, where they are on this processor faster with such a weight laid out than the library."""
     lib = library_for(weight)
@@ -162,11 +177,14 @@ def packs(weight: Tensor, precision: Packing) -> CDLL | None:
     return lib if here and weight.shape[1] % 2 == 0 else None
 
 
-def packed(linear: Linear, precision: Packing = "bfloat16", *, after: After | None = None,
-           gated: bool = False) -> PackedLinear | None:
+def packed(linear: Linear, precision: Packing = "bfloat16", *, after: After | None = None, gated: bool = False,
+           room: Room | None = None) -> PackedLinear | None:
     """``linear`` for reading, with what follows it, laid out for this processor's kernel; None where that is not faster
     than the library."""
-    lib = packs(linear.weight, precision)
+    lib, room = packs(linear.weight, precision), room or Room()
     if lib is None or not linear.called or (gated and linear.weight.shape[0] % 32):
         return None
-    return PackedLinear(lib, linear.weight, linear.bias, precision, after=after, gated=gated)
+    made = PackedLinear(lib, room.joined(linear), linear.bias, precision, after=after, gated=gated, room=room)
+    for piece in linear.mapped:
+        forget_pages(piece)
+    return made

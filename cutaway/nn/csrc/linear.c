@@ -28,35 +28,47 @@ int linear_packs(void) {
   return packs | 4;
 }
 
+// the row of w whose weights are the n-th of panel p, -1 behind the last; `gated`: 16 gates, then what they let through
+INLINE int64_t row_of(int64_t N, int gated, int64_t p, int64_t n) {
+  if (gated) return n < PANEL / 2 ? p * (PANEL / 2) + n : N / 2 + p * (PANEL / 2) + n - PANEL / 2;
+  return p * PANEL + n < N ? p * PANEL + n : -1;
+}
+#define PANELS(N) ((N + PANEL - 1) / PANEL)
+
 // w (N, K) bfloat16 -> panels (up to PANEL, K / 2, PANEL), zeros behind the last output
-void linear_pack(const uint16_t *w, int64_t N, int64_t K, uint32_t *out) {
+void linear_pack(const uint16_t *w, int64_t N, int64_t K, int gated, uint32_t *out) {
 #pragma omp parallel for schedule(static)
-  for (int64_t p = 0; p < (N + PANEL - 1) / PANEL; p++)
-    for (int64_t k = 0; k < K / 2; k++)
-      for (int64_t n = 0; n < PANEL; n++) {
+  for (int64_t p = 0; p < PANELS(N); p++)
+    for (int64_t n = 0; n < PANEL; n++) {
+      int64_t row = row_of(N, gated, p, n);
+      for (int64_t k = 0; k < K / 2; k++) {
         pair both = 0;
-        if (p * PANEL + n < N) memcpy(&both, w + (p * PANEL + n) * K + 2 * k, 4);
+        if (row >= 0) memcpy(&both, w + row * K + 2 * k, 4);
         out[(p * (K / 2) + k) * PANEL + n] = both;
       }
+    }
 }
 
 // w (N, K) float32 -> panels (up to PANEL, K, PANEL), zeros behind the last output
-void linear_pack_float(const float *w, int64_t N, int64_t K, float *out) {
+void linear_pack_float(const float *w, int64_t N, int64_t K, int gated, float *out) {
 #pragma omp parallel for schedule(static)
-  for (int64_t p = 0; p < (N + PANEL - 1) / PANEL; p++)
-    for (int64_t k = 0; k < K; k++)
-      for (int64_t n = 0; n < PANEL; n++) out[(p * K + k) * PANEL + n] = p * PANEL + n < N ? w[(p * PANEL + n) * K + k] : 0;
+  for (int64_t p = 0; p < PANELS(N); p++)
+    for (int64_t from = 0; from < K; from += LANES)  // some lines of each row at a time, for what is written lies apart
+      for (int64_t n = 0; n < PANEL; n++) {
+        int64_t row = row_of(N, gated, p, n), end = from + LANES < K ? from + LANES : K;
+        for (int64_t k = from; k < end; k++) out[(p * K + k) * PANEL + n] = row < 0 ? 0 : w[row * K + k];
+      }
 }
 
 // w (N, K) float32 -> panels (up to PANEL, up4(K), PANEL) of fours of int8, a scale an output, and sums
-void linear_pack_int8(const float *w, int64_t N, int64_t K, int8_t *out, float *scales, int32_t *sums) {
+void linear_pack_int8(const float *w, int64_t N, int64_t K, int gated, int8_t *out, float *scales, int32_t *sums) {
   int64_t fours = (K + 3) / 4, groups = (K + GROUP - 1) / GROUP;
 #pragma omp parallel for schedule(static)
-  for (int64_t p = 0; p < (N + PANEL - 1) / PANEL; p++)
+  for (int64_t p = 0; p < PANELS(N); p++)
     for (int64_t n = 0; n < PANEL; n++) {
-      int64_t row = p * PANEL + n;
+      int64_t row = row_of(N, gated, p, n);
       float most = 0, strange = 0;  // becomes NaN by one that is no number
-      if (row < N)
+      if (row >= 0)
         for (int64_t k = 0; k < K; k++) {
           most = fmaxf(most, fabsf(w[row * K + k]));
           strange += w[row * K + k] * 0.0f;
@@ -64,26 +76,28 @@ void linear_pack_int8(const float *w, int64_t N, int64_t K, int8_t *out, float *
       float inverse = most > 0 ? 127.0f / most : 0;
       for (int64_t g = 0; g < groups; g++) sums[(p * groups + g) * PANEL + n] = 0;
       for (int64_t k = 0; k < 4 * fours; k++) {
-        int8_t q = row < N && k < K && strange == 0 ? (int8_t)lrintf(w[row * K + k] * inverse) : 0;
+        int8_t q = row >= 0 && k < K && strange == 0 ? (int8_t)lrintf(w[row * K + k] * inverse) : 0;
         out[((p * fours + k / 4) * PANEL + n) * 4 + k % 4] = q;
         sums[(p * groups + k / GROUP) * PANEL + n] -= ZERO * q;
       }
-      scales[row] = most / 127.0f + strange;
+      scales[p * PANEL + n] = most / 127.0f + strange;
     }
 }
 
 // w (N, K) float32, K a multiple of BLOCK -> panels (up to PANEL, K / BLOCK, BLOCK_BYTES)
-void linear_pack_int4(const float *w, int64_t N, int64_t K, uint8_t *out) {
+void linear_pack_int4(const float *w, int64_t N, int64_t K, int gated, uint8_t *out) {
 #ifdef INT4
 #pragma omp parallel for schedule(static)
-  for (int64_t p = 0; p < (N + PANEL - 1) / PANEL; p++)
+  for (int64_t p = 0; p < PANELS(N); p++)
     for (int64_t g = 0; g < K / BLOCK; g++) {
       uint8_t *to = out + (p * (K / BLOCK) + g) * BLOCK_BYTES;
       memset(to, 0, BLOCK_BYTES);
-      for (int64_t n = 0; n < PANEL && p * PANEL + n < N; n++) {
+      for (int64_t n = 0; n < PANEL; n++) {
         uint8_t q[BLOCK];
         uint16_t *d = (uint16_t *)(to + PANEL * 16) + n;
-        block_in(w + (p * PANEL + n) * K + g * BLOCK, q, d, d + PANEL);
+        int64_t row = row_of(N, gated, p, n);
+        if (row < 0) continue;
+        block_in(w + row * K + g * BLOCK, q, d, d + PANEL);
         for (int i = 0; i < BLOCK; i++) to[i / 8 * PANEL * 4 + n * 4 + i % 4] |= (uint8_t)(q[i] << (i % 8 / 4 * 4));
       }
     }
