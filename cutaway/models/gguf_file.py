@@ -204,7 +204,24 @@ class _Header:
             width = struct.calcsize(_NUMBERS[inside])
             raw = self._bytes(self._count(count, width) * width)
             return np.frombuffer(raw, np.dtype(_NUMBERS[inside])).tolist()
+        if inside == _STRING:
+            return self._strings(self._count(count, 8))
         return [self._value(inside, depth + 1) for _ in range(self._count(count, 8))]
+
+    def _strings(self, count: int) -> list[str]:
+        """A vocabulary's: as ``_string``, in a tenth of its time."""
+        data, at, end, length, found = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from, []
+        for _ in range(count):
+            begin = at + 8
+            at = begin + length(data, at)[0] if begin <= end else end + 1
+            if at > end:
+                raise self._wrong("ends in the middle of its header")
+            found.append(data[begin:at])
+        self.at = at
+        try:
+            return [raw.decode() for raw in found]
+        except UnicodeDecodeError as error:
+            raise self._wrong(f"holds a string that is not UTF-8: {error.object[:40]!r}") from None
 
     def _number(self, kind: int) -> Any:
         how = _NUMBERS[kind]

@@ -225,6 +225,25 @@ def test_prompts_are_read_in_chunks_beside_answers() -> None:
     assert [len(p.tokens) for _, reading in recorded(engine) for p in reading if p.sequence == long] == [8] * 15
 
 
+def test_a_short_prompt_does_not_wait_for_long_ones_to_be_read() -> None:
+    engine = Engine(Wide(), runner=PageTape(pages=400, size=4, context=400), work=Work(16.0), step_tokens=32)
+    for busy in (True, False):
+        if busy:
+            engine.submit(Request((1, 2, 3), 90, GREEDY))
+            engine.step()
+        for i in range(2):
+            engine.submit(Request((i, busy, *(0,) * 298), 1, GREEDY))
+        short = engine.submit(Request((3, 4, 5, 6), 1, GREEDY))
+        steps = next(i for i in range(1, 99) if any(e.request == short for e in engine.step()))
+        assert steps == 1 if not busy else steps <= 3
+        while not engine.idle:
+            engine.step()
+    runner = engine.runner
+    assert isinstance(runner, PageTape)
+    steps_read = [sum(len(p.tokens) for p in reading) for _, reading in recorded(engine)]
+    assert sum(n == 32 for n in steps_read) >= 600 // 32 and sum(n == 17 for n in steps_read) >= 600 // 17 - 2
+
+
 def test_cancelled_pages_are_free_before_the_next_step() -> None:
     engine = Engine(Table(), runner=PageTape(pages=8, size=4))
     stays, goes, waits = (engine.submit(Request((i,) * 9, 8, GREEDY)) for i in range(3))
@@ -456,10 +475,10 @@ def test_nothing_is_proposed_while_prompts_wait_nor_where_it_could_not_be_taken_
 def test_what_prompts_have_in_common_is_read_once_and_each_of_them_once() -> None:
     model, common = Wide(), tuple(i % 7 for i in range(40))
     asked = [Request((*common, i, 3, 4), 2, seed=s) for i in range(5) for s in range(3)]
-    asked += [Request((*common, 8), 2), Request(common, 2, seed=5)]
+    asked += [Request((*common, 8, 8, 8), 2), Request(common, 2, seed=5)]
     done = Engine(model, max_rows=8).generate(asked)
     assert done == [Engine(Wide()).generate([r])[0] for r in asked]
-    assert model.reads == 40 + 5 * 3 + 1 + len(asked)  # beginnings, ends, and of each answer the token before its last
+    assert model.reads == 40 + 6 * 3 + len(asked)  # beginnings, ends, and of each answer the token before its last
     engine = Engine(Wide(), max_rows=3)
     engine.generate(asked)
     assert engine.stats().cached_tokens == 15 * 43 + 40 + 40
