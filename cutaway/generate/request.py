@@ -6,8 +6,10 @@ The names are the field's (transformers' GenerationConfig, vLLM's SamplingParams
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from cutaway.errors import RequestError
@@ -40,6 +42,28 @@ class Sampling(Settings):
         if 0 < value < COLDEST:
             raise ValueError(f"must be 0 (arg-max) or at least {COLDEST}, below which float32 overflows")
         return value
+
+
+class Constraint(Protocol):
+    """What one answer may still become. It changes with every token of that answer, so no two share one."""
+
+    def mask(self) -> NDArray[np.uint32] | None:
+        """A bit for each id, lowest first, ``(ceil(V / 32),)``: 1 may come next. None: everything may. Ids beyond its
+        end may not. Raises RequestError where the rules turn out too large to follow; that ends this answer alone."""
+
+    def accept(self, token: int) -> None:
+        """``token`` came next. Raises RequestError if it was not allowed."""
+
+    @property
+    def done(self) -> bool:
+        """The document is complete and nothing but an end may follow."""
+
+
+class Grammar(Protocol):
+    """What every answer to a request must be: it never changes, and begins a constraint for each answer."""
+
+    def begin(self, max_tokens: int) -> Constraint:
+        """For one answer of at most that many tokens. Raises RequestError, with both numbers, if none is that short."""
 
 
 @dataclass(frozen=True, slots=True)
