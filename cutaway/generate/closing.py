@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -81,7 +81,7 @@ class Closer:
 
     def shortest(self, matcher: LLMatcher, place: Place) -> bytes | None:
         """Bytes that complete the text of a matcher over single bytes, which is not changed; None if none was found."""
-        order, seen, done = itertools.count(), Counter[object](), set[tuple[int, int]]()
+        order, done = itertools.count(), set[tuple[int, int]]()
         heap = [(0, next(order), _Node(b"", matcher.deep_copy(), place))]
         for _ in range(self.most):
             if not heap:
@@ -96,10 +96,8 @@ class Closer:
             for data in self._next(node):
                 child = node.after(data, number)
                 if child is not None:
-                    sign = child.sign()
-                    weight = cost + len(data) + _AGAIN * min(seen[sign], 8)
-                    seen[sign] += 1
-                    heapq.heappush(heap, (weight, next(order), child))
+                    again = _AGAIN * min(child.signs.count(child.sign()), 8)
+                    heapq.heappush(heap, (cost + len(data) + again, next(order), child))
         return None
 
     def _next(self, node: _Node) -> Iterable[bytes]:
@@ -133,6 +131,7 @@ class _Node:
     place: Place
     values: tuple[tuple[int, int], ...] = ()  # the JSON values that are open here, named by where they began
     completed: tuple[tuple[int, int], ...] = ()
+    signs: tuple[object, ...] = ()  # of the states on the way here
 
     def allowed(self) -> bytes:
         """The bytes that may follow."""
@@ -141,7 +140,7 @@ class _Node:
 
     def sign(self) -> object:
         """What tells most states apart."""
-        return (self.matcher.compute_bitmask(), self.place.string, len(self.place.stack), self.values)
+        return (self.matcher.compute_bitmask(), self.place.string, self.values)
 
     def after(self, data: bytes, number: int) -> _Node | None:
         """The node behind more bytes; None where the grammar's limits are met."""
@@ -158,16 +157,19 @@ class _Node:
             ended = (before.scalar and not place.scalar) + gone + text
             if ended:
                 values, completed = values[:-ended], (*completed, *values[-ended:])
-        return replace(self, path=self.path + data, matcher=matcher, place=place, values=values, completed=completed)
+        return _Node(self.path + data, matcher, place, values, completed, (*self.signs, self.sign()))
 
 
-_KINDS = (b'"', b")", b"]", b"}", b";", b"\n", b" ", b"-.,:/@_", bytes(range(48, 58)), bytes(range(97, 123)),
-          bytes(range(65, 91)))
+_LETTERS = tuple(re.compile(kind) for kind in (rb"[0-9]", rb"[a-z]", rb"[A-Z]", rb"[\xc2-\xf4]"))
+_MARKS = re.compile(rb"[^0-9a-zA-Z\x80-\xff]")
+_ENDS = re.compile(rb"[\n \"')\]}>;.]")
 
 
 def _kinds(may: bytes) -> bytes:
-    """All of a few bytes; of many, one of each kind."""
+    """All of a few bytes; of many, the first letter of each kind, and the other marks or those that end something."""
     if len(may) <= _MANY:
         return may
-    found = (next((b for b in kind if b in may), None) for kind in _KINDS)
-    return bytes(b for b in found if b is not None) or may[:_MANY]
+    marks = _MARKS.findall(may)
+    marks = marks if len(marks) <= _MANY else _ENDS.findall(may)
+    letters = [found[0] for kind in _LETTERS if (found := kind.search(may))]
+    return b"".join((*marks, *letters)) or may[:_MANY]
