@@ -21,15 +21,16 @@ from cutaway.errors import DataError
 from cutaway.probe.load_client import Answer, Server, ask, first_model
 from cutaway.settings import Settings
 
-_WORDS = ("time year people way day man thing woman life child world school state family student group country problem "
-          "hand part place case week company system program question work number night point home water room mother "
-          "area money story fact month lot right study book eye job word business issue side kind head house service "
-          "friend father power hour game line end member law car city name team minute idea body back parent face").split()
+_WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work number night point home water room mother area money "
+    "story fact month lot right study book eye job word business issue side kind head house service friend father power"
+).split()  # noqa: SIM905
 
 
 class Load(Settings):
-    """What is sent. ``rate`` is requests a second in an open loop, ``concurrency`` the requests at once of a closed one;
-    one of the two. ``words`` and ``shared`` are the length of made-up prompts and how much all of them begin with."""
+    """What is sent. ``rate`` is requests a second in an open loop, ``concurrency`` the requests at once of a closed
+    one; one of the two. ``words`` and ``shared`` are the length of made-up prompts and how much all of them begin with."""
 
     requests: int = Field(default=100, ge=1)
     rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -89,7 +90,7 @@ def _prompt(line: str, where: str) -> str | Messages:
     except ValueError:
         raise DataError("is no JSON", where=where) from None
     found = (row.get("messages") or row.get("prompt")) if isinstance(row, dict) else None
-    if isinstance(found, str) or isinstance(found, list) and all(isinstance(m, dict) for m in found):
+    if isinstance(found, str) or (isinstance(found, list) and all(isinstance(m, dict) for m in found)):
         return found
     raise DataError("has neither a text in 'prompt' nor a list in 'messages'", where=where)
 

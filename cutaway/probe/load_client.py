@@ -38,7 +38,7 @@ class Server:
         except ValueError as error:
             raise SettingsError(f"{url!r} is no address ({error})") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-            raise SettingsError(f"{url!r} is no address of a server", way_out="give http://HOST:PORT, with /v1 or without")
+            raise SettingsError(f"{url!r} is no address of a server", way_out="give http://HOST:PORT")
         if key is not None and not (key.isascii() and key.isprintable()):
             raise SettingsError("the key has characters that no header can hold")
         path, secure = parts.path.rstrip("/"), parts.scheme == "https"

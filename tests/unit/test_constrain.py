@@ -34,7 +34,7 @@ def tokenizer(kind: str) -> Tokenizer:
         return train(ByteSettings(), TEXT)
     if kind == "sentencepiece":
         return sentencepiece()
-    size = {"wordpiece": 600, "word": 290}.get(kind, 330)
+    size = {"wordpiece": 550, "word": 290}.get(kind, 330)
     return train(SubwordSettings(kind=kind, vocab_size=size), TEXT)  # type: ignore[arg-type]
 
 
@@ -192,6 +192,16 @@ def test_one_token_less_than_the_shortest_document_is_refused_with_both_numbers(
         rules.begin(rules.least - 1)
 
 
+def test_a_choice_is_free_as_long_as_it_can_be_finished() -> None:
+    rules = regex("(yes|no|maybe)", tokenizer("bpe"))
+    found = {written(rules, 5, random.Random(seed))[0] for seed in range(60)}
+    assert found == {b"yes", b"no", b"maybe"}
+    two = {written(rules, 2, random.Random(seed))[0] for seed in range(40)}
+    assert b"no" in two and b"maybe" not in two
+    lengths = {len(written(regex("[a-z]{3,9}", tokenizer("byte")), 9, random.Random(seed))[0]) for seed in range(80)}
+    assert lengths >= {3, 4, 9}
+
+
 def test_what_a_constraint_cannot_promise_is_never_called_complete() -> None:
     rules = regex("(ab|c{40})+d", tokenizer("byte"))
     assert not rules.growth.certain
@@ -221,7 +231,7 @@ def test_a_grammar_is_followed_and_may_end_where_it_accepts() -> None:
     assert answer.done
     for seed in range(20):
         data, complete, _ = written(rules, 40, random.Random(seed))
-        assert not complete or re.fullmatch(rb"[0-9()+]+", data) and data.count(b"(") == data.count(b")")
+        assert not complete or (re.fullmatch(rb"[0-9()+]+", data) and data.count(b"(") == data.count(b")"))
 
 
 def test_each_answer_has_a_constraint_of_its_own_and_no_control_token_is_ever_text() -> None:
@@ -306,13 +316,15 @@ def test_a_less_than_sign_in_quotes_is_text() -> None:
 def test_a_vocabulary_that_cannot_write_the_answer_is_refused() -> None:
     import tokenizers
 
-    words = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2, "[SEP]": 3}, unk_token="[UNK]"))
+    vocab = {"[UNK]": 0, "a": 1, "##b": 2, "[SEP]": 3}
+    words = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
     words.add_special_tokens(["[UNK]", "[SEP]"])
     words.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     bert = made(json.loads(words.to_str()), {"eos_token": "[SEP]", "unk_token": "[UNK]"}, where="here")
     with pytest.raises(RequestError, match="does not say where spaces stand"):
         regex("a", bert)
-    pieces = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("b", -2.0), ("</s>", 0.0)], 0))
+    scores = [("<unk>", 0.0), ("▁a", -1.0), ("b", -2.0), ("</s>", 0.0)]
+    pieces = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, 0))
     pieces.add_special_tokens(["<unk>", "</s>"])
     pieces.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     pieces.decoder = tokenizers.decoders.Metaspace()
