@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,8 @@ class Fake:
             await writer.drain()
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     async def stream(self, writer: asyncio.StreamWriter, fails: str) -> None:
         if fails == "busy":
@@ -93,8 +95,10 @@ def serving(fake: Fake) -> Iterator[Fake]:
         ready.set()
         async with server:
             await stop.wait()
-        for task in asyncio.all_tasks(loop) - {asyncio.current_task()}:
+        left = asyncio.all_tasks(loop) - {asyncio.current_task()}
+        for task in left:
             task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()

@@ -104,7 +104,7 @@ class Spelled:
         """Raises RequestError if a byte has no token of its own."""
         missing = bytes(b for b in needed if bytes([b]) not in self._ids)
         if missing:
-            raise RequestError(f"this vocabulary has no token for {missing[:8].decode('latin-1')!r} and cannot write {what}",
+            raise RequestError(f"{what} cannot be written: no token for {missing[:8].decode('latin-1')!r}",
                                where="constraint", way_out="use a model whose tokenizer knows every byte")
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,16 +22,16 @@ from cutaway.errors import DataError
 from cutaway.probe.load_client import Answer, Server, ask, first_model
 from cutaway.settings import Settings
 
-_WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand "
-    "part place case week company system program question work number night point home water room mother area money "
-    "story fact month lot right study book eye job word business issue side kind head house service friend father power"
-).split()  # noqa: SIM905
+_WORDS = tuple(re.findall(r"\w+", """
+time year people way day man thing woman life child world school state family student group country problem hand part
+place case week company system program question work number night point home water room mother area money story fact
+month lot right study book eye job word business issue side kind head house service friend father power hour game
+"""))
 
 
 class Load(Settings):
     """What is sent. ``rate`` is requests a second in an open loop, ``concurrency`` the requests at once of a closed
-    one; one of the two. ``words`` and ``shared`` are the length of made-up prompts and how much all of them begin with."""
+    one; one of the two. ``words`` is the length of made-up prompts, and ``shared`` how many of them all begin with."""
 
     requests: int = Field(default=100, ge=1)
     rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -9,7 +9,8 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -139,14 +140,15 @@ class _Log:
 
 async def _read(server: Server, name: str, body: Mapping[str, Any], log: _Log) -> None:
     """The events of a stream, up to [DONE]."""
-    async for line in _lines(server, "POST", name, json.dumps(body).encode()):
-        if line.startswith(b"data:"):
-            log.event(line[5:].strip().decode())
-        if log.whole:
-            return
+    async with aclosing(_lines(server, "POST", name, json.dumps(body).encode())) as lines:
+        async for line in lines:
+            if line.startswith(b"data:"):
+                log.event(line[5:].strip().decode())
+            if log.whole:
+                return
 
 
-async def _lines(server: Server, method: str, name: str, body: bytes) -> AsyncIterator[bytes]:
+async def _lines(server: Server, method: str, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
     """The lines of the body of a good answer. Raises _Refused for any other."""
     context = ssl.create_default_context() if server.secure else None
     reader, writer = await asyncio.open_connection(server.host, server.port, ssl=context, limit=_LINE)
@@ -165,6 +167,8 @@ async def _lines(server: Server, method: str, name: str, body: bytes) -> AsyncIt
             yield piece
     finally:
         writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 async def _rest(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:

@@ -86,7 +86,7 @@ def test_without_usage_tokens_are_pieces_of_text_and_that_is_said() -> None:
 def test_prompts_share_their_head_alone_and_bodies_say_what_was_asked(tmp_path: Path) -> None:
     load = Load(requests=4, concurrency=1, words=10, shared=6, max_tokens=5)
     prompts = made_up(load)
-    assert len(prompts) == 5 and len({p for p in prompts}) == 5 and {len(p.split()) for p in prompts} == {10}
+    assert len(prompts) == 5 and len(set(prompts)) == 5 and {len(p.split()) for p in prompts} == {10}
     assert len({" ".join(p.split()[:6]) for p in prompts}) == 1
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "one"}\n{"messages": [{"role": "user", "content": "two"}]}\n')
