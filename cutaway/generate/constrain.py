@@ -29,7 +29,7 @@ WHITE_SPACE = r" {1,8}|\n {0,8}"  # between two tokens of JSON, at most
 _STATES = 20_000  # of the lexer, 1 to 2 kB each
 _SEARCHED = 4_000  # states that the search for the shortest whole answer looks at
 _UNKNOWN = Growth(48, 1, certain=False)
-_FEW, _TRIED = 16, 1_024  # ids that are followed to an end each, and those that are tried with the end that is known
+_FEW, _TRIED = 16, 256  # ids that are followed to an end each, and those that are tried with the end that is known
 _REST = 16  # tokens between two searches that find nothing
 
 Words = NDArray[np.uint32]

@@ -131,9 +131,9 @@ class _Measure:
         if isinstance(part, bool):
             return 1 if part else inf
         if "const" in part:
-            return literal(part["const"])
+            return float(literal(part["const"]))
         if "enum" in part:
-            return min(map(literal, part["enum"]), default=inf)
+            return min(map(float, map(literal, part["enum"])), default=inf)
         found = [self.known[part["$ref"]]] if "$ref" in part else []
         for word in ("anyOf", "oneOf"):
             if word in part:
@@ -141,7 +141,7 @@ class _Measure:
         found += map(self.shortest, part.get("allOf", ()))
         if not found or "type" in part or "properties" in part:
             found.append(min(self.typed(part, t) for t in types_of(part)))
-        return sum(found)
+        return float(sum(found))
 
     def typed(self, part: Mapping[str, Any], name: str) -> float:
         if name == "object":

@@ -5,6 +5,7 @@ V ids, W = ceil(V / 32) words of 32 bits.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -99,6 +100,27 @@ class Spelled:
             else:
                 return None
         return tuple(out)
+
+    @cached_property
+    def _sorted(self) -> list[tuple[bytes, int]]:
+        return sorted((data, i) for i, data in enumerate(self._bytes) if data)
+
+    def starting(self, data: bytes) -> list[int]:
+        """The ids whose bytes begin with these."""
+        found = []
+        for at in range(bisect_left(self._sorted, (data, -1)), len(self._sorted)):
+            if not self._sorted[at][0].startswith(data):
+                break
+            found.append(self._sorted[at][1])
+        return found
+
+    def longer(self, data: bytes) -> bool:
+        """Whether an id has these bytes and more."""
+        return any(len(self._bytes[i]) > len(data) for i in self.starting(data))
+
+    def id_of(self, data: bytes) -> int | None:
+        """The id with exactly these bytes; the lowest, if there are several."""
+        return self._ids.get(data)
 
     def check_spells(self, needed: bytes, what: str) -> None:
         """Raises RequestError if a byte has no token of its own."""
