@@ -15,7 +15,7 @@ from cutaway.generate.spelled import spelled
 from cutaway.text.tokenizer import SubwordSettings, Tokenizer, train
 
 TEXT = ["see http://there and http://here: the cat, the other cats\n" * 30]
-TOKENIZER: Tokenizer = train(SubwordSettings(vocab_size=300), TEXT)
+TOKENIZER: Tokenizer = train(SubwordSettings(vocab_size=285), TEXT)
 WORDS = spelled(TOKENIZER)
 
 
