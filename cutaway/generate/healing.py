@@ -46,19 +46,20 @@ class Beginning:
     vocabulary: Spelled
     begins: bytes
 
-    def begin(self, max_tokens: int) -> Constraint:
-        """For one answer. Raises RequestError where the bytes alone need more tokens than it may have."""
+    def begin(self, max_tokens: int, *, vocab_size: int | None = None) -> Constraint:
+        """For one answer of a model of ``vocab_size`` ids. Raises RequestError where the bytes alone need more tokens than it may have."""
         way = self.vocabulary.tokens(self.begins)
         if way is None or len(way) > max_tokens:
             needed = "cannot be spelled" if way is None else f"takes {len(way)} tokens"
             raise RequestError(f"the end of the prompt {needed}, and max_tokens is {max_tokens}", where="healing")
-        return _Begun(self.vocabulary, self.begins, max_tokens)
+        return _Begun(self.vocabulary, self.begins, max_tokens, self.vocabulary.padding(vocab_size))
 
 
 class _Begun:
     """What is left of the bytes (a Constraint): once they are written, everything is allowed."""
 
-    def __init__(self, vocabulary: Spelled, rest: bytes, left: int) -> None:
+    def __init__(self, vocabulary: Spelled, rest: bytes, left: int, padding: NDArray[np.uint32]) -> None:
+        self._padding = padding
         self._words, self._rest, self._left = vocabulary, rest, left
 
     @property
@@ -72,7 +73,7 @@ class _Begun:
             return None
         parts = [i for n in range(1, len(self._rest)) if (i := self._words.id_of(self._rest[:n])) is not None
                  and len(self._words.tokens(self._rest[n:]) or ()) < self._left]
-        return self._words.of([*parts, *self._words.starting(self._rest)])
+        return np.concatenate([self._words.of([*parts, *self._words.starting(self._rest)]), self._padding])
 
     def accept(self, token: int) -> None:
         """Raises RequestError for a token that does not go on with the bytes."""

@@ -154,7 +154,7 @@ class _Measure:
             more = count - len(first)
             return 2 + items + (more * (1 + self.shortest(part.get("items", True))) if more > 0 else 0)
         if name == "string":
-            return 2 + part.get("minLength", 0) + _FORMAT * ("format" in part) + 4 * len(part.get("pattern", ""))
+            return float(2 + part.get("minLength", 0) + _FORMAT * ("format" in part) + 4 * len(part.get("pattern", "")))
         if name in ("number", "integer"):
             return _DIGITS if any(word in part for word in _NUMBERS) else 1
         return 4

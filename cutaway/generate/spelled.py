@@ -87,6 +87,13 @@ class Spelled:
         padded[: len(chosen)] = chosen
         return np.packbits(padded, bitorder="little").view("<u4").astype(np.uint32)
 
+    def padding(self, vocab_size: int | None) -> NDArray[np.uint32]:
+        """Words of no ids, for a model with more ids than the tokenizer. Raises RequestError for one with fewer."""
+        if vocab_size is not None and vocab_size < len(self._bytes):
+            raise RequestError(f"a tokenizer of {len(self._bytes)} ids does not fit a model of {vocab_size}",
+                               way_out="use the tokenizer in the model's own folder")
+        return np.zeros(-(-(vocab_size or 0) // 32) - len(self.texts) if vocab_size else 0, np.uint32)
+
     def tokens(self, data: bytes) -> tuple[int, ...] | None:
         """Ids that spell the bytes, each as long as can be; None if there are none."""
         out, at = [], 0
