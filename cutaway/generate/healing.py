@@ -47,7 +47,8 @@ class Beginning:
     begins: bytes
 
     def begin(self, max_tokens: int, *, vocab_size: int | None = None) -> Constraint:
-        """For one answer of a model of ``vocab_size`` ids. Raises RequestError where the bytes alone need more tokens than it may have."""
+        """For one answer of a model of ``vocab_size`` ids. Raises RequestError where the bytes alone need more tokens
+        than it may have."""
         way = self.vocabulary.tokens(self.begins)
         if way is None or len(way) > max_tokens:
             needed = "cannot be spelled" if way is None else f"takes {len(way)} tokens"
