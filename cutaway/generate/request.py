@@ -59,6 +59,14 @@ class Constraint(Protocol):
         """The token that was drawn; one that the mask allowed."""
 
 
+class Grammar(Protocol):
+    """What every answer to a request must be: it never changes, and begins a constraint for each answer."""
+
+    def begin(self, max_tokens: int, *, vocab_size: int | None = None) -> Constraint:
+        """For one answer of at most that many tokens, with masks for a model of ``vocab_size`` ids. Raises
+        RequestError, with both numbers, if no answer is that short."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """Continue ``tokens`` by at most ``max_tokens`` ("fit": whatever the context has room for), beside a ``source`` for
