@@ -14,9 +14,9 @@ from cutaway.batch import Batch
 from cutaway.errors import MachineError, ModelError
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
-from cutaway.models import light
+from cutaway.models import light, whole
 from cutaway.models.adapter import Lora, adapt
-from cutaway.models.folder import save_model, stored_small
+from cutaway.models.folder import load_model, save_model, stored_small
 from cutaway.models.heads import Vector
 from cutaway.models.light import Precision, for_reading
 from cutaway.models.model import Model, build
@@ -24,8 +24,10 @@ from cutaway.models.ngram_folder import MODEL_TYPE as NGRAM
 from cutaway.models.open import open_embedder, open_language_model
 from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
-from cutaway.nn.linear import PackedLinear, packs
+from cutaway.nn import linear
+from cutaway.nn.linear import Linear, PackedLinear, packs
 from cutaway.objectives.likelihood import token_logprobs
+from cutaway.records import digest
 from cutaway.text.tokenizer import ByteSettings, train
 
 NEAR: dict[Precision, float] = {"float32": 0.0, "bfloat16": 5e-2, "int8": 8e-2, "int4": 0.5}  # of the largest logit
@@ -165,3 +167,35 @@ def test_what_has_no_such_products_says_so(tmp_path: Path, decoder: Model, monke
     monkeypatch.setattr(light, "packs", lambda *given: None)
     with pytest.raises(MachineError, match="no dot products of int8"):
         for_reading(decoder, "int8")
+
+
+@torch.no_grad()
+def test_weights_that_stay_in_the_file_are_laid_out_as_others(tmp_path: Path, decoder: Model, precision: Precision,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries, keys and values are three tensors there, gate and up two; the file is let go of."""
+    save_model(tmp_path / "model", decoder)
+    mapped, batch = load_model(tmp_path / "model", mapped=True), Batch(_tokens(2, 20))
+    pieces = [part.mapped for part in mapped.modules() if isinstance(part, Linear)]
+    assert {len(some) for some in pieces} == {1, 2, 3}
+    assert torch.equal(for_reading(mapped, precision)(batch), for_reading(decoder, precision)(batch))
+    monkeypatch.setattr(linear, "packs", lambda *given: None)  # nothing can be laid out: what is read is copied
+    monkeypatch.setattr(light, "packs", lambda *given: None)
+    plain = for_reading(load_model(tmp_path / "model", mapped=True), "float32")
+    assert not any(part.mapped for part in plain.modules() if isinstance(part, Linear))
+    assert torch.equal(plain(batch), decoder(batch))
+
+
+def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path: Path, decoder: Model,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "model", decoder)
+    path, times = tmp_path / "model" / "model.safetensors", []
+    monkeypatch.setattr(whole, "_SETTLED", -1)
+    monkeypatch.setattr(whole, "digest", lambda path: times.append(path) or digest(path))
+    for _ in range(3):
+        load_model(tmp_path / "model")
+    assert times == [path]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match="sha256 is not the one"):
+        load_model(tmp_path / "model")
