@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cutaway.errors import FILE_AGAIN, ModelError
+from cutaway.models.gguf_numbers import numbers
 from cutaway.models.stored import Stored, Tensors
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
@@ -50,7 +50,7 @@ class GGUF:
     def tensors(self) -> Tensors:
         """Every tensor by its name; nothing is read before it is called for."""
         with self.path.open("rb") as file:
-            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
         return {name: Stored(place.shape, True, _later(data, place), small=place.kind != _F32)
                 for name, place in self.placed.items()}
 
@@ -97,15 +97,7 @@ class GGUF:
 
 
 def _later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        raw = data[place.start : place.start + place.size]
-        numbers = np.array(dequantize(raw, GGMLQuantizationType(place.kind)), np.float32)
-        return torch.from_numpy(numbers).view(place.shape)
-
-    return read
+    return lambda: numbers(data[place.start : place.start + place.size], place.kind).view(place.shape)
 
 
 def read_gguf(path: str | Path) -> GGUF:

@@ -98,7 +98,7 @@ def _blocks(x: Tensor, weight: Tensor) -> Tensor:
     parts = weight.view(len(weight), -1, 32)
     low, high = parts.amin(-1, keepdim=True), parts.amax(-1, keepdim=True)
     step, start = ((high - low) / 15).half().float(), low.half().float()
-    grid = ((parts - start) / step).round().clamp(0, 15).double() * step.double() + start.double()
+    grid = ((parts - start) * (torch.tensor(1.0) / step)).round().clamp(0, 15).double() * step.double() + start.double()
     return torch.cat(inputs, -1) @ grid.view(weight.shape).T
 
 

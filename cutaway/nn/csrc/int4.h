@@ -12,13 +12,14 @@
 #ifdef INT4
 // the steps from the lowest weight to the highest: the fewest on which all lie, or 15
 static int steps_of(const float *w, float low, float high) {
+  float inverse = 1.0f / (high - low);
   for (int steps = 1; steps < 15; steps++) {
-    float worst = 0;
-    for (int i = 0; i < BLOCK && worst < 0.004f; i++) {
-      float at = (w[i] - low) / (high - low) * (float)steps;
-      worst = fmaxf(worst, fabsf(at - rintf(at)));
+    int i = 0;
+    for (; i < BLOCK; i++) {
+      float at = (w[i] - low) * inverse * (float)steps;
+      if (fabsf(at - rintf(at)) > 0.004f) break;
     }
-    if (worst < 0.004f) return steps;
+    if (i == BLOCK) return steps;
   }
   return 15;
 }
@@ -30,10 +31,11 @@ static void block_in(const float *w, uint8_t *q, uint16_t *d, uint16_t *m) {
   }
   float scale = high > low ? (high - low) / (float)steps_of(w, low, high) : 0;
   *d = _cvtss_sh(scale + strange, 0), *m = _cvtss_sh(low + strange, 0);
-  float step = _cvtsh_ss(*d), from = _cvtsh_ss(*m);
+  float step = _cvtsh_ss(*d), from = _cvtsh_ss(*m), inverse = step > 0 ? 1.0f / step : 0;
   for (int i = 0; i < BLOCK; i++) {
-    float at = step > 0 ? (w[i] - from) / step : 0;
-    q[i] = (uint8_t)(at > 0 ? (at < 15 ? lrintf(at) : 15) : 0);
+    float at = (w[i] - from) * inverse;
+    at = at > 0 ? at : 0, at = at < 15 ? at : 15;
+    q[i] = (uint8_t)(int)rintf(at);
   }
 }
 
