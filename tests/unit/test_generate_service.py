@@ -51,15 +51,25 @@ class Pool:
             runner = StateRunner(Table(), max_rows=self.max_rows)
             runner.page_size, runner.num_pages = self.size, self.pages
         return Engine(Table(), max_rows=self.max_rows, runner=runner, step_tokens=self.step_tokens,
-                      work=Work(self.step, self.depth), propose=guess if self.guesses and self.shares else None)
+                      work=Work(self.step, self.depth), guess=Guessed if self.guesses and self.shares else None)
 
 
-def guess(tokens: Sequence[int], most: int) -> tuple[int, ...]:
+class Guessed:
     """The likeliest tokens, but now and then another."""
-    tape = list(tokens)
-    for _ in range(most):
-        tape.append((int(row(tape).argmax()) + (sum(tape) % 4 == 0)) % VOCAB)
-    return tuple(tape[len(tokens) :])
+
+    def __init__(self, wrong: int = 4) -> None:
+        self.wrong, self.before, self.notes = wrong, list[int](), list[tuple[int, int]]()
+
+    def propose(self, tokens: Sequence[int], most: int) -> tuple[int, ...]:
+        assert most > 0 and tokens[: len(self.before)] == self.before
+        self.before, tape = list(tokens), list(tokens)
+        for _ in range(most):
+            tape.append((int(row(tape).argmax()) + (sum(tape) % self.wrong == 0)) % VOCAB)
+        return tuple(tape[len(tokens) :])
+
+    def note(self, proposed: int, kept: int) -> None:
+        assert 0 <= kept <= proposed > 0
+        self.notes.append((proposed, kept))
 
 
 pools = st.builds(Pool, st.booleans(), guesses=st.booleans(), pages=st.integers(4, 12), size=st.integers(1, 4),
@@ -449,27 +459,29 @@ def test_a_context_that_is_full_of_a_prompt_in_chunks() -> None:
 
 
 def test_proposed_tokens_that_come_true_save_steps_and_change_nothing() -> None:
-    request = Request((1, 2), 20, GREEDY, stop_ids=(12,), logprobs=1)
+    request = Request((1, 2), 20, GREEDY, logprobs=1)
     wanted, counts = alone(request), list[int]()
-    for propose in (None, guess, lambda tokens, most: (0,) * most):
+    always, never = Guessed(10**9), Guessed(1)
+    for guess in (None, always, never):
         runner = PageTape(pages=12, size=2)
-        desk = Desk(Engine(Table(), runner=runner, propose=propose))
+        desk = Desk(Engine(Table(), runner=runner, work=Work(6.0), guess=None if guess is None else lambda g=guess: g))
         desk.submit(request)
         desk.finish()
         compare(desk)
         counts.append(len(runner.steps))
-    assert counts[0] == len(wanted.tokens) and counts[1] < counts[0] and counts[2] == counts[0]
+    assert counts[0] == counts[2] == len(wanted.tokens) and counts[1] == 1 + -(-(len(wanted.tokens) - 1) // 7)
+    assert always.notes[0] == (6, 6) and {kept for _, kept in never.notes} == {0}
 
 
 def test_nothing_is_proposed_while_prompts_wait_nor_where_it_could_not_be_taken_back() -> None:
-    engine = Engine(Table(), runner=PageTape(pages=40, size=2), max_rows=1, propose=guess)
+    engine = Engine(Table(), runner=PageTape(pages=40, size=2), max_rows=1, guess=Guessed)
     engine.submit(Request((1, 2), 9, GREEDY))
     engine.submit(Request((1, 3), 9, GREEDY))
     while engine.stats().waiting:
         engine.step()
     assert all(len(p.tokens) == 1 for writing, _ in recorded(engine) for p in writing)
     with pytest.raises(ModelError, match="leave speculation out"):
-        Engine(Table(), propose=guess)
+        Engine(Table(), guess=Guessed)
 
 
 def test_what_prompts_have_in_common_is_read_once_and_each_of_them_once() -> None:
