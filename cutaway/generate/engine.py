@@ -96,10 +96,10 @@ class Engine:
 
 
 def work_of(model: LanguageModel) -> Work:
-    """What reading costs a model beside writing. A recurrent one reads a token in a step of its own; where there is
-    attention, a token also pays for those it looks back at."""
+    """What reading costs a model beside writing; where there is attention, a token also pays for those it looks back
+    at. An LSTM reads a token in a sixth of the time of a step (256 wide, 2 layers, one core), a transformer in less."""
     config = getattr(model, "config", None)
     if isinstance(config, RecurrentConfig):
-        return Work(step=1.0)
+        return Work(step=6.0)
     bill = None if config is None or not hasattr(config, "cost") else config.cost()
     return Work(depth=2 * bill.matrix / bill.attention) if bill is not None and bill.attention else Work()

@@ -111,7 +111,7 @@ class Loop:
 
     def stats(self) -> Stats:
         """The counts of now and so far."""
-        running = sum(bool(live.track.pages) for live in self._live.values())
+        running = len(self._scheduler.writing) + sum(track.heirs is None for track in self._scheduler.reading)
         return Stats(running, len(self._live) - running, self.pages.used, self.pages.cached, self.pages.free,
                      self._prompt_tokens, self._cached_tokens, self._generated_tokens, self._scheduler.preemptions)
 

@@ -282,11 +282,14 @@ def test_equal_prompts_share_their_full_pages_and_read_the_rest_themselves() -> 
     desk.finish()
     compare(desk)
     assert [desk.events[i][0].cached for i in range(5)] == [0, 8, 8, 0, 0]
+    ends = [desk.submit(Request((*prompt[:8], 7, 8, 9, 7, 1), 1)), desk.submit(Request((7, 8, 9, 7, 1), 1))]
+    desk.finish()
+    assert [desk.events[t][0].cached for t in ends if t is not None] == [8, 0]  # a page is its beginning's alone
     later = desk.submit(Request((*prompt, *(e.token for e in desk.events[0][:1]), 3, 3), 1))
     desk.finish()
     assert later is not None and desk.events[later][0].cached == 12  # the answer's first token fills the third page
     stats = engine.stats()
-    assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (5 * 11 + 14, 16 + 12, 11)
+    assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (5 * 11 + 14 + 18, 16 + 12 + 8, 13)
     engine.clear()
     assert engine.stats().pages_cached == 0
 
@@ -317,7 +320,7 @@ def test_what_could_never_fit_is_refused_with_numbers() -> None:
 def test_a_step_that_fails_ends_what_was_running_and_nothing_else(shares: bool) -> None:
     desk = Desk(Pool(shares, 10, 4, 2, 20, 3.0, float("inf")).engine())
     for i in range(4):
-        desk.submit(Request((i, 1, 2), 6, GREEDY))
+        desk.submit(Request((i, 1, 2, 3, 4), 6, GREEDY))
     desk.step()
     desk.step()
     break_next(desk.engine)
@@ -327,7 +330,10 @@ def test_a_step_that_fails_ends_what_was_running_and_nothing_else(shares: bool) 
         assert isinstance(last.error, ModelError) and "out of memory" in str(last.error) and last.token == -1
     assert desk.engine.stats().pages_used == 0
     desk.finish()
-    for ticket in (2, 3):
+    again = desk.submit(desk.asked[0][0])  # what was known of its pages is not any more
+    desk.finish()
+    assert again is not None and desk.events[again][0].cached == 0
+    for ticket in (2, 3, again):
         assert tuple(e.token for e in desk.events[ticket]) == alone(desk.asked[ticket][0]).tokens
 
 
