@@ -199,6 +199,9 @@ def test_the_youngest_gives_way_and_its_answer_does_not_change() -> None:
     desk = Desk(Engine(Table(), runner=PageTape(pages=6, size=2)))
     for i in range(3):
         desk.submit(Request((i, 1), 8, GREEDY))
+    for step in range(1, 9):
+        desk.step()
+        assert len(desk.events[0]) == step  # the oldest never waits
     desk.finish()
     compare(desk)
     assert desk.engine.stats().preemptions > 0
