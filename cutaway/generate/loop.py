@@ -121,6 +121,9 @@ class Loop:
         try:
             parts = self._scheduler.plan(self._proposals())
             self._forget()
+            if not parts:
+                assert self._scheduler.idle
+                return
             rounds = self._drawn(*self._run(parts))
             self._scheduler.ran()
         except BaseException as error:

@@ -75,6 +75,7 @@ class Track:
     refused: int = 0  # proposed tokens that were read for nothing in this step
     like: Track | None = None  # what it begins as, until it has begun
     heirs: int | None = None  # how many have yet to begin as it
+    kept: bool = False  # for them: it is read
     learnt: int = 0  # of its pages, how many the pool knows
     serial: int = NONE_BEFORE  # of the last of them
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paged import GREEDY, Desk, Guessed, PageTape, Wide, alone, compare
 from tables import VOCAB, Table
+from torch import Tensor
 
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.engine import Engine
@@ -239,6 +240,24 @@ def test_a_step_that_fails_ends_what_was_running_and_nothing_else(shares: bool) 
     assert again is not None and desk.events[again][0].cached == 0
     for ticket in (2, 3, again):
         assert tuple(e.token for e in desk.events[ticket]) == alone(desk.asked[ticket][0]).tokens
+
+
+def test_a_step_that_fails_while_others_begin_as_a_beginning_leaks_no_page() -> None:
+    engine = Engine(Table(), max_rows=2, runner=StateRunner(Table(), max_rows=2))
+    for count in (2, 3):
+        for seed in range(count):
+            engine.submit(Request((1, 2, 3), 4, seed=seed))
+        assert engine.step() == [] and engine.stats().pages_used == 1  # what they have in common
+        engine.runner.run = fail  # type: ignore[method-assign]
+        assert [e.error is None for e in engine.step()] == [False, False]
+        del engine.runner.run
+        assert engine.stats().pages_used == 0
+        while not engine.idle:
+            engine.step()
+
+
+def fail(*_: object, **__: object) -> Tensor:
+    raise RuntimeError("out of memory")
 
 
 def break_next(engine: Engine) -> None:
