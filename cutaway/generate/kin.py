@@ -11,8 +11,8 @@ SHARED = 32  # tokens that unequal prompts must begin with to be read once for a
 
 
 class Kin:
-    """Tracks that have just come, and what they have in common: equal prompts (beside equal sources), and then the
-    beginning of unequal ones."""
+    """Tracks that have just come, and what those of equal salt have in common: equal prompts (beside equal sources),
+    and then the beginning of unequal ones."""
 
     def __init__(self) -> None:
         self._new: list[Track] = []
@@ -32,16 +32,16 @@ class Kin:
         new, self._new = self._new, []
         if len(new) < 2:
             return []
-        equal: dict[tuple[Ids | None, Ids], list[Track]] = {}
+        equal: dict[tuple[str, Ids | None, Ids], list[Track]] = {}
         for track in new:
-            equal.setdefault((track.source, tuple(track.tokens)), []).append(track)
+            equal.setdefault((track.salt, track.source, tuple(track.tokens)), []).append(track)
         made: list[Track] = []
-        near: dict[Ids, list[tuple[Ids, Track]]] = {}
-        for (source, tokens), tracks in equal.items():
+        near: dict[tuple[str, Ids], list[tuple[Ids, Track]]] = {}
+        for (salt, source, tokens), tracks in equal.items():
             first = tracks[0] if len(tracks) == 1 else self._beginning(tokens, tracks, level=1)
             made += [first] if len(tracks) > 1 else []
             if source is None and len(tokens) >= SHARED:
-                near.setdefault(tokens[:SHARED], []).append((tokens, first))
+                near.setdefault((salt, tokens[:SHARED]), []).append((tokens, first))
         for some in near.values():
             if len(some) > 1:
                 made.append(self._beginning(_common([t for t, _ in some]), [t for _, t in some], level=0))

@@ -89,7 +89,8 @@ class Scheduler:
             if track.writes:
                 continue
             self._disown(track)
-            if part.samples or (track.heirs is not None and track.read == len(track.tokens)):
+            track.kept = track.heirs is not None and track.read == len(track.tokens)
+            if part.samples or track.kept:
                 self.reading.remove(track)
             if part.samples:
                 track.writes = True
@@ -150,10 +151,10 @@ class Scheduler:
 
     def _preempt(self, track: Track) -> None:
         """It gives up its pages."""
-        self._lay_down(track)
         if track.heirs is not None:
             self._dissolve(track)
             return
+        self._lay_down(track)
         self.preemptions += 1
         (self.writing if track.writes else self.reading).remove(track)
         track.writes = False
@@ -167,8 +168,9 @@ class Scheduler:
         track.pages, track.owned, track.read, track.learnt, track.serial = [], (), 0, 0, NONE_BEFORE
 
     def _kept(self) -> list[Track]:
-        """Beginnings that hold pages for those that wait."""
-        return list({t.like: None for t in self.waiting if t.like is not None and t.like.pages})
+        """Beginnings that hold pages for others."""
+        both = (*self.waiting, *self.reading)
+        return list({t.like: None for t in both if t.like is not None and t.like.pages})
 
     def _disown(self, track: Track) -> None:
         """It has begun, or never will: nothing is kept for it."""
@@ -176,17 +178,19 @@ class Scheduler:
         if beginning is not None and beginning.heirs is not None:
             beginning.heirs -= 1
             if not beginning.heirs:
-                self._lay_down(beginning)
-                self._dissolve(beginning)
+                self._remove(beginning)
 
     def _dissolve(self, beginning: Track) -> None:
         """It is kept no more; those that were to begin as it read for themselves."""
-        for where in (self.reading, self.waiting):
-            if beginning in where:
-                where.remove(beginning)
         for track in (*self.waiting, *self.reading):
             if track.like is beginning:
                 track.like, track.read = None, 0
+        self._remove(beginning)
+
+    def _remove(self, beginning: Track) -> None:
+        if not beginning.kept:
+            (self.reading if beginning.pages else self.waiting).remove(beginning)
+        self._lay_down(beginning)
         self._disown(beginning)
 
     def _read(self, room: float) -> bool:
@@ -203,7 +207,7 @@ class Scheduler:
         for track in list(self.waiting):
             if room < 1 or rows < 1:
                 break
-            if track.like is not None and not _whole(track.like):
+            if track.like is not None and not track.like.kept:
                 continue  # what it begins as is still being read
             known = self._known(track, coming)
             if known is None:
@@ -286,7 +290,3 @@ class Scheduler:
             tokens = tuple(track.tokens[end - size : end])
             track.serial = self.pages.learn(track.pages[track.learnt], track.serial, track.salt, tokens)
             track.learnt += 1
-
-
-def _whole(beginning: Track) -> bool:
-    return beginning.read == len(beginning.tokens)

@@ -3,24 +3,22 @@ table: whatever comes, goes, waits and is preempted, every answer is the one the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from paged import PageTape
-from tables import CONTEXT, VOCAB, Table, row
+from paged import GREEDY, Desk, Guessed, PageTape, Wide, alone, compare
+from tables import VOCAB, Table
+from torch import Tensor
 
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.engine import Engine
-from cutaway.generate.request import Completion, Event, Request, Sampling
+from cutaway.generate.request import Request, Sampling
 from cutaway.generate.runner import Runner, StateRunner
 from cutaway.generate.track import Part, Work
 
-GREEDY = Sampling(temperature=0)
 beginnings = st.sampled_from([(), (1, 2), (1, 2, 3, 4), (5,)])
 samplings = st.builds(Sampling, temperature=st.sampled_from([0.0, 1.0]), repetition_penalty=st.sampled_from([1.0, 1.3]))
 requests = st.builds(
@@ -51,15 +49,7 @@ class Pool:
             runner = StateRunner(Table(), max_rows=self.max_rows)
             runner.page_size, runner.num_pages = self.size, self.pages
         return Engine(Table(), max_rows=self.max_rows, runner=runner, step_tokens=self.step_tokens,
-                      work=Work(self.step, self.depth), propose=guess if self.guesses and self.shares else None)
-
-
-def guess(tokens: Sequence[int], most: int) -> tuple[int, ...]:
-    """The likeliest tokens, but now and then another."""
-    tape = list(tokens)
-    for _ in range(most):
-        tape.append((int(row(tape).argmax()) + (sum(tape) % 4 == 0)) % VOCAB)
-    return tuple(tape[len(tokens) :])
+                      work=Work(self.step, self.depth), guess=Guessed if self.guesses and self.shares else None)
 
 
 pools = st.builds(Pool, st.booleans(), guesses=st.booleans(), pages=st.integers(4, 12), size=st.integers(1, 4),
@@ -67,78 +57,6 @@ pools = st.builds(Pool, st.booleans(), guesses=st.booleans(), pages=st.integers(
                   depth=st.sampled_from([float("inf"), 6.0]))
 submits, cancels = st.tuples(requests, st.sampled_from(["", "key"])), st.integers(0, 20)
 moves = st.lists(st.one_of(submits, st.none(), st.none(), cancels), max_size=40)
-
-
-@dataclass
-class Desk:
-    """Who asked what, and what came."""
-
-    engine: Engine
-    asked: dict[int, tuple[Request, str]] = field(default_factory=dict)
-    events: dict[int, list[Event]] = field(default_factory=dict)
-    gone: set[int] = field(default_factory=set)
-
-    def submit(self, request: Request, salt: str = "") -> int | None:
-        try:
-            ticket = self.engine.submit(request, salt=salt)
-        except RequestError as error:
-            assert "all pages together" in str(error)
-            return None
-        self.asked[ticket], self.events[ticket] = (request, salt), []
-        return ticket
-
-    def cancel(self, which: int) -> None:
-        if self.asked:
-            ticket = which % len(self.asked)
-            self.engine.cancel(ticket)
-            self.gone |= set() if self.done(ticket) else {ticket}
-
-    def step(self) -> None:
-        for event in self.engine.step():
-            assert event.request not in self.gone and not self.done(event.request)
-            self.events[event.request].append(event)
-
-    def done(self, ticket: int) -> bool:
-        last = self.events[ticket][-1] if self.events[ticket] else None
-        return last is not None and (last.finish is not None or last.error is not None)
-
-    def check(self) -> None:
-        stats, runner = self.engine.stats(), self.engine.runner
-        assert stats.pages_free + stats.pages_cached + stats.pages_used == runner.num_pages
-        if self.engine.idle:
-            assert stats.pages_used == stats.running == stats.waiting == 0
-
-    def finish(self) -> None:
-        for _ in range(2000):
-            if self.engine.idle:
-                break
-            self.step()
-            self.check()
-        assert self.engine.idle and self.engine.step() == []
-        assert all(self.done(t) for t in self.asked if t not in self.gone)
-
-
-def alone(request: Request) -> Completion:
-    done, = Engine(Table()).generate([request])
-    return done
-
-
-def compare(desk: Desk) -> None:
-    """Every answer is the request's own, and what was cached had been said under the same salt."""
-    for ticket, (request, salt) in desk.asked.items():
-        events, wanted = desk.events[ticket], alone(request)
-        assert tuple(e.token for e in events) == wanted.tokens[: len(events)]
-        if ticket not in desk.gone:
-            assert len(events) == len(wanted.tokens) and events[-1].finish == wanted.finish_reason
-            assert tuple(e.logprob for e in events if e.logprob is not None) == pytest.approx(wanted.logprobs)
-        if events:
-            assert events[0].prompt == wanted.prompt or np.allclose(events[0].prompt.logprobs, wanted.prompt.logprobs)
-            shared, apart = request.tokens[: events[0].cached], desk.engine.runner.shares_pages
-            assert len(shared) < len(request.tokens) or not apart
-            assert not shared or (request.prompt_logprobs is None and any(
-                (*r.tokens, *(e.token for e in desk.events[t]))[: len(shared)] == shared
-                for t, (r, s) in desk.asked.items() if t != ticket and (s == salt or not apart)))
-        assert not any(e.cached or e.prompt for e in events[1:])
 
 
 @settings(max_examples=150, deadline=None)
@@ -209,12 +127,6 @@ def test_a_long_prompt_no_more_than_doubles_the_step_of_those_that_write(
             assert extra <= step + alone_ or sum(len(p.tokens) for p in reading) == 1
 
 
-class Wide(Table):
-    """The same with a longer context."""
-
-    context_length = 400
-
-
 def test_prompts_are_read_in_chunks_beside_answers() -> None:
     engine = Engine(Wide(), runner=PageTape(pages=200, size=4, context=400), work=Work(7.0))
     first = engine.submit(Request((1, 2, 3), 30, GREEDY))
@@ -272,11 +184,14 @@ def test_equal_prompts_share_their_full_pages_and_read_the_rest_themselves() -> 
     desk.finish()
     compare(desk)
     assert [desk.events[i][0].cached for i in range(5)] == [0, 8, 8, 0, 0]
+    ends = [desk.submit(Request((*prompt[:8], 7, 8, 9, 7, 1), 1)), desk.submit(Request((7, 8, 9, 7, 1), 1))]
+    desk.finish()
+    assert [desk.events[t][0].cached for t in ends if t is not None] == [8, 0]  # a page is its beginning's alone
     later = desk.submit(Request((*prompt, *(e.token for e in desk.events[0][:1]), 3, 3), 1))
     desk.finish()
     assert later is not None and desk.events[later][0].cached == 12  # the answer's first token fills the third page
     stats = engine.stats()
-    assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (5 * 11 + 14, 16 + 12, 11)
+    assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (5 * 11 + 14 + 18, 16 + 12 + 8, 13)
     engine.clear()
     assert engine.stats().pages_cached == 0
 
@@ -285,6 +200,9 @@ def test_the_youngest_gives_way_and_its_answer_does_not_change() -> None:
     desk = Desk(Engine(Table(), runner=PageTape(pages=6, size=2)))
     for i in range(3):
         desk.submit(Request((i, 1), 8, GREEDY))
+    for step in range(1, 9):
+        desk.step()
+        assert len(desk.events[0]) == step  # the oldest never waits
     desk.finish()
     compare(desk)
     assert desk.engine.stats().preemptions > 0
@@ -307,7 +225,7 @@ def test_what_could_never_fit_is_refused_with_numbers() -> None:
 def test_a_step_that_fails_ends_what_was_running_and_nothing_else(shares: bool) -> None:
     desk = Desk(Pool(shares, 10, 4, 2, 20, 3.0, float("inf")).engine())
     for i in range(4):
-        desk.submit(Request((i, 1, 2), 6, GREEDY))
+        desk.submit(Request((i, 1, 2, 3, 4), 6, GREEDY))
     desk.step()
     desk.step()
     break_next(desk.engine)
@@ -317,8 +235,29 @@ def test_a_step_that_fails_ends_what_was_running_and_nothing_else(shares: bool) 
         assert isinstance(last.error, ModelError) and "out of memory" in str(last.error) and last.token == -1
     assert desk.engine.stats().pages_used == 0
     desk.finish()
-    for ticket in (2, 3):
+    again = desk.submit(desk.asked[0][0])  # what was known of its pages is not any more
+    desk.finish()
+    assert again is not None and desk.events[again][0].cached == 0
+    for ticket in (2, 3, again):
         assert tuple(e.token for e in desk.events[ticket]) == alone(desk.asked[ticket][0]).tokens
+
+
+def test_a_step_that_fails_while_others_begin_as_a_beginning_leaks_no_page() -> None:
+    engine = Engine(Table(), max_rows=2, runner=StateRunner(Table(), max_rows=2))
+    for count in (2, 3):
+        for seed in range(count):
+            engine.submit(Request((1, 2, 3), 4, seed=seed))
+        assert engine.step() == [] and engine.stats().pages_used == 1  # what they have in common
+        engine.runner.run = fail  # type: ignore[method-assign]
+        assert [e.error is None for e in engine.step()] == [False, False]
+        del engine.runner.run
+        assert engine.stats().pages_used == 0
+        while not engine.idle:
+            engine.step()
+
+
+def fail(*_: object, **__: object) -> Tensor:
+    raise RuntimeError("out of memory")
 
 
 def break_next(engine: Engine) -> None:
@@ -375,101 +314,30 @@ def test_a_session_that_is_left_takes_its_requests_with_it() -> None:
     assert engine.idle and engine.stats().pages_used == 0
 
 
-@dataclass
-class Spelled:
-    """Allows the tokens of a word, one after another, and two at its second place."""
-
-    word: tuple[int, ...]
-    told: list[int] = field(default_factory=list)
-    breaks: str = ""
-
-    @property
-    def done(self) -> bool:
-        return len(self.told) == len(self.word)
-
-    def mask(self) -> NDArray[np.uint32] | None:
-        if self.breaks == "mask":
-            raise RuntimeError("no such rule")
-        allowed = {self.word[len(self.told)]} | ({11} if len(self.told) == 1 else set())
-        if self.breaks == "nothing":
-            allowed = set()
-        return None if self.breaks == "free" else np.array([sum(1 << t for t in allowed)], np.uint32)
-
-    def accept(self, token: int) -> None:
-        self.told.append(token)
-
-
-def test_a_constraint_rules_its_own_row_and_ends_it() -> None:
-    word = Spelled((4, 7, 9))
-    free, bound = (Request((1, 2), 8, seed=3, constraint=c, logprobs=0, sampler_logprobs=3) for c in (None, word))
-    plain, done = Engine(Table()).generate([free, bound])
-    assert plain == alone(free)
-    assert done.tokens in ((4, 7, 9), (4, 11, 9)) and done.finish_reason == "stop" and list(done.tokens) == word.told
-    assert done.sampler is not None and done.sampler.logprobs[::2] == (0.0, 0.0)
-    assert [len(best) for best in done.sampler.alternatives] == [1, 2, 1]
-    assert all(log < 0 for log in done.logprobs)
-    free_, = Engine(Table()).generate([Request((1, 2), 3, seed=3, constraint=Spelled((0,) * 9, breaks="free"))])
-    assert free_.tokens == plain.tokens[:3]
-
-
-@pytest.mark.parametrize(("breaks", "words"), [("mask", "no such rule"), ("nothing", "allows no token")])
-def test_a_constraint_that_fails_is_its_own_requests_end(breaks: str, words: str) -> None:
-    desk = Desk(Engine(Table(), runner=PageTape(pages=40, size=4)))
-    desk.submit(Request((1, 2), 4, GREEDY))
-    bad = desk.submit(Request((1, 2), 4, GREEDY, constraint=Spelled((4, 7), breaks=breaks)))
-    desk.finish()
-    assert bad is not None and [words in str(e.error) for e in desk.events[bad]] == [True]
-    assert tuple(e.token for e in desk.events[0]) == alone(Request((1, 2), 4, GREEDY)).tokens
-
-
-def test_what_a_token_was_drawn_from_is_told_apart_from_what_the_model_says() -> None:
-    cold = Request((1, 2), 5, Sampling(temperature=0.5, top_k=2), seed=1, logprobs=2, sampler_logprobs=5)
-    done = alone(cold)
-    assert done.sampler is not None
-    for raw, best, drawn, of in zip(done.logprobs, done.alternatives, done.sampler.logprobs,
-                                    done.sampler.alternatives, strict=True):
-        odds = np.exp([2 * a.logprob for a in best])  # temperature 0.5 squares them
-        assert [a.token for a in of] == [a.token for a in best]
-        assert [np.exp(a.logprob) for a in of] == pytest.approx(odds / odds.sum(), rel=1e-4)
-        assert drawn in [a.logprob for a in of] and raw in [a.logprob for a in best]
-    greedy = alone(Request((1, 2), 3, GREEDY, sampler_logprobs=2))
-    assert greedy.sampler is not None and greedy.sampler.logprobs == (0.0,) * 3
-    assert [[a.token for a in best] for best in greedy.sampler.alternatives] == [[t] for t in greedy.tokens]
-
-
-def test_a_context_that_is_full_of_a_prompt_in_chunks() -> None:
-    desk = Desk(Engine(Table(), runner=PageTape(pages=12, size=2), step_tokens=5))
-    desk.submit(Request(tuple(i % 7 for i in range(CONTEXT - 1)), "fit", GREEDY, prompt_logprobs=2))
-    desk.finish()
-    wanted = alone(desk.asked[0][0])
-    event, = desk.events[0]
-    assert event.prompt is not None and wanted.prompt is not None and event.finish == "length"
-    assert event.prompt.logprobs == pytest.approx(wanted.prompt.logprobs)
-    assert len(event.prompt.logprobs) == len(event.prompt.alternatives) == CONTEXT - 2
-
-
 def test_proposed_tokens_that_come_true_save_steps_and_change_nothing() -> None:
-    request = Request((1, 2), 20, GREEDY, stop_ids=(12,), logprobs=1)
+    request = Request((1, 2), 20, GREEDY, logprobs=1)
     wanted, counts = alone(request), list[int]()
-    for propose in (None, guess, lambda tokens, most: (0,) * most):
+    always, never = Guessed(10**9), Guessed(1)
+    for guess in (None, always, never):
         runner = PageTape(pages=12, size=2)
-        desk = Desk(Engine(Table(), runner=runner, propose=propose))
+        desk = Desk(Engine(Table(), runner=runner, work=Work(6.0), guess=None if guess is None else lambda g=guess: g))
         desk.submit(request)
         desk.finish()
         compare(desk)
         counts.append(len(runner.steps))
-    assert counts[0] == len(wanted.tokens) and counts[1] < counts[0] and counts[2] == counts[0]
+    assert counts[0] == counts[2] == len(wanted.tokens) and counts[1] == 1 + -(-(len(wanted.tokens) - 1) // 7)
+    assert always.notes[0] == (6, 6) and {kept for _, kept in never.notes} == {0}
 
 
 def test_nothing_is_proposed_while_prompts_wait_nor_where_it_could_not_be_taken_back() -> None:
-    engine = Engine(Table(), runner=PageTape(pages=40, size=2), max_rows=1, propose=guess)
+    engine = Engine(Table(), runner=PageTape(pages=40, size=2), max_rows=1, guess=Guessed)
     engine.submit(Request((1, 2), 9, GREEDY))
     engine.submit(Request((1, 3), 9, GREEDY))
     while engine.stats().waiting:
         engine.step()
     assert all(len(p.tokens) == 1 for writing, _ in recorded(engine) for p in writing)
     with pytest.raises(ModelError, match="leave speculation out"):
-        Engine(Table(), propose=guess)
+        Engine(Table(), guess=Guessed)
 
 
 def test_what_prompts_have_in_common_is_read_once_and_each_of_them_once() -> None:
