@@ -6,11 +6,13 @@ The names are the field's (transformers' GenerationConfig, vLLM's SamplingParams
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from cutaway.errors import RequestError
+from cutaway.errors import CutawayError, RequestError
 from cutaway.settings import Settings
 
 FinishReason = Literal["stop", "length"]
@@ -42,13 +44,31 @@ class Sampling(Settings):
         return value
 
 
+class Constraint(Protocol):
+    """What an answer may be: asked before each of its tokens, told of each. It belongs to one request alone."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete: it ends with the token accepted last."""
+
+    def mask(self) -> NDArray[np.uint32] | None:
+        """One bit a token of the vocabulary, ``(ceil(V / 32),)``: bit ``t % 32`` of word ``t // 32`` is set where
+        token t may come. None where any may."""
+
+    def accept(self, token: int) -> None:
+        """The token that was drawn; one that the mask allowed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """Continue ``tokens`` by at most ``max_tokens`` ("fit": whatever the context has room for), beside a ``source`` for
     a model that reads one (then ``tokens`` begin the target).
 
     The random numbers depend on ``seed`` and the position alone. Any of ``stop_ids`` ends the answer and is its last
-    token. ``logprobs`` None gives none, 0 the chosen token's, n also those of the n likeliest.
+    token. Of the three kinds of log-probabilities None gives none, 0 the token's own, n also those of the n likeliest:
+    ``logprobs`` of the answer under the model alone; ``sampler_logprobs`` of the answer under what it was drawn from,
+    behind penalties, temperature and what top-k, top-p, min-p and a ``constraint`` leave out; ``prompt_logprobs`` of
+    the prompt's tokens but the first, under the model alone, all of which are then read anew.
     """
 
     tokens: tuple[int, ...]
@@ -58,6 +78,9 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     source: tuple[int, ...] | None = None
+    sampler_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def checked(self, *, vocab_size: int, context_length: int, reads_source: bool = False,
                 name: str = "request") -> Request:
@@ -82,9 +105,11 @@ class Request:
                                way_out=f"lower max_tokens to {room}, or shorten the prompt")
         if not 0 <= self.seed < SEEDS:
             raise RequestError(f"a seed must lie between 0 and 2**64 - 1, got {self.seed}", where=name)
-        if self.logprobs is not None and not 0 <= self.logprobs <= vocab_size:
-            raise RequestError(f"logprobs must lie between 0 and the vocabulary's {vocab_size}, got {self.logprobs}",
-                               where=name)
+        for what in ("logprobs", "sampler_logprobs", "prompt_logprobs"):
+            count = getattr(self, what)
+            if count is not None and not 0 <= count <= vocab_size:
+                raise RequestError(f"{what} must lie between 0 and the vocabulary's {vocab_size}, got {count}",
+                                   where=name)
         return replace(self, max_tokens=wanted)
 
     def _check_source(self, context_length: int, reads_source: bool, name: str) -> None:
@@ -116,22 +141,43 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of tokens one behind another, and the likeliest at each place if they were asked for."""
+
+    logprobs: tuple[float, ...]
+    alternatives: tuple[tuple[Alternative, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """An answer. ``tokens`` includes the stop id that ended it. ``logprobs`` are of the chosen tokens under the model's
-    own distribution: temperature 1, no penalty, nothing left out; empty if they were not asked for."""
+    own distribution: temperature 1, no penalty, nothing left out; empty if they were not asked for. ``sampler`` are
+    those of what they were drawn from, ``prompt`` those of the prompt's tokens but the first, under the model's own."""
 
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[float, ...] = ()
     alternatives: tuple[tuple[Alternative, ...], ...] = ()
+    sampler: Scores | None = None
+    prompt: Scores | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One token of one request, the moment it exists; ``finish`` stands on its last."""
+    """One token of one request, the moment it exists; ``finish`` stands on its last.
+
+    ``logprob`` and ``alternatives`` are the model's own, ``sampler_*`` those of what the token was drawn from. On a
+    request's first event, ``cached`` counts tokens of the prompt that had been read for another, and ``prompt`` has
+    what was asked of it. A request that failed ends in an event with an ``error``, which has no token (-1).
+    """
 
     request: int
     token: int
     finish: FinishReason | None = None
     logprob: float | None = None
     alternatives: tuple[Alternative, ...] = ()
+    sampler_logprob: float | None = None
+    sampler_alternatives: tuple[Alternative, ...] = ()
+    cached: int = 0
+    prompt: Scores | None = None
+    error: CutawayError | None = None
