@@ -129,11 +129,11 @@ class ChatAnswer(Answer):
 
 
 class TextLogprobs(Answer):
-    """Of a completion, a list each; ``text_offset`` in letters."""
+    """Of a completion, a list each; ``text_offset`` in letters. The first token of an echoed prompt has none."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 

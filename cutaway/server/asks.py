@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from cutaway.generate.request import COLDEST
 from cutaway.server.limits import (
     CHOICES,
     MESSAGES,
@@ -62,6 +63,13 @@ class Drawing(Settings):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+
+    @field_validator("temperature")
+    @classmethod
+    def _divides(cls, value: float | None) -> float | None:
+        if value is not None and 0 < value < COLDEST:
+            raise ValueError(f"must be 0 (the likeliest token) or at least {COLDEST}")
+        return value
 
     @model_validator(mode="after")
     def _streams(self) -> Drawing:
@@ -230,8 +238,6 @@ class CompletionAsk(Drawing):
     def _agree(self) -> CompletionAsk:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of other than n is not supported; ask for n and choose yourself")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("logprobs of an echoed prompt are not supported; leave echo or logprobs out")
         return self
 
     @property

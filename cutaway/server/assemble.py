@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cutaway.generate.request import Alternative
+from cutaway.generate.request import Alternative, Event
 from cutaway.generate.writer import TextReader, stop_bytes
-from cutaway.server.served import Happening
 from cutaway.text.tokenizer import Tokenizer
 
 Finish = Literal["stop", "length", "tool_calls"]
@@ -53,7 +52,7 @@ class Assembler:
     def __post_init__(self) -> None:
         self._reader = TextReader(tuple(stop_bytes(s) for s in self.stops))
 
-    def push(self, event: Happening) -> Delta:
+    def push(self, event: Event) -> Delta:
         """The next token. Once ``finish`` is set nothing more counts."""
         if self.finish is not None:
             return Delta()

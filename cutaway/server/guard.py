@@ -23,7 +23,7 @@ from cutaway.server.metrics import Metrics
 from cutaway.server.problem import Problem, later, problem_of
 
 log = logging.getLogger("cutaway.server")
-PUBLIC = frozenset({("GET", "/"), ("HEAD", "/"), ("GET", "/health"), ("GET", "/ready")})
+PUBLIC = frozenset({("GET", "/"), ("GET", "/health"), ("GET", "/ready")})
 _ALWAYS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store",
            "cross-origin-resource-policy": "same-origin", "x-frame-options": "DENY"}
 

@@ -15,6 +15,7 @@ from cutaway.errors import SettingsError
 from cutaway.server.limits import Limits
 from cutaway.server.problem import Problem, later
 
+_MAKE = "make keys with cutaway serve --new-key NAME --keys FILE"
 SHORTEST = 16  # letters of a key that a person chose: what is hashed once can be guessed fast
 _LINE = re.compile(r"([A-Za-z0-9_.-]{1,64})\s+([0-9a-f]{64})")
 
@@ -60,7 +61,7 @@ def read_keys(file: Path) -> list[Key]:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot be read ({error})", where=file,
-                            way_out="make one with cutaway serve --new-key NAME --keys FILE") from None
+                            way_out=_MAKE) from None
     out = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
@@ -68,10 +69,10 @@ def read_keys(file: Path) -> list[Key]:
         found = _LINE.fullmatch(line.strip())
         if found is None:
             raise SettingsError("is no line NAME SHA256", where=f"{file}:{number}",
-                                way_out="make keys with cutaway serve --new-key NAME --keys FILE")
+                                way_out=_MAKE)
         out.append(Key(found[1], bytes.fromhex(found[2])))
     if not out:
-        raise SettingsError("holds no key", where=file, way_out="make one with cutaway serve --new-key NAME --keys FILE")
+        raise SettingsError("holds no key", where=file, way_out=_MAKE)
     return out
 
 

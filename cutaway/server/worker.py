@@ -15,14 +15,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cutaway.errors import CutawayError
-from cutaway.generate.request import Request
+from cutaway.generate.request import Event, Request
+from cutaway.server.body import Gone
 from cutaway.server.limits import Limits
 from cutaway.server.problem import Problem, later, problem_of
-from cutaway.server.served import Figures, Happening, Served
+from cutaway.server.served import Figures, Served
 
 log = logging.getLogger("cutaway.server")
 State = Literal["ready", "restarting", "closed"]
 AGAIN, SLOWEST = 0.1, 30.0  # seconds until a failed engine is made again, doubled up to this
+
+
+# a choice's number, its token and when it was there; or why there is no more
+Said = tuple[int, Event, float] | Problem | Gone
 
 
 @dataclass(eq=False, slots=True)
@@ -34,8 +39,7 @@ class Call:
     submitted: float = field(default_factory=time.perf_counter)
     started: float | None = None  # when the engine began to read it
     first: float | None = None  # when its first token was there
-    cached: int = 0
-    inbox: deque[tuple[int, Happening] | Problem] = field(default_factory=deque)
+    inbox: deque[Said] = field(default_factory=deque)
     awake: asyncio.Event = field(default_factory=asyncio.Event)
     tickets: list[int | None] = field(default_factory=list)  # the worker's alone; None: ended
     open: bool = True  # the event loop's: it still wants to hear of it
@@ -45,7 +49,7 @@ class Call:
         """Tokens that are read for it."""
         return sum(len(r.tokens) + len(r.source or ()) for r in self.requests)
 
-    def put(self, item: tuple[int, Happening] | Problem) -> None:
+    def put(self, item: Said) -> None:
         """Tell the waiting side; on the event loop."""
         self.inbox.append(item)
         self.awake.set()
@@ -153,11 +157,11 @@ class Worker:
                     return
                 self._obey(engine, command, owners)
             events = engine.step()
-            told: list[tuple[Call, int, Happening]] = []
+            told: list[tuple[Call, int, Event]] = []
             for event in events:
                 call, index = owners[event.request]
                 told.append((call, index, event))
-                if event.finish is not None:
+                if event.finish is not None or event.error is not None:
                     call.tickets[index] = None
                     del owners[event.request]
             figures = engine.stats()
@@ -200,17 +204,16 @@ class Worker:
             self.state = "restarting"
         self.fail(Problem(500, "the engine failed while it was writing; it is being restarted", code="engine_failed"))
 
-    def _deliver(self, told: Sequence[tuple[Call, int, Happening]], figures: Figures, when: float) -> None:
+    def _deliver(self, told: Sequence[tuple[Call, int, Event]], figures: Figures, when: float) -> None:
         self._figures = figures
         for call, index, event in told:
             if not call.open:
                 continue
             if call.first is None:
                 call.first = when
-                call.cached = event.cached
                 if call in self._unread:
                     self._unread.remove(call)
-            call.put((index, event))
+            call.put((index, event, when) if event.error is None else problem_of(event.error))
         self._note_started(figures.waiting, when)
 
     def _note_started(self, waiting: int, when: float) -> None:
