@@ -41,7 +41,7 @@ def build(service: Service, *, keys: Sequence[Key] = (), hosts: frozenset[str] =
     for kind in (Problem, CutawayError, Exception):
         app.add_exception_handler(kind, _told)
     app.openapi = lambda: _schema(app, service, keyed=bool(keys))  # type: ignore[method-assign]
-    return Guard(app, service.limits, service.metrics, keys, hosts, origins, lambda: service.draining())
+    return Guard(app, service.limits, service.metrics, keys, hosts, origins, service.ending)
 
 
 def _handler(run: Run, service: Service) -> Callable[[Request], Awaitable[Response]]:
@@ -88,7 +88,7 @@ async def _look_after(service: Service) -> None:
     began: float | None = None
     while True:
         await asyncio.sleep(LOOK)
-        if not service.draining():
+        if not service.ending():
             await service.shelf.close_idle()
             continue
         began = time.monotonic() if began is None else began

@@ -18,7 +18,7 @@ async def health(request: Request, service: Service) -> Response:
 async def ready(request: Request, service: Service) -> Response:
     """Whether a request sent now would be taken: 503 while an engine is being made again and while the server ends."""
     states = {name: found.state for name, found in service.shelf.opened.items()}
-    good = not service.draining() and all(state == "ready" for state in states.values())
+    good = not service.ending() and all(state == "ready" for state in states.values())
     shown = states if not request.app.state.keys else None  # names of models are nobody's without a key
     body = Health(status="ready" if good else "unavailable", models=shown).model_dump(exclude_none=True)
     return JSONResponse(body, 200 if good else 503, {} if good else {"Retry-After": "2"})

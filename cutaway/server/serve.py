@@ -48,18 +48,26 @@ def listening(host: str, port: int, *, keyed: bool) -> socket.socket:
 def run(app: Guard, service: Service, listener: socket.socket, *, started: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C: then nothing new is taken, what is running may end within the limit, and what is
     left is told. A second Ctrl-C ends at once."""
+    server = server_of(app, service)
+    with _quiet_end():
+        asyncio.run(attend(server, listener, service.limits, started=started))
+
+
+def server_of(app: Guard, service: Service) -> uvicorn.Server:
+    """uvicorn around the application; ``should_exit`` ends it as a signal does."""
     limits = service.limits
     config = uvicorn.Config(app, http="h11", ws="none", loop="asyncio", log_config=None, access_log=False,
-                            log_level="error", lifespan="on", server_header=False, timeout_keep_alive=15,
+                            log_level="critical", lifespan="on", server_header=False, timeout_keep_alive=15,
                             proxy_headers=False, h11_max_incomplete_event_size=limits.header_bytes + (16 << 10),
                             timeout_graceful_shutdown=int(limits.drain_seconds) + 3, backlog=1024)
     server = uvicorn.Server(config)
     service.draining = lambda: server.should_exit
-    with _quiet_end():
-        asyncio.run(_serve(server, listener, limits, started))
+    return server
 
 
-async def _serve(server: uvicorn.Server, listener: socket.socket, limits: Limits, started: Callable[[], None]) -> None:
+async def attend(server: uvicorn.Server, listener: socket.socket, limits: Limits, *,
+                 started: Callable[[], None]) -> None:
+    """Run ``server`` and look after its connections until it ends; ``started`` is called when it listens."""
     sweeper = asyncio.create_task(_sweep(server, limits, started))
     try:
         await server.serve(sockets=[listener])

@@ -35,6 +35,10 @@ class Service:
     fingerprint: str = field(default_factory=lambda: f"cutaway-{version('cutaway')}")
     draining: Callable[[], bool] = lambda: False
 
+    def ending(self) -> bool:
+        """Whether the server takes nothing new any more."""
+        return self.draining()
+
     async def ask(self, request: Request, cls: type[S], unsupported: Mapping[str, str] | None = None) -> S:
         """The request's body as a ``cls``. Raises Problem for the first thing wrong with it."""
         data = await read(request, self.limits)
