@@ -17,9 +17,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cutaway.errors import RequestError
-from cutaway.generate.prefill import checked, read
+from cutaway.generate.prefill import checked, read, waves
 from cutaway.generate.request import FinishReason, Request, Sampling
-from cutaway.generate.rows import waves
 from cutaway.generate.sample import refuse_unless_finite
 from cutaway.models.model import LanguageModel
 from cutaway.nn.cache import KVCache

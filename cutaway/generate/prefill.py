@@ -1,4 +1,4 @@
-"""What sampling and searching begin with: requests are checked, and their sources and prompts read into one state."""
+"""What a search begins with: requests are checked, and their sources and prompts read into one state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from cutaway.generate.request import Request
-from cutaway.generate.rows import unique
 from cutaway.models.model import LanguageModel, State
 
 Ids = tuple[int, ...]
@@ -22,6 +21,23 @@ def checked(model: LanguageModel, requests: Sequence[Request]) -> list[Request]:
     return [r.checked(vocab_size=model.vocab_size, context_length=model.context_length,
                       reads_source=model.reads_source, name=f"request {i}" if many else "request")
             for i, r in enumerate(requests)]
+
+
+def waves(requests: Sequence[Request], rows: int) -> list[list[int]]:
+    """Which requests run together: at most ``rows``, neighbours in the lengths of source and prompt, so that little is
+    padded."""
+    sizes = [(len(r.source or ()), len(r.tokens)) for r in requests]
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    return [order[i : i + rows] for i in range(0, len(order), rows)]
+
+
+def unique(requests: Sequence[Request]) -> tuple[list[int], list[int]]:
+    """Places of the first request with each (source, prompt), and which of those each row begins as: a group of answers
+    reads its source and its prompt once."""
+    place: dict[tuple[Ids | None, Ids], int] = {}
+    where = [place.setdefault((r.source, r.tokens), len(place)) for r in requests]
+    firsts = dict(zip(reversed(where), reversed(range(len(where))), strict=True))
+    return [firsts[i] for i in range(len(place))], where
 
 
 def read(model: LanguageModel, requests: Sequence[Request], capacity: int) -> tuple[Tensor, State]:

@@ -35,9 +35,9 @@ def keys(seeds: Sequence[int]) -> NDArray[np.uint64]:
     return _mixed(_mixed(np.array(seeds, np.uint64) + _GOLDEN) + _GOLDEN)
 
 
-def uniforms(streams: NDArray[np.uint64], position: int) -> NDArray[np.float64]:
-    """One number in [0, 1) a row, a function of its stream and the position alone (a counter, no state)."""
-    step = np.uint64((position + 1) * int(_GOLDEN) & 0xFFFFFFFFFFFFFFFF)
+def uniforms(streams: NDArray[np.uint64], positions: NDArray[np.int64] | int) -> NDArray[np.float64]:
+    """One number in [0, 1) a row, a function of its stream and its position alone (a counter, no state)."""
+    step = (np.asarray(positions, np.uint64) + np.uint64(1)) * _GOLDEN  # modulo 2**64
     return (_mixed(streams + step) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -63,6 +63,10 @@ class Seen:
     def select(self, rows: Tensor) -> Seen:
         """Some rows."""
         return Seen(self.anywhere[rows], self.answered[rows])
+
+    def join(self, other: Seen) -> Seen:
+        """These rows, then those of another."""
+        return Seen(torch.cat([self.anywhere, other.anywhere]), torch.cat([self.answered, other.answered]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +146,23 @@ class Chain:
     greedy: Tensor | None
     all_greedy: bool
 
+    @property
+    def penalises(self) -> bool:
+        """Whether it asks what has been said."""
+        return any(isinstance(link, Penalties) for link in self.links)
+
     def __call__(self, logits: Tensor, uniform: Tensor | None, seen: Seen | None = None) -> Tensor:
         """Tokens ``(B,)`` drawn with one uniform number a row, ``(B,)`` float64 (unused where greedy)."""
+        return self.drawn(self.shaped(logits, seen), uniform)
+
+    def shaped(self, logits: Tensor, seen: Seen | None = None) -> Tensor:
+        """The logits ``(B, V)`` that tokens are drawn from; of a greedy row the largest alone counts."""
         for link in self.links:
             logits = link(logits, seen)
+        return logits
+
+    def drawn(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
+        """Tokens ``(B,)`` drawn from ``shaped`` logits."""
         if self.all_greedy:
             best = logits.argmax(1)  # of NaN, if there is one
             refuse_unless_finite(logits.gather(1, best[:, None]))
@@ -158,6 +175,14 @@ class Chain:
         """The chain of some rows."""
         greedy = None if self.greedy is None else self.greedy[rows]
         return Chain(tuple(link.select(rows) for link in self.links), greedy, self.all_greedy)
+
+    def logs(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of what was drawn under ``shaped`` logits ``(B, V)``: a greedy row is sure of its own."""
+        logs = torch.log_softmax(logits, 1)
+        if self.greedy is None:
+            return logs
+        best = torch.full_like(logs, -torch.inf).scatter_(1, logits.argmax(1, keepdim=True), 0.0)
+        return torch.where(self.greedy[:, None], best, logs)
 
 
 def chain(samplings: Sequence[Sampling], *, vocab_size: int, device: torch.device) -> Chain:

@@ -78,6 +78,12 @@ class NGramState:
         """The state of some rows, in the order given."""
         return NGramState(self.last[rows], self.lengths[rows], self._capacity)
 
+    def join(self, others: Sequence[NGramState], *, capacity: int) -> NGramState:
+        """The rows of this state, then those of others; ``capacity`` tokens may be read, or as many as before."""
+        last, lengths = (torch.cat(parts) for parts in zip(*((s.last, s.lengths) for s in (self, *others)),
+                                                           strict=True))
+        return NGramState(last, lengths, max(capacity, self._capacity))
+
     def truncate(self, lengths: Tensor) -> None:
         """Only to the length it has: what a row read before its last tokens is not kept."""
         if not torch.equal(lengths, self.lengths):

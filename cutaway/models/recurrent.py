@@ -7,6 +7,7 @@ Layers stand on a residual stream and are normalised before, as a transformer's 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -128,6 +129,14 @@ class RecurrentState:
         """The state of some rows, in the order given (rows may repeat)."""
         memory = None if self.memory is None else self.memory.select(rows)
         return RecurrentState([(h[rows], c[rows]) for h, c in self.layers], self.lengths[rows], self._capacity, memory)
+
+    def join(self, others: Sequence[RecurrentState], *, capacity: int) -> RecurrentState:
+        """The rows of this state, then those of others; ``capacity`` tokens may be read, or as many as before."""
+        alike = (self, *others)
+        memory = None if self.memory is None else self.memory.join([o.memory for o in others if o.memory is not None])
+        layers = [(torch.cat([h for h, _ in pairs]), torch.cat([c for _, c in pairs]))
+                  for pairs in zip(*(s.layers for s in alike), strict=True)]
+        return RecurrentState(layers, torch.cat([s.lengths for s in alike]), max(capacity, self._capacity), memory)
 
     def truncate(self, lengths: Tensor) -> None:
         """Only to the length it has: what a row was before its last token is not kept."""

@@ -6,9 +6,12 @@ them where they are; with the tokens first, each step would copy the whole cache
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cutaway.errors import RequestError
@@ -37,6 +40,25 @@ class Memory:
         return Memory(tuple(k[owners] for k in self.keys), tuple(v[owners] for v in self.values), self.real[owners],
                       each)
 
+    def join(self, others: Sequence[Memory]) -> Memory:
+        """The memory of this state's rows, then of those of others; neighbours go on sharing a source as far as that
+        is possible for all of them."""
+        each = math.gcd(*(m.each for m in (self, *others)))
+        width = max(m.real.shape[1] for m in (self, *others))
+        alike = [m._spread(m.each // each, width) for m in (self, *others)]
+        keys, values = (tuple(torch.cat(layer) for layer in zip(*(getattr(m, side) for m in alike), strict=True))
+                        for side in ("keys", "values"))
+        return Memory(keys, values, torch.cat([m.real for m in alike]), each)
+
+    def _spread(self, times: int, width: int) -> Memory:
+        """Each source so many times, with so many places."""
+        if times == 1 and width == self.real.shape[1]:
+            return self
+        more = width - self.real.shape[1]
+        keys, values = (tuple(F.pad(t, (0, 0, 0, more)).repeat_interleave(times, 0) for t in side)
+                        for side in (self.keys, self.values))
+        return Memory(keys, values, F.pad(self.real, (0, more)).repeat_interleave(times, 0), self.each // times)
+
 
 class KVCache:
     """Keys and values of ``rows`` sequences of differing ``lengths (B,)``, room for ``capacity`` tokens each; with the
@@ -47,6 +69,7 @@ class KVCache:
         self.longest = int(lengths.max()) if len(lengths) else 0
         self.even = bool((lengths == self.longest).all())
         self._spare: tuple[list[Tensor], list[Tensor]] | None = None  # what ``reordered`` writes to
+        self._store: tuple[list[Tensor], list[Tensor]] | None = None  # of which these are the first rows
 
     @property
     def capacity(self) -> int:
@@ -95,7 +118,44 @@ class KVCache:
     def select(self, rows: Tensor) -> KVCache:
         """The state of some rows, in the order given (rows may repeat)."""
         memory = None if self.memory is None else self.memory.select(rows)
-        return KVCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.lengths[rows], memory)
+        keys, values = ([self._some(t, rows) for t in side] for side in (self.keys, self.values))
+        return KVCache(keys, values, self.lengths[rows], memory)
+
+    def _some(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        if self.longest == self.capacity or torch.is_grad_enabled():
+            return tensor[rows]
+        out = tensor.new_zeros((len(rows), *tensor.shape[1:]))  # where nothing was read, no memory is touched
+        torch.index_select(tensor[:, :, : self.longest], 0, rows, out=out[:, :, : self.longest])
+        return out
+
+    def join(self, others: Sequence[KVCache], *, capacity: int) -> KVCache:
+        """The rows of this state, then those of others, with room for ``capacity`` tokens or more. This state is used
+        up: where it has spare rows, what comes is written there and nothing else moves."""
+        many, total = len(self.lengths), sum(len(s.lengths) for s in (self, *others))
+        store = self._store
+        if store is None or len(store[0][0]) < total or capacity > self.capacity:
+            store = self._larger(total + total // 4 if others else total, max(capacity, self.capacity))
+        for other in others:
+            end = many + len(other.lengths)
+            for to, came in zip(store, (other.keys, other.values), strict=True):
+                for mine, new in zip(to, came, strict=True):
+                    mine[many:end, :, : other.longest] = new[:, :, : other.longest]
+            many = end
+        memory = None if self.memory is None else self.memory.join([o.memory for o in others if o.memory is not None])
+        keys, values = ([t[:total] for t in side] for side in store)
+        joined = KVCache(keys, values, torch.cat([s.lengths for s in (self, *others)]), memory)
+        joined._store = store
+        return joined
+
+    def _larger(self, rows: int, capacity: int) -> tuple[list[Tensor], list[Tensor]]:
+        """What was read, in tensors with more room."""
+        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for side, tensors in zip(sides, (self.keys, self.values), strict=True):
+            for tensor in tensors:
+                new = tensor.new_zeros((rows, tensor.shape[1], capacity, tensor.shape[3]))
+                new[: len(tensor), :, : self.longest] = tensor[:, :, : self.longest]
+                side.append(new)
+        return sides
 
     def reordered(self, rows: Tensor) -> KVCache:
         """``select`` for a caller that is done with this state: two of them take turns in the same memory, and only

@@ -197,6 +197,13 @@ class ConvolutionState:
         memory = None if self.memory is None else self.memory.select(rows)
         return ConvolutionState([p[rows] for p in self.past], self.lengths[rows], self._capacity, memory)
 
+    def join(self, others: Sequence[ConvolutionState], *, capacity: int) -> ConvolutionState:
+        """The rows of this state, then those of others; ``capacity`` tokens may be read, or as many as before."""
+        alike = (self, *others)
+        memory = None if self.memory is None else self.memory.join([o.memory for o in others if o.memory is not None])
+        past = [torch.cat(layer) for layer in zip(*(s.past for s in alike), strict=True)]
+        return ConvolutionState(past, torch.cat([s.lengths for s in alike]), max(capacity, self._capacity), memory)
+
     def truncate(self, lengths: Tensor) -> None:
         """Only to the length it has: what a layer read before its last inputs is not kept."""
         if not torch.equal(lengths, self.lengths):

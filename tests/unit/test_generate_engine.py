@@ -13,7 +13,7 @@ from torch import Tensor
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
-from cutaway.generate.rows import Rows, waves
+from cutaway.generate.prefill import waves
 
 requests = st.builds(
     Request, tokens=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12).map(tuple),
@@ -84,11 +84,6 @@ def test_every_request_is_in_exactly_one_wave(sizes: list[tuple[int, int]], rows
     assert sorted(i for w in made for i in w) == list(range(len(sizes)))
     assert all(1 <= len(w) <= rows for w in made)
     assert [sizes[i] for w in made for i in w] == sorted(sizes)
-
-
-def test_the_bookkeeping_holds_no_tensor() -> None:
-    rows = Rows.of([0], [Request((1,), 2)])
-    assert not any(isinstance(getattr(rows, name), Tensor) for name in Rows.__slots__)
 
 
 @pytest.mark.parametrize(("request_", "words"), [
