@@ -29,7 +29,7 @@ def command(
     new_key: Annotated[str | None, typer.Option(help="Make a key of this name, note its hash in --keys, print the key, "
                                                      "and end.")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="A name under which this server may be asked.")] = None,
-    allow_origin: Annotated[list[str] | None, typer.Option(help="A page that may ask from a browser: https://…")] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(help="A page that may ask: https://…")] = None,
     limit: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, as in body_bytes=4000000; docs/serve.md lists "
                                                          "them.")] = None,
     precision: PrecisionName = "stored",

@@ -219,6 +219,10 @@ class ChatAsk(Drawing):
             raise ValueError("max_tokens and max_completion_tokens say different things; give one")
         if self.tool_choice is not None and self.tool_choice != "none" and not self.tools:
             raise ValueError("tool_choice needs tools")
+        if self.stops and self.response_format is not None and self.response_format.type != "text":
+            raise ValueError("stop strings could cut what response_format asks for; leave one of them out")
+        if self.tool_choice not in (None, "none", "auto") and self.response_format is not None:
+            raise ValueError("an answer cannot be a call and have a response_format; give one")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in {
                 t.function.name for t in self.tools or ()}:
             raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is not among the tools")

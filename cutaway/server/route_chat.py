@@ -20,13 +20,13 @@ from cutaway.server.answers import (
 )
 from cutaway.server.asks import CHAT_UNSUPPORTED, ChatAsk, JsonFormat, NamedTool, SchemaFormat, Tool
 from cutaway.server.assemble import Delta, Drawn, Finish
-from cutaway.server.form import constraints
+from cutaway.server.form import call_schema, constraints, rules
 from cutaway.server.problem import Problem
 from cutaway.server.prompts import Prompt, chat_ids, check_room
 from cutaway.server.service import Service, new_id, now
 from cutaway.server.shelf import Language
 from cutaway.server.stream import DONE, EventStream, event
-from cutaway.server.tools import Asked, CallReader, way_of
+from cutaway.server.tools import Asked, CallReader, beginning, way_of
 from cutaway.server.writing import Plan, Writing, sampling_of, seed_of
 from cutaway.server.written import entries
 
@@ -46,35 +46,48 @@ def chat_plan(ask: ChatAsk, model: Language) -> Plan:
     if model.reads_source:
         raise Problem(400, f"{model.name} writes beside a source and does not chat; use /v1/completions, whose prompt "
                       "is what it reads", code="model_unsuited", param="model")
-    tools, n = used_tools(ask), ask.n or 1
-    prompt = Prompt(chat_ids(ask.messages, tools, model.tokenizer))
+    tools, n, tokenizer = used_tools(ask), ask.n or 1, model.tokenizer
+    begun = tokenizer.encode(beginning(way_of(tokenizer))) if forced(ask) else []
+    prompt = Prompt((*chat_ids(ask.messages, tools, tokenizer), *begun))
     most = ask.max_completion_tokens or ask.max_tokens
     check_room(prompt, most, context_length=model.context_length, vocab_size=model.vocab_size, param="messages")
+    param = "tools" if forced(ask) else "response_format"
+    held = rules(_schema(ask, model), tokenizer, param=param)
+    room = model.context_length - len(prompt.tokens) if most is None else most
     return Plan(model, (prompt,), most, sampling_of(ask), seed_of(ask), n, ask.stops,
                 (ask.top_logprobs or 0) if ask.logprobs else None,
-                constraints=constraints(_schema(ask), model.tokenizer, count=n, param="response_format"),
-                shaves=model.tokenizer.spelling.spaced)
+                constraints=constraints(held, room, count=n, param=param),
+                shaves=tokenizer.spelling.spaced and not begun)
 
 
 def used_tools(ask: ChatAsk) -> tuple[Tool, ...]:
     """The tools that the model is told of: none where none may be called."""
-    if ask.tool_choice == "required" or isinstance(ask.tool_choice, NamedTool):
-        raise Problem(400, "a call cannot be forced; use tool_choice auto or none", code="unsupported_parameter",
-                      param="tool_choice")
     return () if ask.tool_choice == "none" else ask.tools or ()
 
 
-def _schema(ask: ChatAsk) -> dict[str, Any] | None:
+def forced(ask: ChatAsk) -> bool:
+    """Whether the answer must be a call."""
+    return ask.tool_choice == "required" or isinstance(ask.tool_choice, NamedTool)
+
+
+def _schema(ask: ChatAsk, model: Language) -> dict[str, Any] | None:
+    """What the answer must be, if it is said."""
+    if forced(ask):
+        wanted = [tool for tool in ask.tools or () if not isinstance(ask.tool_choice, NamedTool)
+                  or tool.function.name == ask.tool_choice.function.name]
+        return call_schema(wanted, way_of(model.tokenizer))
     if isinstance(ask.response_format, SchemaFormat):
         return ask.response_format.json_schema.schema_
     return {"type": "object"} if isinstance(ask.response_format, JsonFormat) else None
 
 
 def _readers(ask: ChatAsk, model: Language, count: int) -> list[CallReader]:
-    """One a choice, where tools may be called."""
+    """One a choice, where tools may be called. What was written for the model to begin with is theirs, too."""
     tools = used_tools(ask)
-    names = frozenset(tool.function.name for tool in tools)
-    return [CallReader(way_of(model.tokenizer), names) for _ in range(count)] if tools else []
+    if not tools:
+        return []
+    way, names = way_of(model.tokenizer), frozenset(tool.function.name for tool in tools)
+    return [CallReader(way, names, beginning(way) if forced(ask) else "") for _ in range(count)]
 
 
 @dataclass(frozen=True, slots=True)

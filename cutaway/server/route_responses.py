@@ -14,7 +14,7 @@ from cutaway.server.answers import ResponseAnswer, ResponseUsage
 from cutaway.server.asks import ChatMessage
 from cutaway.server.asks_other import RESPONSE_UNSUPPORTED, FlatSchema, ResponseAsk
 from cutaway.server.assemble import Delta, Drawn
-from cutaway.server.form import constraints
+from cutaway.server.form import constraints, rules
 from cutaway.server.problem import Problem
 from cutaway.server.prompts import Prompt, chat_ids, check_room
 from cutaway.server.service import Service, new_id, now
@@ -51,11 +51,13 @@ def _plan(ask: ResponseAsk, model: Language) -> Plan:
     form = ask.text.format if ask.text is not None else None
     schema = form.schema_ if isinstance(form, FlatSchema) else (
         {"type": "object"} if form is not None and form.type == "json_object" else None)
+    room = model.context_length - len(prompt.tokens) if ask.max_output_tokens is None else ask.max_output_tokens
     given = {"temperature": ask.temperature, "top_p": ask.top_p}
     wanted = (ask.top_logprobs or 0) if ask.include else None
     return Plan(model, (prompt,), ask.max_output_tokens, Sampling.model_validate(
         {k: v for k, v in given.items() if v is not None}), _seed(), logprobs=wanted,
-        constraints=constraints(schema, model.tokenizer, count=1, param="text.format"),
+        constraints=constraints(rules(schema, model.tokenizer, param="text.format"), room, count=1,
+                                param="text.format"),
         shaves=model.tokenizer.spelling.spaced)
 
 

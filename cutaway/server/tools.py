@@ -39,6 +39,11 @@ def way_of(tokenizer: Tokenizer) -> Way:
                   code="unsupported_parameter", param="tools")
 
 
+def beginning(way: Way) -> str:
+    """What is written for a model whose answer must be a call."""
+    return f"{OPEN}\n" if way == "tagged" else ""
+
+
 @dataclass(slots=True)
 class CallReader:
     """Takes the text of one choice and parts it into content and calls. ``known``: the names that may be called."""

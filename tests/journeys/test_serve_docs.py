@@ -64,5 +64,5 @@ def _run(kind: str, text: str) -> None:
 
 def test_the_table_of_limits_is_the_code() -> None:
     table = TEXT.partition("## Limits")[2].partition("## When")[0]
-    named = {name for name in re.findall(r"`([a-z_]+)`", table)}
+    named = set(re.findall(r"`([a-z_]+)`", table))
     assert set(Limits.model_fields) - {"ping_seconds"} <= named

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from wired import Fake, Wired, serving, tool_tokenizer, write_classifier, write_embedder, write_model  # noqa: E402
+from wired import Fake, Wired, serving, tool_tokenizer, write_classifier, write_embedder, write_model
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 from wired import BYTES, ID_OF
@@ -74,7 +76,7 @@ def test_nothing_counts_behind_the_end() -> None:
 
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
-pieces = st.sampled_from(["text ", "<", "<tool", "<tool_call>", "</tool_call>", "{}", "\n", '{"name": "g"}', CALL, CALL])
+pieces = st.sampled_from(["text ", "<", "<tool", "<tool_call>", "</tool_call>", "{}", "\n", '{"name": "g"}', CALL])
 
 
 @given(st.lists(pieces, max_size=6), st.data())
@@ -83,13 +85,13 @@ def test_calls_are_found_however_the_text_is_cut(parts: list[str], data: st.Data
     whole, found = _read([text])
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
     edges = [0, *cuts, len(text)]
-    again, calls = _read([text[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    again, calls = _read([text[a:b] for a, b in pairwise(edges)])
     assert [(c.name, c.arguments) for c in calls] == [(c.name, c.arguments) for c in found]
     assert again.split() == whole.split()
 
 
 def test_what_only_looks_like_a_call_is_text() -> None:
-    for text in ("a <tool_call> b", "<tool_call>{}</tool_call>", '<tool_call>{"name": "g", "arguments": {}}</tool_call>',
+    for text in ("a <tool_call> b", "<tool_call>{}</tool_call>", CALL.replace('"f"', '"g"'),
                  "<tool_call>{\"name\": \"f\", \"arguments\": 5}</tool_call>", "x<", "<tool_cal"):
         content, calls = _read([*text])
         assert not calls and content == text

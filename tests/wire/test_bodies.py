@@ -54,8 +54,8 @@ def test_what_is_wrong_is_named(wired: Wired, more: dict[str, Any], param: str |
 
 
 def test_null_is_not_given(wired: Wired) -> None:
-    nulls = {name: None for name in ("temperature", "top_p", "stop", "functions", "tools", "seed", "n", "stream",
-                                     "response_format", "logprobs", "audio", "user", "logit_bias", "reasoning_effort")}
+    nulls = dict.fromkeys(("temperature", "top_p", "stop", "functions", "tools", "seed", "n", "stream", "audio", "user",
+                           "response_format", "logprobs", "logit_bias", "reasoning_effort"))
     assert post(wired, "/v1/chat/completions", BASE | nulls)[0] == 200
 
 

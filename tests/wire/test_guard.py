@@ -52,7 +52,7 @@ def test_public_routes_are_few() -> None:
     assert {("GET", "/"), ("GET", "/health"), ("GET", "/ready")} == PUBLIC
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer wrong", f"Basic {SECRET}", SECRET, "Bearer \xff", "Bearer " * 9])
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer wrong", f"Basic {SECRET}", SECRET, "Bearer \xff"])
 def test_a_wrong_key_is_no_key(keyed: Wired, header: str) -> None:
     with keyed.http() as client:
         answer = client.get("/v1/models", headers=[(b"authorization", header.encode("latin-1"))])

@@ -17,7 +17,7 @@ def test_completions_are_ordered_prompt_by_prompt(wired: Wired) -> None:
     client = wired.openai()
     made = client.completions.create(model="tiny", prompt=["a", "b"], n=2, seed=3, max_tokens=6)
     assert [c.index for c in made.choices] == [0, 1, 2, 3] and made.object == "text_completion"
-    texts = {i: "" for i in range(4)}
+    texts = dict.fromkeys(range(4), "")
     for chunk in client.completions.create(model="tiny", prompt=["a", "b"], n=2, seed=3, max_tokens=6, stream=True):
         assert chunk.object == "text_completion"
         for choice in chunk.choices:

@@ -133,10 +133,10 @@ def test_a_server_that_ends_lets_streams_end(places: dict[str, Path]) -> None:
 
 def test_a_server_that_ends_tells_those_that_take_too_long(places: dict[str, Path]) -> None:
     fake = Fake(pause=0.05)
-    with serving(places, fake=fake, limits=Limits(drain_seconds=0.3)) as wired:
-        with pytest.raises(openai.APIError, match="ending"):
-            for _ in wired.openai().chat.completions.create(**HI, max_tokens=200, stream=True):
-                wired.server.should_exit = True
+    with (serving(places, fake=fake, limits=Limits(drain_seconds=0.3)) as wired,
+          pytest.raises(openai.APIError, match="ending")):
+        for _ in wired.openai().chat.completions.create(**HI, max_tokens=200, stream=True):
+            wired.server.should_exit = True
 
 
 def test_counters_count(wired: Wired) -> None:

@@ -215,14 +215,19 @@ class Wired:
     fake: Fake
     server: Any
     thread: threading.Thread
+    clients: list[Any] = field(default_factory=list)
 
     def openai(self, key: str = "none-is-needed-here", **more: Any) -> OpenAI:
         """The official client."""
-        return OpenAI(base_url=f"{self.address}/v1", api_key=key, **({"max_retries": 0} | more))
+        made = OpenAI(base_url=f"{self.address}/v1", api_key=key, **({"max_retries": 0} | more))
+        self.clients.append(made)
+        return made
 
     def http(self, **more: Any) -> httpx.Client:
         """A plain client."""
-        return httpx.Client(base_url=self.address, timeout=30, **more)
+        made = httpx.Client(base_url=self.address, timeout=30, **more)
+        self.clients.append(made)
+        return made
 
     def settled(self, what: Callable[[], bool], seconds: float = 10) -> bool:
         """Whether something becomes true in time."""
@@ -249,7 +254,10 @@ def serving(places: dict[str, Path], *, limits: Limits | None = None, keys: Sequ
     thread.start()
     try:
         assert up.wait(20)
-        yield Wired(address, service, app, fake, server, thread)
+        wired = Wired(address, service, app, fake, server, thread)
+        yield wired
+        for client in wired.clients:
+            client.close()
     finally:
         fake.broken = False
         server.should_exit = True
