@@ -99,13 +99,13 @@ def _places(models: list[str]) -> dict[str, Path]:
         return every
     out: dict[str, Path] = {}
     for given in models:
-        alias, equals, place = given.partition("=")
-        place = place if equals else given
+        alias, equals, behind = given.partition("=")
+        what = behind if equals else given
         name = alias if equals else given if located(given) is not None else Path(given).name
         if not name or name in out:
             raise SettingsError(f"two models would be served as {name!r}" if name else f"{given!r} has no name",
                                 way_out="give one another name: NAME=FOLDER")
-        out[name] = model_folder(place)
+        out[name] = model_folder(what)
     return out
 
 

@@ -102,8 +102,9 @@ def decode(cls: type[S], data: bytes, unsupported: Mapping[str, str] | None = No
 
 def _explained(cls: type[Settings], tree: dict[str, Any], error: pydantic.ValidationError) -> Problem:
     found = error.errors(include_url=False)
-    # An unknown name explains more than what else is wrong; of a union's members the one that came furthest does.
-    first = min(found, key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
+    # An unknown name explains more than what else is wrong; of a union's members the one of the right type does, then
+    # the one that came furthest.
+    first = min(found, key=lambda e: (e["type"] != "extra_forbidden", e["type"].endswith("_type"), -len(e["loc"])))
     kind, loc = first["type"], first["loc"]
     if kind == "json_invalid":
         return Problem(400, f"the body is not JSON: {first['ctx'].get('error', '')}", code="invalid_json")

@@ -40,7 +40,8 @@ def call_schema(tools: Sequence[Tool], way: Way) -> dict[str, Any]:
     """One call of one of the tools, as the model of this ``way`` writes it. Definitions of a tool's own move to where
     its references, which begin at the root, find them."""
     key = "arguments" if way == "tagged" else "parameters"
-    options, shared = [], {}
+    options: list[dict[str, Any]] = []
+    shared: dict[str, dict[str, Any]] = {}
     for tool in tools:
         parameters = dict(tool.function.parameters or {"type": "object", "properties": {}})
         for name in ("$defs", "definitions"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,6 +23,9 @@ from cutaway.server.shelf import Language
 from cutaway.server.stream import EventStream, event
 from cutaway.server.writing import Plan, Writing
 from cutaway.server.written import entries
+
+
+Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 async def responses(request: Request, service: Service) -> Response:
@@ -55,16 +59,10 @@ def _plan(ask: ResponseAsk, model: Language) -> Plan:
     given = {"temperature": ask.temperature, "top_p": ask.top_p}
     wanted = (ask.top_logprobs or 0) if ask.include else None
     return Plan(model, (prompt,), ask.max_output_tokens, Sampling.model_validate(
-        {k: v for k, v in given.items() if v is not None}), _seed(), logprobs=wanted,
+        {k: v for k, v in given.items() if v is not None}), secrets.randbelow(2**53), logprobs=wanted,
         constraints=constraints(rules(schema, model.tokenizer, param="text.format"), room, count=1,
                                 param="text.format"),
         shaves=model.tokenizer.spelling.spaced)
-
-
-def _seed() -> int:
-    import secrets
-
-    return secrets.randbelow(2**53)
 
 
 @dataclass(eq=False, slots=True)
@@ -99,7 +97,7 @@ class _Made:
         return EventStream(self.writing, begin=self._begin, each=self._each, end=self._end, failed=self._failed)
 
     @property
-    def _status(self) -> str:
+    def _status(self) -> Status:
         return "incomplete" if self.writing.choices[0].finish == "length" else "completed"
 
     def _part(self) -> dict[str, Any]:
@@ -110,7 +108,7 @@ class _Made:
         return {"id": self.item, "type": "message", "role": "assistant", "status": status,
                 "content": [] if status == "in_progress" else [self._part()]}
 
-    def _response(self, status: str, error: dict[str, Any] | None = None) -> ResponseAnswer:
+    def _response(self, status: Status, error: dict[str, Any] | None = None) -> ResponseAnswer:
         over = status in ("completed", "incomplete")
         ask, usage = self.ask, self.writing.usage
         form = ask.text.format if ask.text is not None else None
@@ -135,7 +133,7 @@ class _Made:
         self.number += 1
         return made
 
-    def _whole_event(self, kind: str, status: str, error: dict[str, Any] | None = None) -> bytes:
+    def _whole_event(self, kind: str, status: Status, error: dict[str, Any] | None = None) -> bytes:
         return self._event(kind, response=self._response(status, error).model_dump())
 
     def _begin(self) -> Iterator[bytes]:

@@ -172,8 +172,9 @@ class Worker:
         if what == "submit":
             try:
                 for i, request in enumerate(call.requests):
-                    call.tickets.append(ticket := engine.submit(request, salt=call.salt))
-                    owners[ticket] = (call, i)
+                    number = engine.submit(request, salt=call.salt)
+                    call.tickets.append(number)
+                    owners[number] = (call, i)
             except CutawayError as error:  # what cannot be served ends itself alone
                 self._tell(call.put, problem_of(error))
         ended = range(len(call.tickets)) if what != "cancel" else (index,)
