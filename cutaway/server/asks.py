@@ -105,37 +105,59 @@ class ToolCall(Settings):
     function: FunctionCall
 
 
-class ChatMessage(Settings):
-    """One turn. What an answer's message has besides is taken while it is null."""
+Content = str | Annotated[tuple[TextPart, ...], Field(min_length=1)]
+Nothing = Annotated[tuple[str, ...], Field(max_length=0)] | None
 
-    role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: str | tuple[TextPart, ...] | None = None
-    name: str | None = None
-    tool_calls: tuple[ToolCall, ...] | None = None
-    tool_call_id: str | None = None
+
+class InstructionMessage(Settings):
+    """How to behave; templates know the developer's as the system's."""
+
+    role: Literal["developer", "system"]
+    content: Content
+
+
+class UserMessage(Settings):
+    """What a person says. There is no ``name``: chat templates have no place for it."""
+
+    role: Literal["user"]
+    content: Content
+
+
+class AssistantTurn(Settings):
+    """What the model said or called. What an answer's message has besides is taken while it is null."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    tool_calls: Annotated[tuple[ToolCall, ...], Field(min_length=1)] | None = None
     refusal: None = None
-    annotations: Annotated[tuple[str, ...], Field(max_length=0)] | None = None
+    annotations: Nothing = None
     audio: None = None
     function_call: None = None
 
     @model_validator(mode="after")
-    def _whole(self) -> ChatMessage:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("content is missing: only an assistant's message that calls a tool has none")
-        if self.tool_calls is not None and self.role != "assistant":
-            raise ValueError(f"tool_calls belong to the assistant, not to {self.role}")
-        if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise ValueError("tool_call_id belongs to a message of role tool, and to no other")
-        if self.name is not None and self.role != "tool":
-            raise ValueError("name is not supported: chat templates have no place for it; write it into the content")
+    def _says_something(self) -> AssistantTurn:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing: only a message that calls a tool has none")
         return self
 
-    @property
-    def text(self) -> str | None:
-        """The content as one text."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+
+class ToolMessage(Settings):
+    """What a tool answered."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+    name: str | None = None
+
+
+ChatMessage = Annotated[InstructionMessage | UserMessage | AssistantTurn | ToolMessage, Field(discriminator="role")]
+
+
+def text_of(message: ChatMessage) -> str | None:
+    """The content of a message as one text."""
+    if message.content is None or isinstance(message.content, str):
+        return message.content
+    return "".join(part.text for part in message.content)
 
 
 class FunctionDefinition(Settings):

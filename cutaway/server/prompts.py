@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cutaway.errors import CutawayError
-from cutaway.server.asks import ChatMessage, Tool
+from cutaway.server.asks import AssistantTurn, ChatMessage, Tool, ToolMessage, text_of
 from cutaway.server.problem import Problem, problem_of
 from cutaway.text.chat import Message, render
 from cutaway.text.tokenizer import Tokenizer
@@ -53,20 +53,19 @@ def takes_tools(tokenizer: Tokenizer) -> bool:
 
 def _row(message: ChatMessage, at: int, public: bool) -> Message | Mapping[str, Any]:
     """A turn as templates know it: a developer's is the system's, a call's arguments are no text but what it says."""
-    role = "system" if message.role == "developer" else message.role
+    role, text = "system" if message.role == "developer" else message.role, text_of(message)
+    calls = message.tool_calls if isinstance(message, AssistantTurn) else None
     if not public:
-        if message.role == "tool" or message.tool_calls:
+        if calls or isinstance(message, ToolMessage):
             raise Problem(400, "this model's chat template knows no tools; leave their messages out",
                           code="unsupported_parameter", param=f"messages[{at}]")
-        return Message(role, message.text or "")
-    row: dict[str, Any] = {"role": role, "content": message.text}
-    if message.tool_calls:
+        return Message(role, text or "")
+    row: dict[str, Any] = {"role": role, "content": text}
+    if calls:
         row["tool_calls"] = [_call(call.model_dump(), f"messages[{at}].tool_calls[{i}]")
-                             for i, call in enumerate(message.tool_calls)]
-    if message.tool_call_id is not None:
-        row["tool_call_id"] = message.tool_call_id
-    if message.name is not None:
-        row["name"] = message.name
+                             for i, call in enumerate(calls)]
+    if isinstance(message, ToolMessage):
+        row |= {"tool_call_id": message.tool_call_id, **({} if message.name is None else {"name": message.name})}
     return row
 
 

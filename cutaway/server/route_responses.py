@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from cutaway.generate.request import Sampling
 from cutaway.server.answers import ResponseAnswer, ResponseUsage
-from cutaway.server.asks import ChatMessage
-from cutaway.server.asks_other import RESPONSE_UNSUPPORTED, FlatSchema, ResponseAsk
+from cutaway.server.asks import AssistantTurn, ChatMessage, InstructionMessage, UserMessage
+from cutaway.server.asks_other import RESPONSE_UNSUPPORTED, FlatSchema, InputMessage, ResponseAsk
 from cutaway.server.assemble import Delta, Drawn
 from cutaway.server.form import constraints, rules
 from cutaway.server.problem import Problem
@@ -23,7 +23,6 @@ from cutaway.server.shelf import Language
 from cutaway.server.stream import EventStream, event
 from cutaway.server.writing import Plan, Writing
 from cutaway.server.written import entries
-
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -41,11 +40,11 @@ def _plan(ask: ResponseAsk, model: Language) -> Plan:
     if model.reads_source:
         raise Problem(400, f"{model.name} writes beside a source and does not chat; use /v1/completions",
                       code="model_unsuited", param="model")
-    turns = [ChatMessage(role="system", content=ask.instructions)] if ask.instructions else []
-    if isinstance(ask.input, str):
-        turns.append(ChatMessage(role="user", content=ask.input))
-    else:
-        turns += [ChatMessage(role=message.role, content=message.text) for message in ask.input]
+    turns: list[ChatMessage] = []
+    if ask.instructions:
+        turns.append(InstructionMessage(role="system", content=ask.instructions))
+    given = (InputMessage(role="user", content=ask.input),) if isinstance(ask.input, str) else ask.input
+    turns += [_turn(message) for message in given]
     try:
         prompt = Prompt(chat_ids(turns, (), model.tokenizer))
     except Problem as problem:
@@ -56,13 +55,21 @@ def _plan(ask: ResponseAsk, model: Language) -> Plan:
     schema = form.schema_ if isinstance(form, FlatSchema) else (
         {"type": "object"} if form is not None and form.type == "json_object" else None)
     room = model.context_length - len(prompt.tokens) if ask.max_output_tokens is None else ask.max_output_tokens
-    given = {"temperature": ask.temperature, "top_p": ask.top_p}
+    how = {"temperature": ask.temperature, "top_p": ask.top_p}
     wanted = (ask.top_logprobs or 0) if ask.include else None
     return Plan(model, (prompt,), ask.max_output_tokens, Sampling.model_validate(
-        {k: v for k, v in given.items() if v is not None}), secrets.randbelow(2**53), logprobs=wanted,
+        {k: v for k, v in how.items() if v is not None}), secrets.randbelow(2**53), logprobs=wanted,
         constraints=constraints(rules(schema, model.tokenizer, param="text.format"), room, count=1,
                                 param="text.format"),
         shaves=model.tokenizer.spelling.spaced)
+
+
+def _turn(message: InputMessage) -> ChatMessage:
+    if message.role == "user":
+        return UserMessage(role="user", content=message.text)
+    if message.role == "assistant":
+        return AssistantTurn(role="assistant", content=message.text)
+    return InstructionMessage(role=message.role, content=message.text)
 
 
 @dataclass(eq=False, slots=True)

@@ -38,7 +38,8 @@ def tree(served: Wired) -> dict[str, Any]:
 ALLOWED, FORBIDDEN = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 LABELS = {f"{e.method} {e.path.replace('{name:path}', '{name}')}": e for e in ENDPOINTS}
 # where there is nothing to ask there is nothing to ask wrongly
-OPERATIONS = [(label, mode) for label, e in LABELS.items() for mode in (ALLOWED, FORBIDDEN) if e.asks or mode == ALLOWED]
+OPERATIONS = [(label, mode) for label, e in LABELS.items()
+              for mode in (ALLOWED, FORBIDDEN) if e.asks or mode == ALLOWED]
 # What a schema cannot say (a prompt too long for the context, two fields that contradict) is a 400 that names it.
 UNSAYABLE = [positive_data_acceptance]
 

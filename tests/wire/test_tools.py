@@ -89,7 +89,7 @@ def test_the_answer_of_a_tool_goes_back(tooled: Wired) -> None:
     ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, None),
     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {
         "name": "f", "arguments": "{"}}]}, *HI]}, "messages[0].tool_calls[0].function.arguments"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
     ({"tools": [{"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}]}, "messages"),
 ])
 def test_what_is_wrong_is_named(tooled: Wired, more: dict[str, Any], param: str | None) -> None:
