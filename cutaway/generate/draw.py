@@ -41,6 +41,7 @@ class Live:
     track: Track
     taker: Taker
     prompt: Scores | None = None  # of its prompt, as far as it was read
+    hope: int = 4  # tokens that are proposed to follow, at most: more where they do, fewer where they do not
     opened: bool = False  # whether a token of it was handed out
 
     @property
@@ -79,26 +80,36 @@ class Draw:
 
     def __init__(self, lives: Sequence[Live], before: Draw | None, *, vocab_size: int, device: torch.device) -> None:
         self.lives, self.vocab_size, self.device = list(lives), vocab_size, device
-        requests = [live.request for live in lives]
-        self.request = np.array([live.track.number for live in lives], np.int64)
-        self.streams = keys([r.seed for r in requests])
-        self.said = np.array([live.said for live in lives], np.int64)
-        self.limit = np.array([r.max_tokens for r in requests], np.int64)
-        self.stops = np.full((len(lives), max(len(r.stop_ids) for r in requests)), -1, np.int64)
-        for row, r in zip(self.stops, requests, strict=True):
-            row[: len(r.stop_ids)] = r.stop_ids
-        self.logprobs = _most([r.logprobs for r in requests])
-        self.sampler_logprobs = _most([r.sampler_logprobs for r in requests])
-        self.constrained = [i for i, r in enumerate(requests) if r.constraint is not None]
         known = {} if before is None else {live: i for i, live in enumerate(before.lives)}
         old = [known[live] for live in lives if live in known]
-        self.chain = self._chain(before, old)
+        if before is not None and len(old) == len(lives):
+            self._keep(before, old)
+        else:
+            self._make([live.request for live in lives])
+        places: dict[Taker, list[int]] = {}
+        for place, live in enumerate(lives):
+            places.setdefault(live.taker, []).append(place)
+        self.routes = [(taker, np.array(some)) for taker, some in places.items()]  # whose the rows are
+        self.logprobs = _most([live.request.logprobs for live in lives])
+        self.sampler_logprobs = _most([live.request.sampler_logprobs for live in lives])
+        self.constrained = [i for i, live in enumerate(lives) if live.request.constraint is not None]
         self.seen = self._seen(before, old, known) if self.chain.penalises else None
 
-    def _chain(self, before: Draw | None, old: Sequence[int]) -> Chain:
-        if before is not None and len(old) == len(self.lives):
-            return before.chain.select(torch.tensor(old, dtype=torch.long, device=self.device))
-        return chain([live.request.sampling for live in self.lives], vocab_size=self.vocab_size, device=self.device)
+    def _make(self, requests: Sequence[Request]) -> None:
+        self.request = np.array([live.track.number for live in self.lives], np.int64)
+        self.streams = keys([r.seed for r in requests])
+        self.said = np.array([live.said for live in self.lives], np.int64)
+        self.limit = np.array([r.max_tokens for r in requests], np.int64)
+        self.stops = np.full((len(requests), max(len(r.stop_ids) for r in requests)), -1, np.int64)
+        for row, r in zip(self.stops, requests, strict=True):
+            row[: len(r.stop_ids)] = r.stop_ids
+        self.chain: Chain = chain([r.sampling for r in requests], vocab_size=self.vocab_size, device=self.device)
+
+    def _keep(self, before: Draw, rows: list[int]) -> None:
+        """Of some of the rows that drew last nothing need be made again."""
+        self.request, self.streams, self.said = before.request[rows], before.streams[rows], before.said[rows]
+        self.limit, self.stops = before.limit[rows], before.stops[rows]
+        self.chain = before.chain.select(torch.tensor(rows, dtype=torch.long, device=self.device))
 
     def _seen(self, before: Draw | None, old: Sequence[int], known: dict[Live, int]) -> Seen:
         if before is None or before.seen is None:
@@ -112,7 +123,7 @@ class Draw:
         place = {live: i for i, live in enumerate([*(live for live in self.lives if live in known), *new])}
         return both.select(torch.tensor([place[live] for live in self.lives], device=self.device))
 
-    def __call__(self, logits: Tensor) -> tuple[Tick, list[tuple[int, Exception]]]:
+    def __call__(self, logits: Tensor) -> tuple[Tick, dict[int, Exception]]:
         """A token of each row behind ``logits (R, V)``, float32, and the rows that can have none, whose token means
         nothing. What was drawn stands in the tracks and has been seen and accepted."""
         lost: dict[int, Exception] = {}
@@ -144,7 +155,7 @@ class Draw:
         of, of_best = _NEITHER
         if self.sampler_logprobs >= 0:
             of, of_best = _measured(self.chain.logs(shaped), tokens, self.sampler_logprobs)
-        return Tick(self.request, host, finish, raw, best, of, of_best), list(lost.items())
+        return Tick(self.request, host, finish, raw, best, of, of_best), lost
 
     def _finish(self, tokens: NDArray[np.int64]) -> NDArray[np.int8]:
         finish = np.where(self.said >= self.limit, np.int8(2), np.int8(0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from cutaway.errors import RequestError
-from cutaway.generate.loop import Loop, Stats
+from cutaway.generate.loop import Loop, Propose, Stats
 from cutaway.generate.prefill import checked
 from cutaway.generate.request import Completion, Event, Request
 from cutaway.generate.runner import Runner, runner_for
@@ -24,15 +24,16 @@ class Engine:
 
     A step reads at most ``step_tokens`` of prompts, and beside answers that somebody waits for no more ``work`` than
     those are themselves: see ``Scheduler``. What it keeps of prompts holds for the weights that the model has: make
-    another engine when they have changed, or ``clear`` it.
+    another engine when they have changed, or ``clear`` it. With ``propose``, which says what may follow, several tokens
+    of a request can come of one step; they are the same tokens. Raises ModelError where it cannot be used.
     """
 
     def __init__(self, model: LanguageModel, *, max_rows: int = 256, runner: Runner | None = None,
-                 step_tokens: int = 2048, work: Work | None = None) -> None:
+                 step_tokens: int = 2048, work: Work | None = None, propose: Propose | None = None) -> None:
         self.model, self.max_rows = model, max_rows
         self.runner = runner_for(model, max_rows=max_rows) if runner is None else runner
         self._loop = Loop(self.runner, max_rows=max_rows, step_tokens=step_tokens,
-                          work=work_of(model) if work is None else work)
+                          work=work_of(model) if work is None else work, propose=propose)
         self._outbox = Outbox()
 
     def start(self, requests: Sequence[Request]) -> Session:
@@ -98,7 +99,5 @@ def work_of(model: LanguageModel) -> Work:
     config = getattr(model, "config", None)
     if isinstance(config, RecurrentConfig):
         return Work(step=1.0)
-    if not hasattr(config, "cost"):
-        return Work()
-    bill = config.cost()
-    return Work(depth=2 * bill.matrix / bill.attention) if bill.attention else Work()
+    bill = None if config is None or not hasattr(config, "cost") else config.cost()
+    return Work(depth=2 * bill.matrix / bill.attention) if bill is not None and bill.attention else Work()

@@ -5,12 +5,11 @@ Continuous batching over pages; a request that fails is alone in it. R rows, V v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cutaway.errors import ModelError, RequestError
@@ -21,6 +20,8 @@ from cutaway.generate.runner import Runner
 from cutaway.generate.scheduler import Scheduler
 from cutaway.generate.track import Part, Track, Work
 
+Propose = Callable[[Sequence[int], int], tuple[int, ...]]  # of all tokens so far: so many that may follow
+HOPE = 16  # proposed tokens of one sequence in a step
 LOGITS = 1 << 25  # numbers of logits that exist at once where a prompt's are wanted: 128 MiB
 
 
@@ -39,16 +40,38 @@ class Stats:
     preemptions: int
 
 
-class Loop:
-    """Requests under way, each with the taker that its tokens go to."""
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Rows that drew a token; some are lost."""
 
-    def __init__(self, runner: Runner, *, max_rows: int, step_tokens: int, work: Work) -> None:
+    draw: Draw
+    tick: Tick
+    lost: dict[int, Exception]
+
+    def going(self) -> list[Live]:
+        """Those whose answer goes on."""
+        ends = self.tick.finish.tolist()
+        return [live for row, live in enumerate(self.draw.lives) if not ends[row] and row not in self.lost]
+
+
+class Loop:
+    """Requests under way, each with the taker that its tokens go to.
+
+    What ``propose`` says may follow is read along with the last token as long as that costs less than a step, and
+    tokens are drawn behind it one after another while they are the proposed ones: no answer depends on it.
+    """
+
+    def __init__(self, runner: Runner, *, max_rows: int, step_tokens: int, work: Work,
+                 propose: Propose | None = None) -> None:
+        if propose is not None and not runner.shares_pages:
+            raise ModelError("what was read of proposed tokens cannot be taken back here",
+                             way_out="leave speculation out: only a model whose cache has pages can do it")
         self.runner, self.pages = runner, Pages(runner.num_pages, runner.page_size)
+        self._propose, self._work = propose, work
         self._scheduler = Scheduler(self.pages, max_rows=max_rows, step_tokens=step_tokens, work=work,
                                     shares=runner.shares_pages)
         self._live: dict[int, Live] = {}
         self._draw: Draw | None = None
-        self._routes: list[tuple[Taker, NDArray[np.int64]]] = []  # whose the rows are that draw
         self._next = 0
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
 
@@ -98,35 +121,53 @@ class Loop:
     def step(self) -> None:
         """One step of the model. Its failure is that of all requests that were running; those that wait go on."""
         try:
-            parts = self._scheduler.plan()
+            parts = self._scheduler.plan(self._proposals())
             self._forget()
-            lives, logits = self._run(parts)
-            drawn = self._drawn(lives, logits) if lives else None
+            rounds = self._drawn(*self._run(parts))
             self._scheduler.ran()
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):
                 raise
             return
-        if drawn is not None:
-            self._settle(*drawn)
+        for one in rounds:
+            self._settle(one)
         self._forget()
 
-    def _run(self, parts: Sequence[Part]) -> tuple[list[Live], Tensor]:
-        """Let the runner read; the requests that draw now, and the logits they draw from."""
-        anew = [part for part in parts if (live := self._live.get(part.sequence)) is not None
-                and live.track.anew is not None]
-        if not anew:
-            return [self._live[part.sequence] for part in parts if part.samples], self.runner.run(parts)
-        rest = [part for part in parts if part not in anew]
+    def _proposals(self) -> dict[int, tuple[int, ...]]:
+        """What may follow the last token of those that write, for so many tokens as cost no more than a step; nothing
+        while there are prompts to read, which are worth more."""
+        writing = self._scheduler.writing
+        if self._propose is None or not writing or self._scheduler.reading or self._scheduler.waiting:
+            return {}
+        room, found = int(self._work.step) // len(writing), {}
+        for track in writing:
+            if most := min(room, self._live[track.number].hope):
+                found[track.number] = self._propose(track.tokens, most)
+        return {number: tokens for number, tokens in found.items() if tokens}
+
+    def _run(self, parts: Sequence[Part]) -> tuple[list[tuple[Live, Part]], Tensor, dict[Live, Tensor]]:
+        """Let the runner read; who draws now, the logits they draw from, and those behind each proposed token."""
+        wide = [part for part in parts if (live := self._live.get(part.sequence)) is not None
+                and (live.track.anew is not None or (live.track.writes and len(part.tokens) > 1))]
+        if not wide:
+            return self._whose(parts), self.runner.run(parts), {}
+        rest = [part for part in parts if part not in wide]
         found = [self.runner.run(rest)] if rest else []
-        logits, start = self.runner.run(anew, every=True), 0
-        for part in anew:
+        logits, start, behind = self.runner.run(wide, every=True), 0, {}
+        for part in wide:
+            live = self._live[part.sequence]
             mine, start = logits[start : start + len(part.tokens)], start + len(part.tokens)
-            self._score(self._live[part.sequence], part, mine)
+            if live.track.writes:
+                behind[live] = mine[1:]
+                found.append(mine[:1])
+                continue
+            self._score(live, part, mine)
             found += [mine[-1:]] if part.samples else []
-        lives = [self._live[part.sequence] for part in (*rest, *anew) if part.samples]
-        return lives, torch.cat(found) if found else logits[:0]
+        return self._whose([*rest, *wide]), torch.cat(found) if found else logits[:0], behind
+
+    def _whose(self, parts: Sequence[Part]) -> list[tuple[Live, Part]]:
+        return [(self._live[part.sequence], part) for part in parts if part.samples]
 
     def _score(self, live: Live, part: Part, logits: Tensor) -> None:
         """What a chunk of a prompt says of the tokens behind each of its own."""
@@ -139,37 +180,49 @@ class Loop:
         if part.samples:
             live.track.anew = None  # if it has to read again, then not for their sake
 
-    def _drawn(self, lives: list[Live], logits: Tensor) -> tuple[Tick, list[tuple[int, Exception]]]:
+    def _drawn(self, whose: Sequence[tuple[Live, Part]], logits: Tensor, behind: dict[Live, Tensor]) -> list[_Round]:
+        """A token of each row, and more of those whose tokens are the proposed ones."""
+        lives = [live for live, _ in whose]
+        if not lives:
+            return []
         if self._draw is None or self._draw.lives != lives:
             self._draw = Draw(lives, self._draw, vocab_size=self.runner.vocab_size, device=logits.device)
-            rows: dict[Taker, list[int]] = {}
-            for row, live in enumerate(lives):
-                rows.setdefault(live.taker, []).append(row)
-            self._routes = [(taker, np.array(some)) for taker, some in rows.items()]
-        return self._draw(logits)
+        rounds = [_Round(self._draw, *self._draw(logits))]
+        if not behind:
+            return rounds
+        proposed = {live: part.tokens[1:] for live, part in whose if live in behind}
+        while going := [live for live in rounds[-1].going() if live in behind
+                        and len(rounds) <= len(proposed[live])
+                        and live.track.tokens[-1] == proposed[live][len(rounds) - 1]]:
+            logits = torch.stack([behind[live][len(rounds) - 1] for live in going])
+            draw = Draw(going, rounds[-1].draw, vocab_size=self.runner.vocab_size, device=logits.device)
+            rounds.append(_Round(draw, *draw(logits)))
+        self._draw = None  # its rows have come unequally far
+        for live, tokens in proposed.items():
+            accepted = sum(live in one.draw.lives for one in rounds) - 1
+            live.track.refused = len(tokens) - accepted
+            live.hope = min(HOPE, 2 * live.hope) if accepted == len(tokens) else max(1, live.hope // 2, accepted)
+        return rounds
 
-    def _settle(self, tick: Tick, lost: list[tuple[int, Exception]]) -> None:
+    def _settle(self, one: _Round) -> None:
         """End what has come to its end, and give every taker its own."""
-        assert self._draw is not None
-        for live in self._draw.lives:
+        tick, lives = one.tick, one.draw.lives
+        for live in lives:
             if not live.opened:
                 self._prompt_tokens += len(live.request.tokens)
                 self._cached_tokens += live.track.cached or 0
-        self._generated_tokens += len(tick.tokens) - len(lost)
-        failed = {row for row, _ in lost}
-        ended = {*(tick.finish > 0).nonzero()[0].tolist(), *failed}
-        for row in ended:
-            live = self._draw.lives[row]
-            del self._live[live.track.number]
-            self._scheduler.drop(live.track)
-        for taker, rows in self._routes:
-            mine = np.array([row for row in rows.tolist() if row not in failed]) if failed else rows
+        self._generated_tokens += len(tick.tokens) - len(one.lost)
+        for row in sorted({*(tick.finish > 0).nonzero()[0].tolist(), *one.lost}):
+            del self._live[lives[row].track.number]
+            self._scheduler.drop(lives[row].track)
+        for taker, rows in one.draw.routes:
+            mine = np.array([row for row in rows.tolist() if row not in one.lost], np.int64) if one.lost else rows
             if len(mine):
-                taker.take(tick.select(mine), [self._draw.lives[row] for row in mine.tolist()])
-        for live in self._draw.lives:
+                taker.take(tick.select(mine), [lives[row] for row in mine.tolist()])
+        for live in lives:
             live.opened = True
-        for row, error in lost:
-            self._draw.lives[row].taker.fail(self._draw.lives[row], error)
+        for row, error in one.lost.items():
+            lives[row].taker.fail(lives[row], error)
 
     def _fail(self, error: BaseException) -> None:
         """A step failed: all that were running end in ``error``, and no page is known to hold anything."""

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from cutaway.generate.prefill import append
 from cutaway.generate.track import Part
 from cutaway.models.model import LanguageModel, State
+from cutaway.models.recurrent import RecurrentConfig
 
 COMPACT = 0.75  # leave finished rows in place until a quarter is idle: a selection copies all the others
-ENOUGH, ALIKE = 192, 0.7  # tokens that keep a processor busy; a length that shares rows with 1 without much padding
+ENOUGH, ALIKE = 192, 0.7  # tokens that keep a processor busy; what part of the longest pads little
 
 
 class Runner(Protocol):
@@ -43,7 +44,8 @@ class Runner(Protocol):
 
 def runner_for(model: LanguageModel, *, max_rows: int) -> Runner:
     """The fastest there is for ``model``."""
-    return StateRunner(model, max_rows=max_rows)
+    recurrent = isinstance(getattr(model, "config", None), RecurrentConfig)  # reads all rows in the time of the longest
+    return StateRunner(model, max_rows=max_rows, alike=0.0 if recurrent else ALIKE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,13 @@ class _Held:
 
 
 class StateRunner:
-    """Any LanguageModel. Its states grow as they must, so a page is a whole context and only counts sequences."""
+    """Any LanguageModel. Its states grow as they must, so a page is a whole context and only counts sequences. Prompts
+    that come together are read together where the shorter have at least ``alike`` of the tokens of the longest."""
 
     shares_pages = False
 
-    def __init__(self, model: LanguageModel, *, max_rows: int) -> None:
-        self.model = model
+    def __init__(self, model: LanguageModel, *, max_rows: int, alike: float = ALIKE) -> None:
+        self.model, self.alike = model, alike
         self.vocab_size, self.context_length = model.vocab_size, model.context_length
         self.page_size, self.num_pages = model.context_length, 4 * max_rows
         self.exact = not isinstance(model, nn.Module)  # a product's last digit depends on its shape
@@ -142,14 +145,29 @@ class StateRunner:
             elif part.sequence not in self._rows:
                 state = self._alone(part)
                 yield [i], state, self._append([part], state, every=every)
-        for places in _alike(begin, parts, alone=every):
+        for places in self._together(begin, parts, alone=every):
             some = [parts[i] for i in places]
-            sources = [p.source for p in some if p.source is not None] or None
-            state = self.model.new_state(len(some), capacity=max(p.most for p in some), sources=sources)
+            sources, most = [p.source for p in some if p.source is not None], max(p.most for p in some)
+            state = (self.model.new_state(len(some), capacity=most, sources=sources) if sources else
+                     self.model.new_state(len(some), capacity=most))
             yield places, state, self._append(some, state, every=every)
         for fork in forks.values():
-            for places in _alike(fork, parts, alone=every):
+            for places in self._together(fork, parts, alone=every):
                 yield places, *self._forked([parts[i] for i in places])
+
+    def _together(self, places: Iterable[int], parts: Sequence[Part], *, alone: bool) -> Iterator[list[int]]:
+        """Parts that are read together: neighbours in length, so that little is padded; those that read nothing by
+        themselves."""
+        group: list[int] = []
+        for i in sorted(places, key=lambda i: len(parts[i].tokens)):
+            first, length = len(parts[group[0]].tokens) if group else 0, len(parts[i].tokens)
+            apart = first < self.alike * length and len(group) * length >= ENOUGH
+            if group and (alone or apart or (not first and length)):
+                yield group
+                group = []
+            group.append(i)
+        if group:
+            yield group
 
     def _alone(self, part: Part) -> State:
         """The state of one that goes on to read."""
@@ -202,17 +220,3 @@ def _rows(tensor: Tensor, rows: Sequence[int]) -> Tensor:
     if len(rows) == len(tensor) and all(i == row for i, row in enumerate(rows)):
         return tensor
     return tensor[torch.tensor(rows, device=tensor.device)]
-
-
-def _alike(places: Iterable[int], parts: Sequence[Part], *, alone: bool) -> Iterator[list[int]]:
-    """Parts that are read together: neighbours in length, so that little is padded; those that read nothing by
-    themselves."""
-    group: list[int] = []
-    for i in sorted(places, key=lambda i: len(parts[i].tokens)):
-        first, length = len(parts[group[0]].tokens) if group else 0, len(parts[i].tokens)
-        if group and (alone or (not first and length) or (first < ALIKE * length and len(group) * length >= ENOUGH)):
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group

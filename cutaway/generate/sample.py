@@ -37,7 +37,7 @@ def keys(seeds: Sequence[int]) -> NDArray[np.uint64]:
 
 def uniforms(streams: NDArray[np.uint64], positions: NDArray[np.int64] | int) -> NDArray[np.float64]:
     """One number in [0, 1) a row, a function of its stream and its position alone (a counter, no state)."""
-    step = (np.asarray(positions, np.uint64) + np.uint64(1)) * _GOLDEN  # modulo 2**64
+    step = (np.atleast_1d(positions).astype(np.uint64) + np.uint64(1)) * _GOLDEN  # modulo 2**64
     return (_mixed(streams + step) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -13,6 +13,7 @@ from cutaway.generate.kin import Kin
 from cutaway.generate.pages import NONE_BEFORE, Key, Pages
 from cutaway.generate.track import Ids, Part, Track, Work, age
 
+REFILL = 0.25  # share of the rows that is free before more come, while nobody waits
 BULK = 2**16  # prompt tokens of a step that nobody waits for
 NOTHING: Mapping[int, Ids] = {}
 
@@ -114,8 +115,10 @@ class Scheduler:
         return self.step_tokens if self._impatient else BULK
 
     def _beside(self) -> float:
-        """Work of prompts that no more than doubles the step's."""
-        return self.work.step + sum(self.work.of(part.start, len(part.tokens)) for _, part in self._planned)
+        """Work that, added to a step of one token each, no more than doubles it; proposed tokens are part of it."""
+        of = self.work.of
+        return self.work.step + sum(2 * of(part.start, 1) - of(part.start, len(part.tokens))
+                                    for _, part in self._planned)
 
     def _write(self, proposals: Mapping[int, Ids]) -> None:
         size = self.pages.size
@@ -139,7 +142,7 @@ class Scheduler:
 
     def _affordable(self, track: Track, proposal: Ids) -> Ids:
         """As much of a proposal as there is room for without harm to others."""
-        proposal = proposal[: track.most - len(track.tokens)]
+        proposal = proposal[: max(0, track.most - len(track.tokens) - 1)]
         more = self.pages.need(track.read + 1 + len(proposal)) - len(track.pages)
         if more > 0 and self.pages.fits(more + len(self.writing)):
             track.own(self.pages.take(more) or [])
@@ -187,11 +190,15 @@ class Scheduler:
         self._disown(beginning)
 
     def _read(self, room: float) -> bool:
-        """Plan chunks of prompts for so much work; whether there are any."""
-        before = len(self._planned)
+        """Plan chunks of prompts for so much work; whether there are any.
+
+        Where somebody waits, each takes half of what is left, so that a short prompt gets on behind long ones; what
+        nobody took goes to the oldest.
+        """
+        begin, share = len(self._planned), 0.5 if self._impatient else 1.0
         for track in self.reading:
-            room = self._chunk(track, room, first=len(self._planned) == before)
-        rows = self.max_rows - len(self.writing) - sum(t.rows for t in self.reading)
+            room -= self._chunk(track, room * share, first=len(self._planned) == begin)
+        rows = self._rows()
         coming = {key for t in self.reading if (key := self._next(t)) is not None}
         for track in list(self.waiting):
             if room < 1 or rows < 1:
@@ -204,10 +211,17 @@ class Scheduler:
             if not self._admit(track, known):
                 break
             rows -= track.rows
-            room = self._chunk(track, room, first=len(self._planned) == before)
+            room -= self._chunk(track, room * share, first=len(self._planned) == begin)
             if (key := self._next(track)) is not None:
                 coming.add(key)
-        return len(self._planned) > before
+        for at in range(begin, len(self._planned)):
+            room = self._extend(at, room)
+        return len(self._planned) > begin
+
+    def _rows(self) -> int:
+        """Rows that may be filled; none while nobody waits and few are free, for several are read faster together."""
+        rows = self.max_rows - len(self.writing) - sum(t.rows for t in self.reading)
+        return 0 if self.writing and not self._impatient and rows < REFILL * self.max_rows else rows
 
     def _known(self, track: Track, coming: set[Key]) -> list[int] | None:
         """Pages that hold its beginning; None if one more is about to."""
@@ -241,7 +255,7 @@ class Scheduler:
         return True
 
     def _chunk(self, track: Track, room: float, *, first: bool) -> float:
-        """Plan what it reads next; the room that is left. The first gets on by a token in any case."""
+        """Plan what it reads next, and what that costs. The first gets on by a token in any case."""
         left = len(track.tokens) - track.read
         count = min(left, max(self.work.fits(track.read, room), int(first)), track.anew or left)
         if left and not count:
@@ -252,7 +266,18 @@ class Scheduler:
         source = track.source if track.read == 0 else None
         self._planned.append((track, Part(track.number, track.read, new, track.owned, samples, track.most, like,
                                           source)))
-        return room - self.work.of(track.read, count)
+        return self.work.of(track.read, count)
+
+    def _extend(self, at: int, room: float) -> float:
+        """Let what is planned there take more; the room that is left."""
+        track, part = self._planned[at]
+        if room < 1 or len(part.tokens) == len(track.tokens) - track.read:
+            return room
+        rest, self._planned = self._planned[at + 1 :], self._planned[:at]
+        room += self.work.of(part.start, len(part.tokens))
+        room -= self._chunk(track, room, first=True)
+        self._planned += rest
+        return room
 
     def _learn(self, track: Track) -> None:
         """What its full pages hold is known from now on."""

@@ -10,13 +10,14 @@ import torch
 
 from cutaway.batch import Batch
 from cutaway.errors import RequestError
-from cutaway.generate import prefill
+from cutaway.generate import kin, prefill, runner, scheduler
 from cutaway.generate.beam import Beam, search
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
+from cutaway.generate.track import Work
 from cutaway.models import transformer
 from cutaway.models.kneser_ney import fit
-from cutaway.models.model import LanguageModel, Model, build
+from cutaway.models.model import LanguageModel, Model, State, build
 from cutaway.models.ngram import NGramConfig
 from tests.tiny import CONFIGS, CONTEXT, VOCABULARY
 
@@ -74,6 +75,67 @@ def test_batched_is_alone_in_any_order(model: LanguageModel) -> None:
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
 
 
+def test_whatever_the_order_of_arrival_a_service_gives_the_same(model: LanguageModel) -> None:
+    requests = mixed(model, 14)
+    alone = [Engine(model).generate([r])[0] for r in requests]
+    engine = Engine(model, max_rows=5, step_tokens=7, work=Work(3.0))
+    asked, said = dict[int, int](), [list[int]() for _ in requests]
+    for i in range(60):
+        if i % 3 == 0 and i // 3 < len(requests):
+            asked[engine.submit(requests[i // 3])] = i // 3
+        for event in engine.step():
+            said[asked[event.request]].append(event.token)
+    gone = engine.submit(requests[0])
+    while not engine.idle:
+        for event in engine.step():
+            assert event.error is None
+            if event.request != gone:
+                said[asked[event.request]].append(event.token)
+        engine.cancel(gone)
+    assert said == [list(a.tokens) for a in alone]
+
+
+def test_prompt_logprobs_are_those_of_one_pass(model: LanguageModel) -> None:
+    for request in mixed(model, 9):
+        done, = Engine(model).generate([replace(request, prompt_logprobs=2)])
+        short = replace(request, tokens=request.tokens[:1])
+        assert done.prompt is not None and done.tokens == Engine(model).generate([request])[0].tokens
+        if len(request.tokens) > 1:
+            logs = logs_at_once(model, short, request.tokens[1:])
+            wanted = logs.gather(1, torch.tensor(request.tokens[1:])[:, None]).squeeze(1)
+            assert done.prompt.logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
+            assert [[a.token for a in best] for best in done.prompt.alternatives] == logs.topk(2).indices.tolist()
+
+
+def test_joined_states_go_on_as_each_would(model: LanguageModel) -> None:
+    rows = [[(3, 1, 4), (9, 8, 7), (3,), (4, 4), (5,)], [(5, 6)], [(2,)]]  # the last finds room behind the others
+    sources = [(3, 4, 5), (6,), (8, 7, 6, 5)]
+
+    def begun(some: list[tuple[int, ...]], source: tuple[int, ...]) -> State:
+        beside = [source] * len(some) if model.reads_source else None
+        state = model.new_state(len(some), capacity=6 + len(some), sources=beside)
+        if beside is not None and len(some) > 1:  # which then share it
+            state = model.new_state(1, capacity=6 + len(some), sources=beside[:1]).select(torch.tensor([0] * len(some)))
+        prefill.append(model, some, state)
+        return state
+
+    with torch.inference_mode():
+        apart = [begun(*pair) for pair in zip(rows, sources, strict=True)]
+        first, *others = [begun(*pair) for pair in zip(rows, sources, strict=True)]
+        joined = first.join(others[:1], capacity=12)
+        joined = joined.join(others[1:], capacity=12).join((), capacity=15)
+        assert joined.capacity == 15
+        for token in range(5):
+            wanted = torch.cat([model.logits(torch.full((len(some), 1), 11 + token), state)
+                                for some, state in zip(rows, apart, strict=True)])
+            found = model.logits(torch.full((7, 1), 11 + token), joined)
+            assert torch.allclose(found, wanted, atol=1e-4)
+            assert joined.lengths.tolist() == [n for state in apart for n in state.lengths.tolist()]
+            if token == 2:
+                apart = [state.select(torch.arange(len(state.lengths)).flip(0)) for state in apart]
+                joined = joined.select(torch.tensor([4, 3, 2, 1, 0, 5, 6]))
+
+
 def test_streamed_is_whole(model: LanguageModel) -> None:
     requests = mixed(model, 12)
     events = list(Engine(model, max_rows=5).stream(requests))
@@ -101,15 +163,18 @@ def test_what_is_read_in_pieces_is_read_at_once(model: LanguageModel, monkeypatc
         monkeypatch.setattr(place, "READ", 200)
     pieces = Engine(model).generate(requests)
     assert [p.tokens for p in pieces] == [w.tokens for w in whole]
+    monkeypatch.setattr(scheduler, "BULK", 5)
+    chunks = Engine(model).generate(requests)
+    assert [c.tokens for c in chunks] == [w.tokens for w in whole]
 
 
 def test_what_all_prompts_begin_with_is_read_once(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [replace(r, tokens=(7, 5, 9, *r.tokens), max_tokens=4) for r in mixed(model, 10)
                 if len(r.tokens) + 7 <= CONTEXT]
     wanted, read = Engine(model).generate(requests), list[int]()
-    monkeypatch.setattr(prefill, "SHARED", 3)
+    monkeypatch.setattr(kin, "SHARED", 3)
     own = prefill.append
-    monkeypatch.setattr(prefill, "append", lambda m, rows, state: (read.append(len(rows)), own(m, rows, state))[1])
+    monkeypatch.setattr(runner, "append", lambda m, rows, state: (read.append(len(rows)), own(m, rows, state))[1])
     for a, b in zip(Engine(model).generate(requests), wanted, strict=True):
         assert (a.tokens, a.finish_reason) == (b.tokens, b.finish_reason)
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)

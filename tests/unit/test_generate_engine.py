@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.engine import Engine
-from cutaway.generate.request import Request, Sampling
 from cutaway.generate.prefill import waves
+from cutaway.generate.request import Request, Sampling
 
 requests = st.builds(
     Request, tokens=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12).map(tuple),

@@ -3,7 +3,7 @@ table: whatever comes, goes, waits and is preempted, every answer is the one the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from paged import PageTape
-from tables import CONTEXT, VOCAB, Table
+from tables import CONTEXT, VOCAB, Table, row
 
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.engine import Engine
@@ -41,6 +41,7 @@ class Pool:
     step_tokens: int
     step: float
     depth: float
+    guesses: bool = False
 
     def engine(self) -> Engine:
         runner: Runner
@@ -50,14 +51,22 @@ class Pool:
             runner = StateRunner(Table(), max_rows=self.max_rows)
             runner.page_size, runner.num_pages = self.size, self.pages
         return Engine(Table(), max_rows=self.max_rows, runner=runner, step_tokens=self.step_tokens,
-                      work=Work(self.step, self.depth))
+                      work=Work(self.step, self.depth), propose=guess if self.guesses and self.shares else None)
 
 
-pools = st.builds(Pool, st.booleans(), pages=st.integers(4, 12), size=st.integers(1, 4), max_rows=st.integers(1, 5),
-                  step_tokens=st.integers(1, 20), step=st.sampled_from([1.0, 3.0, 9.0]),
+def guess(tokens: Sequence[int], most: int) -> tuple[int, ...]:
+    """The likeliest tokens, but now and then another."""
+    tape = list(tokens)
+    for _ in range(most):
+        tape.append((int(row(tape).argmax()) + (sum(tape) % 4 == 0)) % VOCAB)
+    return tuple(tape[len(tokens) :])
+
+
+pools = st.builds(Pool, st.booleans(), guesses=st.booleans(), pages=st.integers(4, 12), size=st.integers(1, 4),
+                  max_rows=st.integers(1, 5), step_tokens=st.integers(1, 20), step=st.sampled_from([1.0, 3.0, 9.0]),
                   depth=st.sampled_from([float("inf"), 6.0]))
-cancels = st.integers(0, 20)
-moves = st.lists(st.one_of(st.tuples(requests, st.sampled_from(["", "key"])), st.none(), st.none(), cancels), max_size=40)
+submits, cancels = st.tuples(requests, st.sampled_from(["", "key"])), st.integers(0, 20)
+moves = st.lists(st.one_of(submits, st.none(), st.none(), cancels), max_size=40)
 
 
 @dataclass
@@ -124,11 +133,11 @@ def compare(desk: Desk) -> None:
             assert tuple(e.logprob for e in events if e.logprob is not None) == pytest.approx(wanted.logprobs)
         if events:
             assert events[0].prompt == wanted.prompt or np.allclose(events[0].prompt.logprobs, wanted.prompt.logprobs)
-            shared = request.tokens[: events[0].cached]
-            assert len(shared) < len(request.tokens) or not desk.engine.runner.shares_pages
+            shared, apart = request.tokens[: events[0].cached], desk.engine.runner.shares_pages
+            assert len(shared) < len(request.tokens) or not apart
             assert not shared or (request.prompt_logprobs is None and any(
                 (*r.tokens, *(e.token for e in desk.events[t]))[: len(shared)] == shared
-                for t, (r, s) in desk.asked.items() if t != ticket and (s == salt or not desk.engine.runner.shares_pages)))
+                for t, (r, s) in desk.asked.items() if t != ticket and (s == salt or not apart)))
         assert not any(e.cached or e.prompt for e in events[1:])
 
 
@@ -216,6 +225,25 @@ def test_prompts_are_read_in_chunks_beside_answers() -> None:
     assert [len(p.tokens) for _, reading in recorded(engine) for p in reading if p.sequence == long] == [8] * 15
 
 
+def test_a_short_prompt_does_not_wait_for_long_ones_to_be_read() -> None:
+    engine = Engine(Wide(), runner=PageTape(pages=400, size=4, context=400), work=Work(16.0), step_tokens=32)
+    for busy in (True, False):
+        if busy:
+            engine.submit(Request((1, 2, 3), 90, GREEDY))
+            engine.step()
+        for i in range(2):
+            engine.submit(Request((i, *(0,) * 299), 1, GREEDY))
+        short = engine.submit(Request((3, 4, 5, 6), 1, GREEDY))
+        steps = next(i for i in range(1, 99) if any(e.request == short for e in engine.step()))
+        assert steps == 1 if not busy else steps <= 3
+        while not engine.idle:
+            engine.step()
+    runner = engine.runner
+    assert isinstance(runner, PageTape)
+    steps_read = [sum(len(p.tokens) for p in reading) for _, reading in recorded(engine)]
+    assert sum(n == 32 for n in steps_read) >= 600 // 32 and sum(n == 17 for n in steps_read) >= 600 // 17 - 2
+
+
 def test_cancelled_pages_are_free_before_the_next_step() -> None:
     engine = Engine(Table(), runner=PageTape(pages=8, size=4))
     stays, goes, waits = (engine.submit(Request((i,) * 9, 8, GREEDY)) for i in range(3))
@@ -266,7 +294,7 @@ def test_the_youngest_gives_way_and_its_answer_does_not_change() -> None:
 
 def test_what_could_never_fit_is_refused_with_numbers() -> None:
     engine = Engine(Table(), runner=PageTape(pages=3, size=4))
-    with pytest.raises(RequestError, match="a prompt of 9 tokens and max_tokens 5 need room for 13.* have 12"):
+    with pytest.raises(RequestError, match=r"a prompt of 9 tokens and max_tokens 5 need room for 13.* have 12"):
         engine.submit(Request((1,) * 9, 5))
     with pytest.raises(RequestError, match="request 1: a prompt of 9"):
         engine.generate([Request((1,), 1), Request((1,) * 9, 5)])
@@ -418,3 +446,39 @@ def test_a_context_that_is_full_of_a_prompt_in_chunks() -> None:
     assert event.prompt is not None and wanted.prompt is not None and event.finish == "length"
     assert event.prompt.logprobs == pytest.approx(wanted.prompt.logprobs)
     assert len(event.prompt.logprobs) == len(event.prompt.alternatives) == CONTEXT - 2
+
+
+def test_proposed_tokens_that_come_true_save_steps_and_change_nothing() -> None:
+    request = Request((1, 2), 20, GREEDY, stop_ids=(12,), logprobs=1)
+    wanted, counts = alone(request), list[int]()
+    for propose in (None, guess, lambda tokens, most: (0,) * most):
+        runner = PageTape(pages=12, size=2)
+        desk = Desk(Engine(Table(), runner=runner, propose=propose))
+        desk.submit(request)
+        desk.finish()
+        compare(desk)
+        counts.append(len(runner.steps))
+    assert counts[0] == len(wanted.tokens) and counts[1] < counts[0] and counts[2] == counts[0]
+
+
+def test_nothing_is_proposed_while_prompts_wait_nor_where_it_could_not_be_taken_back() -> None:
+    engine = Engine(Table(), runner=PageTape(pages=40, size=2), max_rows=1, propose=guess)
+    engine.submit(Request((1, 2), 9, GREEDY))
+    engine.submit(Request((1, 3), 9, GREEDY))
+    while engine.stats().waiting:
+        engine.step()
+    assert all(len(p.tokens) == 1 for writing, _ in recorded(engine) for p in writing)
+    with pytest.raises(ModelError, match="leave speculation out"):
+        Engine(Table(), propose=guess)
+
+
+def test_what_prompts_have_in_common_is_read_once_and_each_of_them_once() -> None:
+    model, common = Wide(), tuple(i % 7 for i in range(40))
+    asked = [Request((*common, i, 3, 4), 2, seed=s) for i in range(5) for s in range(3)]
+    asked += [Request((*common, 8, 8, 8), 2), Request(common, 2, seed=5)]
+    done = Engine(model, max_rows=8).generate(asked)
+    assert done == [Engine(Wide()).generate([r])[0] for r in asked]
+    assert model.reads == 40 + 6 * 3 + len(asked)  # beginnings, ends, and of each answer the token before its last
+    engine = Engine(Wide(), max_rows=3)
+    engine.generate(asked)
+    assert engine.stats().cached_tokens == 15 * 43 + 40 + 40
