@@ -231,6 +231,21 @@ def bootstrap(
     return float(low), float(high)
 
 
+def bootstrap_quantile(groups: Sequence[Sequence[float]], share: float, seed: int = 0, *,
+                       resamples: int = 1000) -> tuple[float, float]:
+    """95 % percentile interval of the quantile ``share`` of all values together, groups resampled whole: values of one
+    group (the gaps between one answer's tokens) are no independent observations."""
+    if not groups or not all(len(group) for group in groups) or not 0 <= share <= 1:
+        raise DataError(f"a quantile of {share} of {len(groups)} groups cannot be resampled")
+    values, draw = [np.asarray(group, np.float64) for group in groups], np.random.default_rng(seed)
+    found = np.empty(resamples)
+    for i in range(resamples):
+        picked = draw.integers(0, len(values), len(values))
+        found[i] = np.quantile(np.concatenate([values[k] for k in picked]), share)
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
+
+
 @dataclass(slots=True)
 class Stopwatch:
     """Wall-clock seconds: ``with Stopwatch() as watch: …`` then ``watch.seconds``; readable while it runs."""

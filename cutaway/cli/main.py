@@ -41,6 +41,7 @@ VERBS = {
     "models": "List the models that were fetched.",
     "export": "Write a model for other programs: GGUF or safetensors.",
     "tokens": "Show a text as tokens, ids and bytes.",
+    "bench": "Put load on a server and measure its latencies.",
     "doctor": "Measure this machine and keep the result.",
 }
 INTERRUPTED, BROKEN_PIPE, UNEXPECTED = 130, 141, 1

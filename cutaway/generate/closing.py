@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _QUOTE, _ESCAPE, _OPEN, _CLOSE, _SPACE = ord('"'), ord("\\"), b"{[", b"}]", b" \t\r\n"
 _MANY = 12  # more bytes than this are a class of characters: one of each kind stands for the others
-_AGAIN = 4  # bytes that a state seen before weighs more: a loop is left before it is gone through once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +48,16 @@ class Place:
         return replace(self, string=False, key=None)
 
     def _between(self, byte: int) -> Place:
-        if byte in _SPACE:
-            return self
+        if byte in b",:":
+            inside = self.stack.endswith(b"{") and byte == ord(",")
+            return replace(self, names=inside, scalar=False, starts=not inside)
         if byte == _QUOTE:
             return replace(self, string=True, key=b"" if self.names else None, names=False, starts=False)
         if byte in _OPEN:
             return replace(self, stack=self.stack + bytes([byte]), names=byte == _OPEN[0], starts=byte == _OPEN[1])
         if byte in _CLOSE:
             return replace(self, stack=self.stack[:-1], names=False, scalar=False, starts=False)
-        if byte == ord(","):
-            inside = self.stack.endswith(b"{")
-            return replace(self, names=inside, scalar=False, starts=not inside)
-        if byte == ord(":"):
-            return replace(self, starts=True)
-        return replace(self, scalar=True, starts=False)
+        return self if byte in _SPACE else replace(self, scalar=True, starts=False)
 
     @property
     def value_string(self) -> bool:
@@ -81,33 +76,29 @@ class Closer:
 
     def shortest(self, matcher: LLMatcher, place: Place) -> bytes | None:
         """Bytes that complete the text of a matcher over single bytes, which is not changed; None if none was found."""
-        order, seen, done = itertools.count(), Counter[object](), set[tuple[int, int]]()
-        heap = [(0, next(order), _Node(b"", matcher.deep_copy(), place))]
+        order, seen, done = itertools.count(), set[object](), set[tuple[int, int]]()
+        heap = [(0, next(order), _Node.of(b"", matcher.deep_copy(), place))]
         for _ in range(self.most):
             if not heap:
                 return None
-            cost, _, node = heapq.heappop(heap)
+            _, number, node = heapq.heappop(heap)
             if not done.isdisjoint(node.values):
                 continue  # that value has been completed on a shorter way
             done.update(node.completed)
             if node.matcher.is_accepting():
                 return node.path
-            number = next(order)
             for data in self._next(node):
                 child = node.after(data, number)
-                if child is not None:
-                    sign = child.sign()
-                    weight = cost + len(data) + _AGAIN * min(seen[sign], 8)
-                    seen[sign] += 1
-                    heapq.heappush(heap, (weight, next(order), child))
+                if child is not None and child.sign not in seen:
+                    seen.add(child.sign)
+                    heapq.heappush(heap, (len(child.path), next(order), child))
         return None
 
     def _next(self, node: _Node) -> Iterable[bytes]:
         """What is tried behind a node: the bytes that must follow, or a choice among those that may."""
-        forced = node.matcher.compute_ff_bytes()
-        if forced:
-            return (forced,)
-        may = node.allowed()
+        if node.forced:
+            return (node.forced,)
+        may = bytes(np.flatnonzero(np.unpackbits(np.frombuffer(node.mask, np.uint8)[:32], bitorder="little")).tolist())
         chosen = self._in_json(node.place, may) if self.json else _kinds(may)
         return (bytes([byte]) for byte in chosen)
 
@@ -131,17 +122,19 @@ class _Node:
     path: bytes
     matcher: LLMatcher
     place: Place
+    mask: bytes
+    forced: bytes
     values: tuple[tuple[int, int], ...] = ()  # the JSON values that are open here, named by where they began
     completed: tuple[tuple[int, int], ...] = ()
 
-    def allowed(self) -> bytes:
-        """The bytes that may follow."""
-        mask = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
-        return bytes(np.flatnonzero(np.unpackbits(mask[:32], bitorder="little")).tolist())
+    @classmethod
+    def of(cls, path: bytes, matcher: LLMatcher, place: Place, *names: tuple[tuple[int, int], ...]) -> _Node:
+        return cls(path, matcher, place, matcher.compute_bitmask(), matcher.compute_ff_bytes(), *names)
 
+    @property
     def sign(self) -> object:
-        """What tells most states apart."""
-        return (self.matcher.compute_bitmask(), self.place.string, len(self.place.stack), self.values)
+        """What tells states apart: one of those as long as each other that allow the same stands for all of them."""
+        return (len(self.path), self.mask, self.forced, self.place.string, self.values)
 
     def after(self, data: bytes, number: int) -> _Node | None:
         """The node behind more bytes; None where the grammar's limits are met."""
@@ -158,16 +151,19 @@ class _Node:
             ended = (before.scalar and not place.scalar) + gone + text
             if ended:
                 values, completed = values[:-ended], (*completed, *values[-ended:])
-        return replace(self, path=self.path + data, matcher=matcher, place=place, values=values, completed=completed)
+        return _Node.of(self.path + data, matcher, place, values, completed)
 
 
-_KINDS = (b'"', b")", b"]", b"}", b";", b"\n", b" ", b"-.,:/@_", bytes(range(48, 58)), bytes(range(97, 123)),
-          bytes(range(65, 91)))
+_LETTERS = tuple(re.compile(kind) for kind in (rb"[0-9]", rb"[a-z]", rb"[A-Z]", rb"[\xc2-\xf4]"))
+_MARKS = re.compile(rb"[^0-9a-zA-Z\x80-\xff]")
+_ENDS = re.compile(rb"[\n \"')\]}>;.]")
 
 
 def _kinds(may: bytes) -> bytes:
-    """All of a few bytes; of many, one of each kind."""
+    """All of a few bytes; of many, the first letter of each kind, and the other marks or those that end something."""
     if len(may) <= _MANY:
         return may
-    found = (next((b for b in kind if b in may), None) for kind in _KINDS)
-    return bytes(b for b in found if b is not None) or may[:_MANY]
+    marks = _MARKS.findall(may)
+    marks = marks if len(marks) <= _MANY else _ENDS.findall(may)
+    letters = [found[0] for kind in _LETTERS if (found := kind.search(may))]
+    return b"".join((*marks, *letters)) or may[:_MANY]

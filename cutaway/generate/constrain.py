@@ -1,12 +1,11 @@
 """Answers that follow rules: a JSON schema, a regular expression, a grammar, or simply JSON.
 
-llguidance (Earley parsing over derivatives of regular expressions) says which tokens may come next. Around it: bounds on
-what is accepted, bounded white space, and an answer that is complete before its tokens run out.
+llguidance (Earley parsing over derivatives of regular expressions) says which tokens may come next. Around it: bounds
+on what is accepted, bounded white space, and an answer that is complete before its tokens run out.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +28,9 @@ REGEX_BYTES, GRAMMAR_BYTES, COMPILE_SECONDS = 2_048, 65_536, 1.0
 WHITE_SPACE = r" {1,8}|\n {0,8}"  # between two tokens of JSON, at most
 _STATES = 20_000  # of the lexer, 1 to 2 kB each
 _SEARCHED = 4_000  # states that the search for the shortest whole answer looks at
-_UNKNOWN = Growth(64, 64, certain=False)
+_UNKNOWN = Growth(48, 1, certain=False)
+_FEW, _TRIED = 16, 1_024  # ids that are followed to an end each, and those that are tried with the end that is known
+_REST = 16  # tokens between two searches that find nothing
 
 Words = NDArray[np.uint32]
 
@@ -127,11 +128,8 @@ def _compiled(text: str, vocabulary: Spelled, name: str, schema: Mapping[str, An
 
     slices, bytes_alone = vocabulary.plain if schema is None else vocabulary.json, vocabulary.bytewise
     started = time.thread_time()  # of this thread alone: what else runs here refuses nobody
-    made = LLMatcher(slices, text, log_level=0, limits=_limits())
-    _check_error(made, name)
-    made.compute_bitmask()
-    _check_error(made, name)
     bytewise = LLMatcher(bytes_alone, text, log_level=0, limits=_limits())
+    _check_error(bytewise, name)
     closer = Closer(False, most=_SEARCHED)
     if schema is not None:
         closer = Closer(True, required_names(schema), _SEARCHED)
@@ -141,6 +139,9 @@ def _compiled(text: str, vocabulary: Spelled, name: str, schema: Mapping[str, An
     if end is not None and vocabulary.tokens(end) is None:
         raise RequestError(f"this vocabulary cannot spell {end[:40]!r}", where=name,
                            way_out="use a model whose tokenizer knows every byte")
+    made = LLMatcher(slices, text, log_level=0, limits=_limits())
+    made.compute_bitmask()
+    _check_error(made, name)
     took = time.thread_time() - started
     if took > COMPILE_SECONDS:
         raise RequestError(f"it took {took:.1f} s to compile, and may take {COMPILE_SECONDS:g}", where=name,
@@ -167,10 +168,11 @@ class _Answer:
         self._way: tuple[int, ...] | None = None if rules.end is None else self._words.tokens(rules.end)
         self._most = len(self._way or ())  # tokens to an end, at most
         self._forced = self._over = False
+        self._rest = 0  # tokens before the next search for an end
 
     @property
     def done(self) -> bool:
-        return self._over or self._matcher.is_stopped() and not self._matcher.is_error()
+        return self._over or (self._matcher.is_stopped() and not self._matcher.is_error())
 
     @property
     def complete(self) -> bool:
@@ -183,7 +185,7 @@ class _Answer:
             return
         if self._over or not self._words.is_text(token) or not self._matcher.consume_token(token):
             raise RequestError(f"token {token} does not follow the rules here", where="constraint")
-        self._left -= 1
+        self._left, self._rest = self._left - 1, self._rest - 1
         self._unread += self._words.bytes_of(token)
         if self._forced:
             assert self._way is not None and self._way[0] == token
@@ -194,13 +196,12 @@ class _Answer:
     def mask(self) -> Words | None:
         if self.done:
             return self._words.stops
-        if not self._forced and not self._far():
-            self._measure()
-            if self._way is not None:
-                return self._near(self._way)
         if self._forced and self._way is not None:
             return self._words.only(self._way[0]) if self._way else self._words.stops
-        return self._allowed()
+        if self._far():
+            return self._allowed()
+        self._measure()
+        return self._allowed() if self._way is None else self._near(self._way)
 
     def _allowed(self) -> Words:
         """llguidance's own mask, with ends where the document is complete and never a control token."""
@@ -214,19 +215,24 @@ class _Answer:
     def _far(self) -> bool:
         """Whether any token that may come leaves room for an end, by what is known without looking."""
         growth = self._rules.growth
+        if self._rules.end is None or self._rest > 0:
+            return True  # no end is known
         return self._left - 1 >= self._most + growth.base + growth.choice * (1 + self._words.most_begun)
 
     def _near(self, way: tuple[int, ...]) -> Words:
-        """What leaves room for an end: everything, less what begins too much, or the end alone."""
+        """What leaves room for an end: everything, less what begins too much; near the end what was tried; at last the
+        end alone."""
         growth, spare = self._rules.growth, self._left - 1 - len(way)
         choices = (spare - growth.base) // growth.choice
         if choices > self._words.most_begun:
             return self._allowed()
-        if choices > 0 or choices == 0 and self._in_text():
-            some = self._allowed() & (self._words.begins(choices - 1) if choices else self._words.characters)
-            return some | self._words.only(way[0]) if way else some | self._words.stops
+        first = self._words.only(way[0]) if way else self._words.stops
+        if choices > 0 or (choices == 0 and self._in_text()):
+            return first | self._allowed() & (self._words.begins(choices - 1) if choices else self._words.characters)
+        if spare >= 0:
+            return first | self._tried(way)
         self._forced = True
-        return self._words.only(way[0]) if way else self._words.stops
+        return first
 
     def _in_text(self) -> bool:
         """Whether any character may follow, as in the middle of a JSON string: the end is as near behind it."""
@@ -234,22 +240,47 @@ class _Answer:
             return False
         return not (self._words.characters & ~self._allowed()).any()
 
+    def _tried(self, way: tuple[int, ...]) -> Words:
+        """Of what may come next, what an end was found behind that is short enough. Of few, each is followed to an end
+        of its own; of many, the commonest are tried with the end that is known, or none."""
+        words = self._allowed()
+        ids = [i for i in self._words.ids(words) if i not in self._words.stop_ids]
+        if len(ids) <= _FEW:
+            kept = [i for i in ids if self._leaves_room(i)]
+        else:
+            stop, ends = self._words.stop_ids[0], ((), way)
+            kept = [i for i in ids[:_TRIED] if any(  # the stop counts where the document is complete
+                self._matcher.validate_tokens([i, *end, stop]) == len(end) + 2 for end in ends)]
+        return self._words.of(kept) | words & self._words.stops
+
+    def _leaves_room(self, token: int) -> bool:
+        data, matcher = self._words.bytes_of(token), self._bytewise.deep_copy()
+        if not matcher.consume_tokens(list(data)):
+            return False
+        end = self._end_behind(data, matcher, self._place.after(data) if self._rules.closer.json else self._place)
+        way = None if end is None else self._words.tokens(end)
+        return way is not None and len(way) < self._left
+
     def _measure(self) -> None:
-        """Find the way to an end from here: the one known before if it still holds, else by searching."""
+        """Find the way to an end from here. Where none is found it is not looked for again before some tokens."""
         new, self._unread = self._unread, b""
-        if new and not self._bytewise.consume_tokens(list(new)):
-            self._end = self._way = None
+        if self._rules.end is None or (new and not self._bytewise.consume_tokens(list(new))):
+            self._way, self._most = None, 0
             return
         self._place = self._place.after(new) if self._rules.closer.json else self._place
-        end = self._end
-        if end is not None:
-            end = end[len(new):] if end.startswith(new) else end
-            reached = self._bytewise.deep_copy()
-            if not (reached.validate_tokens(list(end)) == len(end) and reached.consume_tokens(list(end))
-                    and reached.is_accepting()):
-                end = None
-        if end is None:
-            end = self._rules.closer.shortest(self._bytewise, self._place)
-        self._way = None if end is None else self._words.tokens(end)
-        self._end = end
+        self._end = self._end_behind(new, self._bytewise, self._place)
+        self._way = None if self._end is None else self._words.tokens(self._end)
         self._most = len(self._way or ())
+        self._rest = 0 if self._way is not None else _REST
+
+    def _end_behind(self, new: bytes, matcher: LLMatcher, place: Place) -> bytes | None:
+        """Bytes to an end from a state that ``new`` led to: those known before if they still do, else by a search."""
+        if matcher.is_accepting():
+            return b""
+        if self._end is not None:
+            end = self._end[len(new):] if self._end.startswith(new) else self._end
+            reached = matcher.deep_copy()
+            if (reached.validate_tokens(list(end)) == len(end) and reached.consume_tokens(list(end))
+                    and reached.is_accepting()):
+                return end
+        return self._rules.closer.shortest(matcher, place)

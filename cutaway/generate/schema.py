@@ -34,7 +34,7 @@ class Growth:
 
 
 def checked_schema(schema: object) -> dict[str, Any]:
-    """The schema as an object. Raises RequestError for what is too large, no schema, or asks for what is not honoured."""
+    """The schema as an object. Raises RequestError for one that is too large, or asks for what is not honoured."""
     schema = {} if schema is True else schema
     if not isinstance(schema, Mapping):
         raise _refused(f"a JSON schema is an object, not {type(schema).__name__}")
@@ -205,7 +205,7 @@ def _blurred(part: Mapping[str, Any]) -> bool:
     """Whether a part's documents may be longer than ``_Measure`` says: patterns, and parts that must hold together."""
     joined = any(word in part for word in ("anyOf", "oneOf", "$ref", "enum", "const"))
     others = set(part) - {*_NOTES, "$defs", "definitions", "type", "anyOf", "oneOf", "$ref", "enum", "const"}
-    return bool({"allOf", "pattern", "patternProperties", "multipleOf"} & set(part)) or joined and bool(others) or (
+    return bool({"allOf", "pattern", "patternProperties", "multipleOf"} & set(part)) or (joined and bool(others)) or (
         sum(word in part for word in ("anyOf", "oneOf", "$ref", "enum", "const")) > 1)
 
 

@@ -1,7 +1,7 @@
-"""Prompt lookup: what followed the last few tokens the time before is proposed again (Saxena 2023, "prompt lookup decoding").
+"""Prompt lookup: what followed the last few tokens the time before is proposed again (Saxena 2023).
 
-No second model: an index of n-grams grows with the sequence, and the model checks what it proposes in one step. ``Pace``
-says how many tokens are worth it.
+No second model: an index of n-grams grows with the sequence, and the model checks what it proposes in one step.
+``Pace`` says how many tokens are worth it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Spelled:
         self._begun = np.array([sum(b in _BEGINS for b in data) for data in self._bytes], np.int64)
         self._is_text = np.array([bool(data) for data in self._bytes], np.bool_)
         self.most_begun = int(self._begun.max(initial=0))
-        self.texts, self.stops = self._bits(self._is_text), self._of(self.stop_ids)
+        self.texts, self.stops = self._bits(self._is_text), self.of(self.stop_ids)
         self.texts_or_stops = self.texts | self.stops
 
     def bytes_of(self, token: int) -> bytes:
@@ -68,9 +68,15 @@ class Spelled:
 
     def only(self, token: int) -> NDArray[np.uint32]:
         """One id."""
-        return self._of((token,))
+        return self.of((token,))
 
-    def _of(self, ids: Iterable[int]) -> NDArray[np.uint32]:
+    def ids(self, words: NDArray[np.uint32]) -> list[int]:
+        """The ids whose bits are set, in order."""
+        found: list[int] = np.flatnonzero(np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")).tolist()
+        return found
+
+    def of(self, ids: Iterable[int]) -> NDArray[np.uint32]:
+        """The bits of some ids."""
         chosen = np.zeros(len(self._bytes), np.bool_)
         chosen[list(ids)] = True
         return self._bits(chosen)
@@ -98,8 +104,8 @@ class Spelled:
         """Raises RequestError if a byte has no token of its own."""
         missing = bytes(b for b in needed if bytes([b]) not in self._ids)
         if missing:
-            raise RequestError(f"this vocabulary has no token for {missing[:8].decode('latin-1')!r}, so it cannot write "
-                               f"{what}", where="constraint", way_out="use a model whose tokenizer knows every byte")
+            raise RequestError(f"{what} cannot be written: no token for {missing[:8].decode('latin-1')!r}",
+                               where="constraint", way_out="use a model whose tokenizer knows every byte")
 
     @cached_property
     def plain(self) -> LLTokenizer:
