@@ -232,7 +232,7 @@ def test_a_short_prompt_does_not_wait_for_long_ones_to_be_read() -> None:
             engine.submit(Request((1, 2, 3), 90, GREEDY))
             engine.step()
         for i in range(2):
-            engine.submit(Request((i, *(0,) * 299), 1, GREEDY))
+            engine.submit(Request((i, busy, *(0,) * 298), 1, GREEDY))
         short = engine.submit(Request((3, 4, 5, 6), 1, GREEDY))
         steps = next(i for i in range(1, 99) if any(e.request == short for e in engine.step()))
         assert steps == 1 if not busy else steps <= 3
