@@ -156,6 +156,7 @@ class Worker:
                 if command is None:
                     return
                 self._obey(engine, command, owners)
+            step = time.perf_counter()
             events = engine.step()
             told: list[tuple[Call, int, Event]] = []
             for event in events:
@@ -165,7 +166,7 @@ class Worker:
                     call.tickets[index] = None
                     del owners[event.request]
             figures = engine.stats()
-            self._tell(self._deliver, told, figures, time.perf_counter())
+            self._tell(self._deliver, told, figures, (step, time.perf_counter()))
 
     def _obey(self, engine: Served, command: _Command, owners: dict[int, tuple[Call, int]]) -> None:
         what, call, index = command
@@ -205,23 +206,26 @@ class Worker:
             self.state = "restarting"
         self.fail(Problem(500, "the engine failed while it was writing; it is being restarted", code="engine_failed"))
 
-    def _deliver(self, told: Sequence[tuple[Call, int, Event]], figures: Figures, when: float) -> None:
+    def _deliver(self, told: Sequence[tuple[Call, int, Event]], figures: Figures, step: tuple[float, float]) -> None:
+        """What came of a step that lasted from when to when."""
+        begun, when = step
         self._figures = figures
+        self._note_started(figures.waiting, begun)
         for call, index, event in told:
             if not call.open:
                 continue
             if call.first is None:
                 call.first = when
+                call.started = begun if call.started is None else call.started
                 if call in self._unread:
                     self._unread.remove(call)
             call.put((index, event, when) if event.error is None else problem_of(event.error))
-        self._note_started(figures.waiting, when)
 
     def _note_started(self, waiting: int, when: float) -> None:
-        """The engine takes requests in order: all but the last ``waiting`` of those without a token have begun."""
-        unread = [c for c in self._unread if c.started is None]
+        """The engine takes requests in order: all but the last ``waiting`` of those without a token began in this
+        step, if they were there when it began."""
         left = waiting
-        for call in reversed(unread):
+        for call in reversed([c for c in self._unread if c.started is None and c.submitted <= when]):
             if left >= len(call.requests):
                 left -= len(call.requests)
             else:

@@ -159,3 +159,11 @@ def figures(wired: Wired) -> dict[str, float]:
     text = wired.http().get("/metrics").text
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in text.splitlines()
                                                    if not line.startswith("#"))}
+
+
+def test_timings_part_the_queue_from_the_prompt(places: dict[str, Path]) -> None:
+    fake = Fake(pause=0.2)
+    with serving(places, fake=fake) as wired:
+        tree = wired.http().post("/v1/chat/completions", json=HI | {"max_tokens": 3}).json()["timings"]
+        assert tree["queue_ms"] < 150 and 150 < tree["prefill_ms"] < 1000 and 350 < tree["decode_ms"] < 3000
+        assert 0.5 < tree["tokens_per_second"] < 6
