@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pydantic
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from cutaway.server.limits import JSON_DEPTH, Limits
 from cutaway.server.problem import Problem
@@ -50,6 +51,12 @@ async def read(request: Request, limits: Limits) -> bytes:
 
 class Gone(Exception):
     """The client went away: nobody is there to be told."""
+
+
+async def until_gone(receive: Receive) -> None:
+    """Return when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _too_large(limits: Limits) -> Problem:

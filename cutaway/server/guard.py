@@ -92,11 +92,13 @@ class Guard:
         name = self._name(headers.get("authorization", ""))
         allowance = self.allowances.setdefault(name, Allowance(self.limits))
         scope["state"] |= {"key": name, "allowance": allowance, "salt": name if self.keys else ""}
-        allowance.enter()
+        if self.keys:
+            allowance.enter()
         try:
             await self.app(scope, receive, told)
         finally:
-            allowance.leave()
+            if self.keys:
+                allowance.leave()
 
     def _name(self, authorization: str) -> str:
         """Whose request it is; "-" where no keys are asked for. Raises Problem 401 without a key that is known."""

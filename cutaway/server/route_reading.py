@@ -45,7 +45,7 @@ async def embeddings(request: Request, service: Service) -> Response:
         rows = rows_of(ask.inputs, embedder)
         return embedder.vectors_of_rows(rows), sum(map(len, rows))
 
-    (vectors, tokens), waited, took = await model.run(read)
+    (vectors, tokens), waited, took = await model.run(request.receive, read)
     wanted = ask.encoding_format or "float"
     data = [Embedding(index=i, embedding=encoded(vector) if wanted == "base64" else as_floats(vector))
             for i, vector in enumerate(vectors)]
@@ -65,7 +65,7 @@ async def rerank(request: Request, service: Service) -> Response:
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
         return np.asarray(unit[1:] @ unit[0], np.float64), sum(map(len, rows))
 
-    (scores, tokens), waited, took = await model.run(read)
+    (scores, tokens), waited, took = await model.run(request.receive, read)
     best = np.argsort(-scores, kind="stable")[: ask.top_n]
     results = [Ranked(index=int(i), relevance_score=float(scores[i]),
                       document=RankedDocument(text=ask.documents[i]) if ask.return_documents else None) for i in best]
@@ -88,7 +88,7 @@ async def classify(request: Request, service: Service) -> Response:
             tokens = sum(map(len, rows))
         return classifier.scores(texts), tokens
 
-    (scores, tokens), waited, took = await model.run(read)
+    (scores, tokens), waited, took = await model.run(request.receive, read)
     labels, several = list(model.what.labels), model.what.multi_label
     data = [labelled(i, row, labels, several=several) for i, row in enumerate(scores)]
     service.metrics.prompt.labels(ask.model).inc(tokens or 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import signal
 import socket
 import time
@@ -90,7 +91,8 @@ def _quiet_end() -> Iterator[None]:
 
 
 async def _sweep(server: uvicorn.Server, limits: Limits, started: Callable[[], None]) -> None:
-    """Close connections that send no head in time, those beyond the limit, and those that do not go when told to."""
+    """Close connections that send no head in time or when the server ends, those beyond the limit, and those that do
+    not go when told to."""
     since: dict[object, tuple[str, float]] = {}
     told = False
     while True:
@@ -106,8 +108,8 @@ async def _sweep(server: uvicorn.Server, limits: Limits, started: Callable[[], N
             before, when = since.get(connection, ("", now))
             since[connection] = (state, when if before == state else now)
             waited = now - since[connection][1]
-            late = (state == "head" and waited > limits.head_seconds) or (state == "closing" and waited > 5)
-            if late or (crowd > 0 and state == "head"):
+            late = waited > {"head": limits.head_seconds, "closing": limits.send_seconds}.get(state, math.inf)
+            if late or (state == "head" and (crowd > 0 or server.should_exit)):
                 connection.transport.abort()
                 crowd -= 1
 

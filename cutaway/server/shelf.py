@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
+from starlette.types import Receive
 
 from cutaway.errors import CutawayError, MachineError
 from cutaway.models.adapted import open_tokenizer
@@ -23,6 +24,7 @@ from cutaway.models.classifier import Classifier
 from cutaway.models.model import LanguageModel
 from cutaway.models.open import Asked, open_classifier, open_embedder, open_language_model
 from cutaway.models.text_classifier import TextEmbedder
+from cutaway.server.body import Gone, until_gone
 from cutaway.server.limits import Limits
 from cutaway.server.problem import Problem, later, problem_of
 from cutaway.server.served import Served
@@ -84,9 +86,9 @@ class Reader(Generic[T]):
         """Always ready: it has nothing that could stop."""
         return "ready"
 
-    async def run(self, work: Callable[[T], R]) -> tuple[R, float, float]:
+    async def run(self, receive: Receive, work: Callable[[T], R]) -> tuple[R, float, float]:
         """What ``work`` makes of the model, and the seconds that it waited and took. Raises Problem 429 where too much
-        waits already and 504 for what takes too long."""
+        waits already, 504 for what takes too long, and Gone where the client left, whose turn is then given up."""
         if self.pending > self.limits.waiting:
             raise later(f"{self.pending} requests are waiting, and the queue takes {self.limits.waiting}; come again")
         self.pending += 1
@@ -98,12 +100,19 @@ class Reader(Generic[T]):
             return made, begun - asked, time.perf_counter() - begun
 
         running = asyncio.get_running_loop().run_in_executor(self.thread, timed)
+        left = asyncio.create_task(until_gone(receive))
         try:
-            return await asyncio.wait_for(running, self.limits.answer_seconds)
-        except TimeoutError:
+            await asyncio.wait({running, left}, timeout=self.limits.answer_seconds,
+                               return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+            if left.done():
+                raise Gone
             raise Problem(504, f"the answer took more than {self.limits.answer_seconds:g} seconds",
-                          headers={"x-should-retry": "false"}) from None
+                          headers={"x-should-retry": "false"})
         finally:
+            running.cancel()
+            left.cancel()
             self.pending -= 1
             self.used = time.monotonic()
 

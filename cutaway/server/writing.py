@@ -16,7 +16,7 @@ from cutaway.generate.request import SEEDS, Constraint, Event, Request, Sampling
 from cutaway.server.answers import CachedDetails, Timings, Usage
 from cutaway.server.asks import Drawing
 from cutaway.server.assemble import Assembler, Delta, joined
-from cutaway.server.body import Gone
+from cutaway.server.body import Gone, until_gone
 from cutaway.server.problem import Problem
 from cutaway.server.prompts import Prompt
 from cutaway.server.service import Service, allowance_of, salt_of
@@ -224,8 +224,7 @@ def _ms(seconds: float) -> float:
 async def present(receive: Receive, call: Call) -> AsyncIterator[None]:
     """While the client is there; when it leaves, ``call`` is told."""
     async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await until_gone(receive)
         call.put(Gone())
 
     task = asyncio.create_task(watch())

@@ -111,7 +111,7 @@ def test_an_answer_that_takes_too_long(places: dict[str, Path]) -> None:
 def test_a_reader_that_does_not_read(places: dict[str, Path]) -> None:
     fake = Fake(says=lambda prompt: b"x" * 200)
     with serving(places, limits=Limits(send_seconds=0.3), fake=fake) as wired:
-        body = json.dumps({"model": "tiny", "prompt": ["a"] * 16, "n": 8, "max_tokens": 200, "logprobs": 5,
+        body = json.dumps({"model": "tiny", "prompt": ["a"] * 8, "n": 8, "max_tokens": 60, "logprobs": 20,
                            "stream": True}).encode()
         connection = raw(wired)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)

@@ -34,6 +34,19 @@ def test_who_leaves_before_the_answer_is_forgotten(places: dict[str, Path]) -> N
         assert wired.settled(lambda: fake.alive == 0, 2) and fake.cancelled == 1
 
 
+def test_who_leaves_while_texts_are_read_gives_up_its_turn(places: dict[str, Path]) -> None:
+    with serving(places) as wired:
+        wired.openai().embeddings.create(model="owner/vectors", input="x")
+        reader: Any = wired.service.shelf.opened["owner/vectors"]
+        held = threading.Event()
+        reader.thread.submit(held.wait, 20)  # somebody else's turn
+        with pytest.raises(openai.APITimeoutError):
+            wired.openai(timeout=0.4).embeddings.create(model="owner/vectors", input="y")
+        assert wired.settled(lambda: reader.pending == 0, 2)
+        held.set()
+        assert wired.openai().embeddings.create(model="owner/vectors", input="x").data
+
+
 def test_many_leave_and_nothing_is_left(places: dict[str, Path]) -> None:
     fake = Fake(pause=0.002)
     with serving(places, fake=fake) as wired:
