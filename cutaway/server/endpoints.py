@@ -17,17 +17,19 @@ from cutaway.server import route_responses, route_status, route_tokens
 from cutaway.server.answers import (
     Answer,
     ChatAnswer,
-    ClassifyAnswer,
     CompletionAnswer,
+    ErrorAnswer,
+    ResponseAnswer,
+)
+from cutaway.server.answers_other import (
+    ClassifyAnswer,
     DetokenizeAnswer,
     EmbeddingAnswer,
-    ErrorAnswer,
     Health,
     ModelCard,
     ModelList,
     RenderAnswer,
     RerankAnswer,
-    ResponseAnswer,
     TokenizeAnswer,
 )
 from cutaway.server.asks import ChatAsk, CompletionAsk

@@ -14,6 +14,9 @@ from cutaway.models.classifier import Classifier
 from cutaway.models.reading import Ids, framed_rows, longer
 from cutaway.models.text_classifier import TextClassifier, TextEmbedder
 from cutaway.server.answers import (
+    Timings,
+)
+from cutaway.server.answers_other import (
     Classified,
     ClassifyAnswer,
     Embedding,
@@ -22,7 +25,6 @@ from cutaway.server.answers import (
     RankedDocument,
     ReadUsage,
     RerankAnswer,
-    Timings,
 )
 from cutaway.server.asks_other import ClassifyAsk, EmbeddingAsk, RerankAsk
 from cutaway.server.limits import INPUT_TOKENS

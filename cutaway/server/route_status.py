@@ -5,7 +5,11 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cutaway.server.answers import Health, ModelCard, ModelList
+from cutaway.server.answers_other import (
+    Health,
+    ModelCard,
+    ModelList,
+)
 from cutaway.server.service import Service
 from cutaway.server.shelf import Language
 

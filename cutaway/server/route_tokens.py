@@ -6,7 +6,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cutaway.errors import CutawayError
-from cutaway.server.answers import DetokenizeAnswer, RenderAnswer, RenderedPrompt, ShownToken, TokenizeAnswer
+from cutaway.server.answers_other import (
+    DetokenizeAnswer,
+    RenderAnswer,
+    RenderedPrompt,
+    ShownToken,
+    TokenizeAnswer,
+)
 from cutaway.server.asks import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, ChatAsk, CompletionAsk
 from cutaway.server.asks_other import DetokenizeAsk, TokenizeAsk
 from cutaway.server.body import decode, parsed, read

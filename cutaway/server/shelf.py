@@ -101,9 +101,9 @@ class Reader(Generic[T]):
 
         running = asyncio.get_running_loop().run_in_executor(self.thread, timed)
         left = asyncio.create_task(until_gone(receive))
+        either: list[asyncio.Future[Any]] = [running, left]
         try:
-            await asyncio.wait({running, left}, timeout=self.limits.answer_seconds,
-                               return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=self.limits.answer_seconds, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 return running.result()
             if left.done():
