@@ -14,7 +14,7 @@ from cutaway.models.heads import TokenHead
 from cutaway.models.model import Model
 from cutaway.nn.adapt import LowRank
 from cutaway.nn.feedforward import Gated, Plain
-from cutaway.nn.linear import Linear, PackedLinear, Packing, packed, packs
+from cutaway.nn.linear import Linear, PackedLinear, Packing, lay_together, packed, packs
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
@@ -34,7 +34,7 @@ def for_reading(model: Model, precision: Precision | None = None, *, in_place: b
     """A copy that reads and writes faster, with products of ``precision``, which is ``compute_dtype`` if not given; or
     the model itself made so, which needs no memory for two.
 
-    It learns nothing and is not saved. In bfloat16 its numbers differ from the model's in the last place; in int8 every
+    It learns nothing and is not saved. Its numbers differ from the model's in the last place; in int8 every
     weight is rounded to 255 steps of its output's largest, and every 64 inputs likewise. Raises MachineError for
     int8 where this processor has no dot products for it, and ModelError where one of the products cannot be made of
     them (a recurrent network's loop).
@@ -44,8 +44,7 @@ def for_reading(model: Model, precision: Precision | None = None, *, in_place: b
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     light = model.eval() if in_place else _copied(model, dtype)
     light.compute_dtype = dtype
-    if precision != "float32":
-        _pack(light, precision)
+    _pack(light, precision)
     return _cast(light, dtype)
 
 
@@ -76,14 +75,18 @@ def _pack(light: Model, precision: Packing) -> None:
     if precision == "int8" and packs(torch.zeros(1, 2), precision) is None:
         raise MachineError("no dot products of int8 are here (they need AVX2 and a C compiler)",
                           way_out="ask for bfloat16 or float32")
+    laid: list[nn.Module] = []
     for part in list(light.modules()):
         for name, child in list(part.named_children()):
             made = (child.packed(precision) if isinstance(child, Gated | Plain) else
                     packed(child, precision) if isinstance(child, Linear) else None)
             if made is not None:
                 setattr(part, name, made)
+                laid.append(made)
     left = sum(isinstance(part, Linear) for part in light.modules())
     if precision == "int8" and left:
         raise ModelError(f"{left} of its products cannot be of int8 here", way_out="ask for bfloat16 or float32")
     if isinstance(light.head, TokenHead) and (lib := packs(light.head.weight, precision)) is not None:
         light.head.packed = PackedLinear(lib, light.head.weight, light.head.bias, precision)
+        laid.append(light.head.packed)
+    lay_together([part for one in laid for part in one.modules() if isinstance(part, PackedLinear)])

@@ -30,7 +30,9 @@ from cutaway.models.heads import (
     VectorHead,
     pooled,
 )
+from cutaway.nn.block import Stack
 from cutaway.nn.init import initialise
+from cutaway.nn.paged import PagedStack, Reading
 
 Sources = Sequence[Sequence[int]]
 
@@ -196,6 +198,15 @@ class Model(nn.Module):
             return state
         state = self.backbone.new_state(rows, capacity=capacity, dtype=self.compute_dtype, sources=sources)
         return state
+
+    def new_pages(self, count: int) -> PagedStack | None:
+        """Room for ``count`` pages of keys and values of many sequences; None where the model has no such pages."""
+        return PagedStack(self.backbone, count, dtype=self.compute_dtype) if isinstance(self.backbone, Stack) else None
+
+    def read(self, reading: Reading, pages: PagedStack) -> Tensor:
+        """Logits ``(R, V)`` at the places of ``reading`` where they are wanted; the pages hold what was read."""
+        out: Tensor = self.head(pages.hidden(reading))
+        return out
 
     def logits(self, tokens: Tensor, state: State, *, counts: Tensor | None = None, every: bool = False) -> Tensor:
         """Read ``tokens (B, T)`` (the first ``counts`` of each row) behind ``state``; logits after the last one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import CDLL, Structure, byref, c_int, c_int64, c_void_p
 from typing import Any, Literal
 
@@ -9,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutaway.device import large_pages
 from cutaway.nn.kernels import library_for, pointer
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 After = Literal[Activation, "relu"]
 KERNEL_OF: dict[After, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # their numbers in csrc
-Packing = Literal["bfloat16", "int8"]
-_PANEL, _GROUP = 32, 64  # of csrc/linear.c
+Packing = Literal["float32", "bfloat16", "int8"]
+_KINDS: dict[Packing, int] = {"bfloat16": 0, "int8": 1, "float32": 2}  # their numbers in csrc/linear.h
+_PANEL, _GROUP = 32, 64  # of csrc/int8.h
+_LINE = 64  # bytes of a cache line
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -68,19 +72,20 @@ def _biased(out: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias.to(out.dtype)
 
 
-class _Plan(Structure):
-    """``Plan`` of linear.c."""
+class Plan(Structure):
+    """``Plan`` of linear.h."""
 
     _fields_ = (("inputs", c_int64), ("outputs", c_int64), ("panels", c_void_p), ("scales", c_void_p),
-                ("sums", c_void_p), ("bias", c_void_p), ("kind", c_int), ("gated", c_int))
+                ("sums", c_void_p), ("bias", c_void_p), ("kind", c_int), ("gated", c_int), ("precision", c_int))
 
 
 class PackedLinear(nn.Module):
-    """The same map for reading, its weight laid out once for the kernel of ``csrc/linear.c`` in bfloat16 or int8, with
+    """The same map for reading, its weight laid out once for the kernel of ``csrc/linear.c`` in ``precision``, with
     what follows it: an activation, or one of the first half of the outputs that lets the second half through.
 
-    Takes bfloat16 ``(…, inputs)``; a row's output does not depend on the rows beside it, which a library does not
-    promise. int8 weights have a scale an output and inputs one for every 64 of a row, by the largest magnitude.
+    Takes ``(…, inputs)``, in bfloat16 unless it is float32; a row's output does not depend on the rows beside it, which
+    a library does not promise. int8 weights have a scale an output and inputs one for every 64 of a row, by the largest
+    magnitude.
     """
 
     def __init__(self, lib: CDLL, weight: Tensor, bias: Tensor | None, precision: Packing, *,
@@ -88,6 +93,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         outputs, inputs = weight.shape
         self.lib, self.inputs, self.width = lib, inputs, outputs // 2 if gated else outputs
+        self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         weight, bias = weight.detach(), None if bias is None else bias.detach()
         if gated:  # 16 gates, then what they let through
             order = torch.arange(outputs).view(2, -1, 16).transpose(0, 1).flatten()
@@ -96,37 +102,56 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else F.pad(bias.float(), (0, padded - outputs)).contiguous()
         self.scales: Tensor | None = None
         self.sums: Tensor | None = None
-        if precision == "int8":
-            weight = weight.float().contiguous()
-            self.panels = torch.empty(padded * (-(-inputs // 4)), dtype=torch.int32)
-            self.scales = torch.empty(padded)
-            self.sums = torch.empty(padded * (-(-inputs // _GROUP)), dtype=torch.int32)
-            lib.linear_pack_int8(pointer(weight), c_int64(outputs), c_int64(inputs), pointer(self.panels),
-                                 pointer(self.scales), pointer(self.sums))
-        else:
+        self._lay_out(weight, padded, precision)
+        self.plan = Plan(inputs, outputs, pointer(self.panels), pointer(self.scales), pointer(self.sums),
+                         pointer(self.bias), -1 if after is None else KERNEL_OF[after], gated, _KINDS[precision])
+
+    def _lay_out(self, weight: Tensor, padded: int, precision: Packing) -> None:
+        outputs, inputs = weight.shape
+        size = c_int64(outputs), c_int64(inputs)
+        if precision == "bfloat16":
             weight = weight.to(torch.bfloat16).contiguous()
             self.panels = torch.empty(padded * (inputs // 2), dtype=torch.int32)
-            lib.linear_pack(pointer(weight), c_int64(outputs), c_int64(inputs), pointer(self.panels))
-        self.plan = _Plan(inputs, outputs, pointer(self.panels), pointer(self.scales), pointer(self.sums),
-                          pointer(self.bias), -1 if after is None else KERNEL_OF[after], gated)
+            self.lib.linear_pack(pointer(weight), *size, pointer(self.panels))
+            return
+        weight = weight.float().contiguous()
+        if precision == "float32":
+            self.panels = torch.empty(padded * inputs)
+            self.lib.linear_pack_float(pointer(weight), *size, pointer(self.panels))
+            return
+        self.panels = torch.empty(padded * (-(-inputs // 4)), dtype=torch.int32)
+        self.scales = torch.empty(padded)
+        self.sums = torch.empty(padded * (-(-inputs // _GROUP)), dtype=torch.int32)
+        self.lib.linear_pack_int8(pointer(weight), *size, *map(pointer, (self.panels, self.scales, self.sums)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         return self  # nothing in it changes
 
-    def forward(self, x: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        """``(…, outputs)`` in bfloat16 or float32; half as many behind a gate."""
-        x = x.to(torch.bfloat16).contiguous()
-        out = torch.empty((*x.shape[:-1], self.width), dtype=dtype)
-        self.lib.linear(byref(self.plan), pointer(x), c_int64(x.numel() // self.inputs), pointer(out),
-                        c_int(dtype == torch.bfloat16))
+    def forward(self, x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """``(…, outputs)`` in ``dtype``, that of its inputs if not given; half as many behind a gate."""
+        x = x.to(self.dtype).contiguous()
+        out = torch.empty((*x.shape[:-1], self.width), dtype=dtype or self.dtype)
+        self.lib.linear(byref(self.plan), pointer(x), c_int(x.dtype == torch.bfloat16),
+                        c_int64(x.numel() // self.inputs), pointer(out), c_int(out.dtype == torch.bfloat16))
         return out
+
+
+def lay_together(linears: Sequence[PackedLinear]) -> None:
+    """Move their weights into one piece of memory, in this order: they are read from end to end at every token."""
+    sizes = [-(-one.panels.nbytes // _LINE) * _LINE for one in linears]
+    room, start = large_pages(sum(sizes)), 0
+    for one, size in zip(linears, sizes, strict=True):
+        part = room[start : start + one.panels.nbytes].view(one.panels.dtype)
+        part.copy_(one.panels)
+        one.panels, start = part, start + size
+        one.plan.panels = pointer(part)
 
 
 def packs(weight: Tensor, precision: Packing) -> CDLL | None:
     """The kernels, where they are on this processor faster with such a weight laid out than the library."""
     lib = library_for(weight)
-    bit = 2 if precision == "int8" else 1
-    return lib if lib is not None and weight.shape[1] % 2 == 0 and lib.linear_packs() & bit else None
+    here = lib is not None and lib.linear_packs() & {"bfloat16": 1, "int8": 2, "float32": 4}[precision]
+    return lib if here and weight.shape[1] % 2 == 0 else None
 
 
 def packed(linear: Linear, precision: Packing = "bfloat16", *, after: After | None = None,

@@ -93,8 +93,8 @@ def _product(x: Tensor, linear: Linear, precision: Packing) -> Tensor:
     """Plain, in float64, of what the kernel multiplies."""
     assert linear.bias is not None
     x, weight = x.double(), linear.weight.detach()
-    if precision == "bfloat16":
-        return x @ weight.bfloat16().double().T + linear.bias.detach().double()
+    if precision != "int8":
+        return x @ (weight.bfloat16() if precision == "bfloat16" else weight).double().T + linear.bias.detach().double()
     scale = torch.tensor(127.0) / weight.abs().amax(-1, keepdim=True)
     whole, outputs = (weight * scale).round().double() / scale.double(), linear.bias.detach().double()
     for part, rows in zip(x.float().split(64, -1), whole.split(64, -1), strict=True):  # a scale for 64 inputs

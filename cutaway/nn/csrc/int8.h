@@ -6,7 +6,6 @@
 #define INT8
 #define ZERO 128  // what an input is raised by, for a unit that multiplies unsigned by signed
 #elif defined(__AVX2__)
-#include <immintrin.h>
 #define INT8
 #define ZERO 0  // the sign of an input moves to the weight: 2 * 127 * 127 fit in 16 bits, 2 * 255 * 127 do not
 #else
@@ -15,7 +14,8 @@
 
 #define PANEL 32        // outputs whose weights lie together: pair (or four) k of output n at k * PANEL + n
 #define GROUP 64        // inputs that share a scale
-#define ROWS_INT8 24    // rows whose sums exist at once, of which some are in registers
+#define AHEAD 2048       // bytes of weights that are on their way while one row passes by
+#define ROWS_AT_ONCE 24  // rows whose sums exist at once, of which some are in registers
 
 // to the nearest whole numbers, of two the even one
 #if defined(__AVX512VNNI__)
@@ -27,20 +27,20 @@ INLINE ivec vec_round(vec v) {
   return out.v;
 }
 #endif
-// a row of bfloat16 as bytes around ZERO, filled up to `wide`, and the scale of each group
-INLINE void to_bytes(const uint16_t *x, int64_t K, int64_t wide, uint8_t *out, float *scales) {
+// a row of x, from `at` on, as bytes around ZERO, filled up to `wide`, and the scale of each group
+static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide, uint8_t *out, float *scales) {
   for (int64_t start = 0; start < K; start += GROUP) {
     int64_t end = K - start < GROUP ? K : start + GROUP, i = start;
     vec top = {}, none = {};
     float most = 0, strange = 0;  // becomes NaN by one that is no number
     for (; i + LANES <= end; i += LANES) {
-      vec v = vec_in(x, i, 1);
+      vec v = vec_in(x, at + i, bf);
       none += v * 0.0f;
       top = vec_max(top, (vec)((ivec)v & 0x7fffffff));
     }
     for (; i < end; i++) {
-      most = fmaxf(most, fabsf(one_in(x, i, 1)));
-      strange += one_in(x, i, 1) * 0.0f;
+      most = fmaxf(most, fabsf(one_in(x, at + i, bf)));
+      strange += one_in(x, at + i, bf) * 0.0f;
     }
     most = fmaxf(most, vec_most(top));
     scales[start / GROUP] = most / 127.0f + strange + vec_sum(none);
@@ -48,10 +48,10 @@ INLINE void to_bytes(const uint16_t *x, int64_t K, int64_t wide, uint8_t *out, f
     i = start;
 #ifdef INT8
     for (; i + LANES <= end; i += LANES)
-      *(bytes16 *)(out + i) = __builtin_convertvector(vec_round(vec_in(x, i, 1) * inverse) + ZERO, bytes16);
+      *(bytes16 *)(out + i) = __builtin_convertvector(vec_round(vec_in(x, at + i, bf) * inverse) + ZERO, bytes16);
 #endif
     for (; i < end; i++) {
-      float q = one_in(x, i, 1) * inverse;
+      float q = one_in(x, at + i, bf) * inverse;
       out[i] = q == q ? (uint8_t)(lrintf(q) + ZERO) : ZERO;
     }
   }
@@ -86,13 +86,14 @@ INLINE void to_bytes(const uint16_t *x, int64_t K, int64_t wide, uint8_t *out, f
   }
 #elif defined(__AVX2__)
 #define ROWS(R, V) { \
-    for (int64_t at = 0; at < PANEL; at += 8 * V) { \
-      __m256 acc[R][V] = {}; \
+    for (int64_t at = 0; at < PANEL; at += 8 * V) \
       for (int64_t g = 0; g < groups; g++) { \
         __m256i whole[R][V] = {}; \
         int64_t until = (g + 1) * (GROUP / 4) < fours ? (g + 1) * (GROUP / 4) : fours; \
         for (int64_t k = g * (GROUP / 4); k < until; k++) { \
           __m256i b[V], size[V]; \
+          if (R == 1) \
+            for (int j = 0; j < 2; j++) _mm_prefetch((const char *)(B + k * PANEL + at) + AHEAD + 64 * j, _MM_HINT_T0); \
           for (int j = 0; j < V; j++) { \
             b[j] = _mm256_loadu_si256((const __m256i *)(B + k * PANEL + at + 8 * j)); \
             size[j] = _mm256_abs_epi8(b[j]); \
@@ -108,13 +109,14 @@ INLINE void to_bytes(const uint16_t *x, int64_t K, int64_t wide, uint8_t *out, f
           } \
         } \
         for (int i = 0; i < R; i++) \
-          for (int j = 0; j < V; j++) \
-            acc[i][j] += _mm256_cvtepi32_ps(whole[i][j]) * _mm256_set1_ps(inputs[(m + i) * groups + g]); \
+          for (int j = 0; j < V; j++) { /* sums of groups wait in memory: registers are few */ \
+            float *c = C + (m + i) * PANEL + at + 8 * j; \
+            __m256 of = (__m256)reg_fma((reg)_mm256_cvtepi32_ps(whole[i][j]), (reg){} + inputs[(m + i) * groups + g], \
+                                        g ? *(reg *)c : (reg){}); \
+            if (g + 1 == groups) of *= _mm256_loadu_ps(scales + at + 8 * j); \
+            _mm256_storeu_ps(c, of); \
+          } \
       } \
-      for (int i = 0; i < R; i++) \
-        for (int j = 0; j < V; j++) \
-          _mm256_storeu_ps(C + (m + i) * PANEL + at + 8 * j, acc[i][j] * _mm256_loadu_ps(scales + at + 8 * j)); \
-    } \
     m += R; \
   }
 #else
@@ -129,7 +131,7 @@ static void product_int8(int64_t M, int64_t K, const uint8_t *A, int64_t lda, co
   int64_t fours = (K + 3) / 4, groups = (K + GROUP - 1) / GROUP;
 #endif
 #ifdef __AVX512VNNI__
-  while (m + 6 <= M) ROWS(6, 2)
+  while (m + 4 <= M) ROWS(4, 2)
 #endif
   while (m + 4 <= M) ROWS(4, 2)
   if (m + 2 <= M) ROWS(2, 2)

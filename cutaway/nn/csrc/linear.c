@@ -5,23 +5,13 @@
 // bfloat16 on AVX512-BF16 only (with AMX the library is faster). int8 as int8.h says: weights have a scale an output,
 // inputs one for each GROUP of a row, found when it is read, so that one large number takes the precision of its group
 // and not of the row (as llama.cpp's Q8_0); sums of a group are exact.
+#include "linear.h"
 #include "activation.h"
 #include "int8.h"
 #include "product.h"
 
 #define TOGETHER 96     // rows that pass by a panel while it lies in the nearest cache
-enum { NOTHING = -1, RELU = 3 };  // beside activation.h's
-
-typedef struct {
-  int64_t K, N;          // a row is K numbers; N outputs, of which a gate makes N / 2
-  const void *panels;
-  const float *scales;   // (N, filled up to PANEL) of int8 weights; NULL: they are bfloat16
-  const int32_t *sums;   // (panels, groups, PANEL) of the int8 weights that a group of inputs meets, times -ZERO
-  const float *bias;     // (N, filled up) or NULL
-  int kind, gated;       // gated: a panel holds 16 gates, then what they let through
-} Plan;
-
-// whether a layout is worth its while on this processor: 1 for bfloat16, 2 for int8, 3 for both
+// whether a layout is worth its while on this processor: 1 for bfloat16, 2 for int8, 4 for float32, or their sum
 int linear_packs(void) {
   int packs = 0;
 #if defined(AMX)
@@ -32,7 +22,7 @@ int linear_packs(void) {
 #ifdef INT8
   packs |= 2;
 #endif
-  return packs;
+  return packs | 4;
 }
 
 // w (N, K) bfloat16 -> panels (up to PANEL, K / 2, PANEL), zeros behind the last output
@@ -45,6 +35,14 @@ void linear_pack(const uint16_t *w, int64_t N, int64_t K, uint32_t *out) {
         if (p * PANEL + n < N) memcpy(&both, w + (p * PANEL + n) * K + 2 * k, 4);
         out[(p * (K / 2) + k) * PANEL + n] = both;
       }
+}
+
+// w (N, K) float32 -> panels (up to PANEL, K, PANEL), zeros behind the last output
+void linear_pack_float(const float *w, int64_t N, int64_t K, float *out) {
+#pragma omp parallel for schedule(static)
+  for (int64_t p = 0; p < (N + PANEL - 1) / PANEL; p++)
+    for (int64_t k = 0; k < K; k++)
+      for (int64_t n = 0; n < PANEL; n++) out[(p * K + k) * PANEL + n] = p * PANEL + n < N ? w[(p * PANEL + n) * K + k] : 0;
 }
 
 // w (N, K) float32 -> panels (up to PANEL, up4(K), PANEL) of fours of int8, a scale an output, and sums
@@ -72,7 +70,7 @@ void linear_pack_int8(const float *w, int64_t N, int64_t K, int8_t *out, float *
 }
 
 // what becomes of PANEL sums of a row: outputs from n on, written from `at` on
-INLINE void put(const Plan *plan, float *sums, int64_t n, void *out, int64_t at, int out_bf, int kind) {
+INLINE void put(const Plan *plan, float *sums, int64_t n, void *out, int64_t at, int out_bf, int add, int kind) {
   vec slope, v[2];
   for (int j = 0; j < 2; j++) {
     v[j] = *(vec *)(sums + j * LANES);
@@ -89,55 +87,120 @@ INLINE void put(const Plan *plan, float *sums, int64_t n, void *out, int64_t at,
     return;
   }
   for (int j = 0; j < 2; j++, width -= LANES, at += LANES) {
-    if (width >= LANES) vec_out(out, at, v[j], out_bf);
+    if (width >= LANES) vec_out(out, at, add ? v[j] + vec_in(out, at, 0) : v[j], out_bf);
     else
-      for (int64_t i = 0; i < width; i++) one_out(out, at + i, v[j][i], out_bf);
+      for (int64_t i = 0; i < width; i++) one_out(out, at + i, add ? v[j][i] + one_in(out, at + i, 0) : v[j][i], out_bf);
   }
 }
-static void put_rows(const Plan *plan, float *sums, int64_t rows, int64_t n, void *out, int64_t m, int out_bf) {
+static void put_rows(const Plan *plan, float *sums, int64_t rows, int64_t n, void *out, int64_t m, int out_bf,
+                     int add) {
   int64_t wide = plan->gated ? plan->N / 2 : plan->N, from = plan->gated ? n / 2 : n;
   for (int64_t r = 0; r < rows; r++) {
     float *of = sums + r * PANEL;
     int64_t at = (m + r) * wide + from;
-    if (plan->kind == NOTHING) put(plan, of, n, out, at, out_bf, NOTHING);
-    else if (plan->kind == SILU) put(plan, of, n, out, at, out_bf, SILU);
-    else if (plan->kind == GELU) put(plan, of, n, out, at, out_bf, GELU);
-    else if (plan->kind == GELU_TANH) put(plan, of, n, out, at, out_bf, GELU_TANH);
-    else put(plan, of, n, out, at, out_bf, RELU);
+    if (plan->kind == NOTHING) put(plan, of, n, out, at, out_bf, add, NOTHING);
+    else if (plan->kind == SILU) put(plan, of, n, out, at, out_bf, add, SILU);
+    else if (plan->kind == GELU) put(plan, of, n, out, at, out_bf, add, GELU);
+    else if (plan->kind == GELU_TANH) put(plan, of, n, out, at, out_bf, add, GELU_TANH);
+    else put(plan, of, n, out, at, out_bf, add, RELU);
   }
 }
 
-// x (M, K) bfloat16 -> out (M, N), or (M, N / 2) behind a gate
-void linear(const Plan *given, const uint16_t *x, int64_t M, void *out, int out_bf) {
-  const Plan plan = *given;
-  int64_t columns = (plan.N + PANEL - 1) / PANEL, blocks = (M + TOGETHER - 1) / TOGETHER, lda = (plan.K + 3) / 4 * 4;
-  int64_t share = 1 + columns * blocks / 32;  // a thread that is held up does less
-  int many = M * plan.N * plan.K > 1 << 15;
-  int64_t groups = (plan.K + GROUP - 1) / GROUP, chunk = plan.scales ? ROWS_INT8 : TILE_ROWS;
-  uint8_t *bytes = plan.scales ? scratch((size_t)(M * lda)) : NULL;
-  float *scales = plan.scales ? scratch((size_t)(M * groups) * 4) : NULL;
-#pragma omp parallel if (many)
-  {
-    if (plan.scales)
-#pragma omp for schedule(static)
-      for (int64_t m = 0; m < M; m++) to_bytes(x + m * plan.K, plan.K, lda, bytes + m * lda, scales + m * groups);
-#pragma omp for schedule(dynamic, share)
-    for (int64_t at = 0; at < columns * blocks; at++) {
-      float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
-      int64_t n = at % columns * PANEL, last = at / columns * TOGETHER + TOGETHER;
-      for (int64_t m = last - TOGETHER; m < M && m < last; m += chunk) {
-        int64_t rows = M - m < chunk ? M - m : chunk;
-        if (plan.scales)
-          product_int8(rows, plan.K, bytes + m * lda, lda, scales + m * groups,
-                       (const int32_t *)plan.panels + n / PANEL * (lda / 4) * PANEL, plan.scales + n,
-                       plan.sums + n / PANEL * groups * PANEL, sums);
-        else
-          product(rows, PANEL, plan.K / 2, x + m * plan.K, plan.K,
-                  (const pair *)plan.panels + n / PANEL * (plan.K / 2) * PANEL, PANEL, sums, PANEL, 0);
-        put_rows(&plan, sums, rows, n, out, m, out_bf);
-      }
-    }
+// R rows of float32 by V registers of a panel, each sum a chain over k: its bits do not depend on R
+#define ROWS(R, V) { \
+    for (int64_t at = 0; at < PANEL; at += V * WIDE) { \
+      reg acc[R][V] = {}; \
+      for (int64_t k = 0; k < K; k++) { \
+        reg b[V]; \
+        for (int j = 0; j < V; j++) b[j] = *(const reg *)(B + k * PANEL + at + j * WIDE); \
+        for (int i = 0; i < R; i++) \
+          for (int j = 0; j < V; j++) acc[i][j] = reg_fma((reg){} + A[(m + i) * lda + k], b[j], acc[i][j]); \
+      } \
+      for (int i = 0; i < R; i++) \
+        for (int j = 0; j < V; j++) *(reg *)(C + (m + i) * PANEL + at + j * WIDE) = acc[i][j]; \
+    } \
+    m += R; \
   }
-  free(bytes);
-  free(scales);
+static void product_float(int64_t M, int64_t K, const float *A, int64_t lda, const float *B, float *C) {
+  int64_t m = 0;
+#ifdef __AVX512F__
+  while (m + 12 <= M) ROWS(12, 2)
+#endif
+  while (m + 6 <= M) ROWS(6, 2)
+  while (m + 3 <= M) ROWS(3, 2)
+  while (m < M) ROWS(1, PANEL / WIDE)
+}
+#undef ROWS
+
+int64_t linear_bytes(int64_t K, int64_t M) { return M * ((K + 3) / 4 * 4); }
+int64_t linear_scales(int64_t K, int64_t M) { return M * ((K + GROUP - 1) / GROUP); }
+
+// a panel by `rows` rows from m on
+static void panel_by(const Plan *plan, const void *x, int64_t m, int64_t rows, int64_t n, const uint8_t *bytes,
+                     const float *scales, void *out, int out_bf, int add) {
+  float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
+  int64_t K = plan->K, lda = (K + 3) / 4 * 4, groups = (K + GROUP - 1) / GROUP, p = n / PANEL;
+  int64_t chunk = plan->precision == BFLOAT16 ? TILE_ROWS : ROWS_AT_ONCE;
+  for (int64_t end = m + rows; m < end; m += chunk) {
+    rows = end - m < chunk ? end - m : chunk;
+    if (plan->precision == INT8_GROUPS)
+      product_int8(rows, K, bytes + m * lda, lda, scales + m * groups,
+                   (const int32_t *)plan->panels + p * (lda / 4) * PANEL, plan->scales + n, plan->sums + p * groups * PANEL,
+                   sums);
+    else if (plan->precision == FLOAT32)
+      product_float(rows, K, (const float *)x + m * K, K, (const float *)plan->panels + p * K * PANEL, sums);
+    else
+      product(rows, PANEL, K / 2, (const uint16_t *)x + m * K, K, (const pair *)plan->panels + p * (K / 2) * PANEL, PANEL,
+              sums, PANEL, 0);
+    put_rows(plan, sums, rows, n, out, m, out_bf, add);
+  }
+}
+
+void linear_shared(const Plan *plan, const void *x, int x_bf, int64_t M, void *out, int out_bf, int add,
+                   const Room *room) {
+  int64_t columns = (plan->N + PANEL - 1) / PANEL, blocks = (M + TOGETHER - 1) / TOGETHER;
+  int64_t share = 1 + columns * blocks / 32;  // a thread that is held up does less
+  int64_t K = plan->K, lda = (K + 3) / 4 * 4, groups = (K + GROUP - 1) / GROUP;
+  uint8_t *bytes = room->bytes;
+  float *scales = room->scales;
+  if (plan->precision == INT8_GROUPS && M <= ALONE) {
+    bytes = room->own, scales = room->own_scales;
+    for (int64_t m = 0; m < M; m++) to_bytes(x, x_bf, m * K, K, lda, bytes + m * lda, scales + m * groups);
+  } else if (plan->precision == INT8_GROUPS) {
+#pragma omp for schedule(static)
+    for (int64_t m = 0; m < M; m++) to_bytes(x, x_bf, m * K, K, lda, bytes + m * lda, scales + m * groups);
+  }
+  if (M <= ALONE) {  // each thread reads its weights from end to end
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < columns; p++) panel_by(plan, x, 0, M, p * PANEL, bytes, scales, out, out_bf, add);
+    return;
+  }
+#pragma omp for schedule(dynamic, share)
+  for (int64_t at = 0; at < columns * blocks; at++) {
+    int64_t begin = at / columns * TOGETHER, rows = M - begin < TOGETHER ? M - begin : TOGETHER;
+    panel_by(plan, x, begin, rows, at % columns * PANEL, bytes, scales, out, out_bf, add);
+  }
+}
+
+// the same as a region of its own
+void linear(const Plan *plan, const void *x, int x_bf, int64_t M, void *out, int out_bf) {
+  int whole = plan->precision == INT8_GROUPS;
+  Room room = {0};
+  if (whole) {
+    room.bytes = scratch((size_t)linear_bytes(plan->K, M));
+    room.scales = scratch((size_t)linear_scales(plan->K, M) * 4);
+  }
+#pragma omp parallel if (M * plan->N * plan->K > 1 << 15)
+  {
+    Room mine = room;
+    if (whole && M <= ALONE) {
+      mine.own = scratch((size_t)linear_bytes(plan->K, M));
+      mine.own_scales = scratch((size_t)linear_scales(plan->K, M) * 4);
+    }
+    linear_shared(plan, x, x_bf, M, out, out_bf, 0, &mine);
+    free(mine.own);
+    free(mine.own_scales);
+  }
+  free(room.bytes);
+  free(room.scales);
 }

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 #ifdef _OPENMP
@@ -25,11 +25,17 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t half16 __attribute__((vector_size(2 * LANES), aligned(2)));
 typedef uint8_t bytes16 __attribute__((vector_size(LANES), aligned(1)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4)));
+#ifdef __AVX512F__
+#define WIDE 16  // floats of one register, for sums that must not leave it
+#else
+#define WIDE 8
+#endif
+typedef float reg __attribute__((vector_size(4 * WIDE), aligned(4)));
 #define INLINE static inline __attribute__((always_inline))
 
 // scratch of a thread, on a cache line's border
 static void *scratch(size_t bytes) {
-  void *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
+  void *p = aligned_alloc(64, bytes / 64 * 64 + 64);
   if (p) return p;
   fputs("cutaway: no memory is left for a kernel\n", stderr);
   abort();
@@ -56,6 +62,26 @@ INLINE vec vec_in(const void *p, int64_t i, int bf) {
   if (!bf) return *(const vec *)((const float *)p + i);
   uvec bits = __builtin_convertvector(*(const half16 *)((const uint16_t *)p + i), uvec) << 16;
   return (vec)bits;
+}
+INLINE reg reg_in(const void *p, int64_t i, int bf) {
+  if (!bf) return *(const reg *)((const float *)p + i);
+#if WIDE == 16
+  return (reg)vec_in(p, i, 1);
+#else
+  typedef uint16_t half8 __attribute__((vector_size(16), aligned(2)));
+  typedef uint32_t bits8 __attribute__((vector_size(32), aligned(4)));
+  return (reg)(__builtin_convertvector(*(const half8 *)((const uint16_t *)p + i), bits8) << 16);
+#endif
+}
+// a * b + c in one rounding wherever there is an instruction for it: left to the compiler, one of two loops had it
+INLINE reg reg_fma(reg a, reg b, reg c) {
+#if defined(__AVX512F__)
+  return (reg)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (reg)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
 }
 INLINE half16 narrow(vec v) {  // to bfloat16, as to_bf16
 #ifdef __AVX512BF16__

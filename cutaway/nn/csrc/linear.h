@@ -1,0 +1,29 @@
+// A product with a weight that was laid out once, and the room that it needs when its rows are read.
+#pragma once
+#include "vectors.h"
+
+enum { NOTHING = -1, RELU = 3 };          // beside activation.h's
+enum { BFLOAT16, INT8_GROUPS, FLOAT32 };  // what the panels hold
+typedef struct {
+  int64_t K, N;          // a row is K numbers; N outputs, of which a gate makes N / 2
+  const void *panels;
+  const float *scales;   // (N, filled up to PANEL) of int8 weights
+  const int32_t *sums;   // (panels, groups, PANEL) of the int8 weights that a group of inputs meets, times -ZERO
+  const float *bias;     // (N, filled up) or NULL
+  int kind, gated;       // gated: a panel holds 16 gates, then what they let through
+  int precision;
+} Plan;
+
+#define ALONE 4  // rows that every thread lays out for itself, which is sooner done than waited for
+typedef struct {
+  uint8_t *bytes;  // rows laid out in int8, of all threads
+  float *scales;
+  uint8_t *own;    // the same of this one
+  float *own_scales;
+} Room;
+int64_t linear_bytes(int64_t K, int64_t M);   // that `bytes` needs for M rows
+int64_t linear_scales(int64_t K, int64_t M);  // floats that `scales` needs
+// x (M, K) in bfloat16 or float32 -> out (M, N), or (M, N / 2) behind a gate; `add`: to the float32 numbers that are
+// there. Called by all threads of a region, which all are done when one comes back.
+void linear_shared(const Plan *plan, const void *x, int x_bf, int64_t M, void *out, int out_bf, int add,
+                   const Room *room);

@@ -1,0 +1,169 @@
+#include "paged.h"
+#include "attention.h"
+
+#define TOGETHER 4  // queries that pass by a page at once
+
+// one head of a row: normalised, turned and scaled, in float32
+static void turned(const Look *S, const void *qkv, int64_t at, int64_t position, const float *norm, float scale, float *out) {
+  int64_t half = S->D / 2;
+  const float *cs = S->cosines ? S->cosines + position * half : NULL, *sn = S->cosines ? S->sines + position * half : NULL;
+  const char *row = (const char *)qkv + at * (S->bf ? 2 : 4);
+  if (!norm) {
+    rotary_in(row, S->D, 1, S->D, S->D, cs, sn, scale, out, S->bf, 0);
+    return;
+  }
+  vec sum = {};
+  float normed[S->D];
+  for (int64_t i = 0; i < S->D; i += LANES) {
+    vec v = vec_in(row, i, S->bf);
+    sum += v * v;
+  }
+  float by = 1.0f / sqrtf(vec_sum(sum) / (float)S->D + S->eps);
+  for (int64_t i = 0; i < S->D; i += LANES) *(vec *)(normed + i) = vec_in(row, i, S->bf) * by * *(const vec *)(norm + i);
+  rotary_in(normed, S->D, 1, S->D, S->D, cs, sn, scale, out, 0, 0);
+}
+
+static void append(const Look *S, const void *qkv, int64_t token, int64_t g, int64_t position, int64_t page, float *room) {
+  int64_t wide = (S->H + 2 * S->G) * S->D, slot = position % PAGE, size = S->cache_bf ? 2 : 4, at = (page * S->G + g) * PAGE * S->D;
+  if (slot == 0) {  // what another sequence left there must not be NaN: it is multiplied by 0
+    memset((char *)S->keys + at * size, 0, (size_t)(PAGE * S->D * size));
+    memset((char *)S->values + at * size, 0, (size_t)(PAGE * S->D * size));
+  }
+  turned(S, qkv, token * wide + (S->H + g) * S->D, position, S->key_norm, 1, room);
+  for (int64_t d = 0; d < S->D; d++) one_out(S->keys, at + d * PAGE + slot, room[d], S->cache_bf);
+  const char *value = (const char *)qkv + (token * wide + (S->H + S->G + g) * S->D) * (S->bf ? 2 : 4);
+  char *to = (char *)S->values + (at + slot * S->D) * size;
+  for (int64_t i = 0; i < S->D; i += LANES) vec_out(to, i, vec_in(value, i, S->bf), S->cache_bf);
+}
+
+// Q queries by P pages: 16 scores each, every one a chain over D
+#define SCORES(Q, P) { \
+    reg acc[Q][P][PAGE / WIDE] = {}; \
+    for (int64_t d = 0; d < D; d++) { \
+      for (int p = 0; p < P; p++) \
+        for (int j = 0; j < PAGE / WIDE; j++) { \
+          reg k = reg_in(S->keys, (pages[n + p] * S->G + g) * PAGE * D + d * PAGE + j * WIDE, bf); \
+          for (int i = 0; i < Q; i++) acc[i][p][j] = reg_fma((reg){} + q[i * D + d], k, acc[i][p][j]); \
+        } \
+    } \
+    for (int i = 0; i < Q; i++) \
+      for (int p = 0; p < P; p++) \
+        for (int j = 0; j < PAGE / WIDE; j++) *(reg *)(s + i * ld + (n - from + p) * PAGE + j * WIDE) = acc[i][p][j]; \
+    n += P; \
+  }
+INLINE void scores(const Look *S, const float *q, int rows, const int32_t *pages, int64_t from, int64_t until, int64_t g,
+                   float *s, int64_t ld, int bf) {
+  int64_t D = S->D, n = from;
+  if (rows == 4) while (n < until) SCORES(4, 1)
+  if (rows == 3) while (n < until) SCORES(3, 1)
+  if (rows == 2) {
+    while (n + 2 <= until) SCORES(2, 2)
+    if (n < until) SCORES(2, 1)
+  }
+  if (rows == 1) {
+    while (n + 4 <= until) SCORES(1, 4)
+    while (n < until) SCORES(1, 1)
+  }
+}
+#undef SCORES
+
+// Q rows of shares by the values of all pages, V registers of a head at a time: chains over the keys
+#define MIXED(Q, V) \
+  for (; c + V * WIDE <= D; c += V * WIDE) { \
+    reg acc[Q][V] = {}; \
+    for (int64_t n = from; n < until; n++) \
+      for (int64_t j = 0; j < PAGE; j++) { \
+        reg v[V]; \
+        for (int k = 0; k < V; k++) \
+          v[k] = reg_in(S->values, ((pages[n] * S->G + g) * PAGE + j) * D + c + k * WIDE, bf); \
+        for (int i = 0; i < Q; i++) \
+          for (int k = 0; k < V; k++) \
+            acc[i][k] = reg_fma((reg){} + s[i * ld + (n - from) * PAGE + j], v[k], acc[i][k]); \
+      } \
+    for (int i = 0; i < Q; i++) \
+      for (int k = 0; k < V; k++) *(reg *)(o + i * D + c + k * WIDE) = acc[i][k]; \
+  }
+INLINE void mixed(const Look *S, int rows, const int32_t *pages, int64_t from, int64_t until, int64_t g, const float *s,
+                  int64_t ld, float *o, int bf) {
+  int64_t D = S->D, c = 0;
+  if (rows == 4) MIXED(4, 2)
+  if (rows == 3) MIXED(3, 2)
+  if (rows == 2) MIXED(2, 4)
+  if (rows == 1) MIXED(1, 4)
+  if (rows >= 4) MIXED(4, 1)
+  if (rows == 3) MIXED(3, 1)
+  if (rows == 2) MIXED(2, 1)
+  if (rows == 1) MIXED(1, 1)
+}
+#undef MIXED
+
+static int64_t tiles_of(const Look *S, int64_t count) {
+  return (count * (S->H / S->G) + TOGETHER - 1) / TOGETHER;
+}
+void paged_units(const Look *S, const Ragged *R, int64_t *units) {
+  units[0] = 0;
+  for (int64_t p = 0; p < R->parts; p++) units[p + 1] = units[p] + S->G * tiles_of(S, R->begins[p + 1] - R->begins[p]);
+}
+int64_t paged_room(const Look *S, const Ragged *R) { return TOGETHER * (R->width * PAGE + 2 * S->D) + LANES; }
+
+// the shares of one query's keys, in place: 0 for those that it does not see
+static float shares(float *s, int64_t ld, int64_t low, int64_t high) {
+  float most = -INFINITY;
+  for (int64_t j = 0; j < low; j++) s[j] = -INFINITY;
+  for (int64_t j = high; j < ld; j++) s[j] = -INFINITY;
+  for (int64_t j = low; j < high; j++)
+    if (s[j] > most || s[j] != s[j]) most = s[j];  // NaN stays
+  vec sum = {};
+  for (int64_t j = 0; j < ld; j += LANES) {
+    vec e = vec_exp(*(vec *)(s + j) - most);
+    *(vec *)(s + j) = e;
+    sum += e;
+  }
+  return 1.0f / vec_sum(sum);
+}
+
+// a tile of the queries of one part that share a key/value head
+static void tile(const Look *S, const Ragged *R, const void *qkv, void *out, int64_t part, int64_t g, int64_t row, float *room) {
+  int64_t D = S->D, group = S->H / S->G, wide = (S->H + 2 * S->G) * D, begin = R->begins[part];
+  int64_t all = (R->begins[part + 1] - begin) * group, ld = R->width * PAGE, from = INT64_MAX, until = 0;
+  int rows = (int)(all - row < TOGETHER ? all - row : TOGETHER);
+  float *s = room, *q = s + TOGETHER * ld, *o = q + TOGETHER * D;
+  const int32_t *pages = R->pages + part * R->width;
+  int64_t low[TOGETHER], high[TOGETHER];
+  for (int i = 0; i < rows; i++) {
+    int64_t t = (row + i) / group, h = g * group + (row + i) % group, position = R->before[part] + t;
+    high[i] = position + 1, low[i] = S->window && high[i] > S->window ? high[i] - S->window : 0;
+    if (low[i] / PAGE < from) from = low[i] / PAGE;
+    if ((high[i] + PAGE - 1) / PAGE > until) until = (high[i] + PAGE - 1) / PAGE;
+    turned(S, qkv, (begin + t) * wide + h * D, position, S->query_norm, S->scale, q + i * D);
+  }
+  if (S->cache_bf) scores(S, q, rows, pages, from, until, g, s, ld, 1);
+  else scores(S, q, rows, pages, from, until, g, s, ld, 0);
+  float by[TOGETHER];
+  for (int i = 0; i < rows; i++)
+    by[i] = shares(s + i * ld, (until - from) * PAGE, low[i] - from * PAGE, high[i] - from * PAGE);
+  if (S->cache_bf) mixed(S, rows, pages, from, until, g, s, ld, o, 1);
+  else mixed(S, rows, pages, from, until, g, s, ld, o, 0);
+  for (int i = 0; i < rows; i++) {
+    int64_t at = ((begin + (row + i) / group) * S->H + g * group + (row + i) % group) * D;
+    for (int64_t d = 0; d < D; d += LANES) vec_out(out, at + d, *(vec *)(o + i * D + d) * by[i], S->bf);
+  }
+}
+
+void paged_shared(const Look *S, const Ragged *R, const void *qkv, void *out, const int64_t *units, float *room) {
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t at = 0; at < R->parts * S->G; at++) {
+    int64_t part = at / S->G, g = at % S->G;
+    for (int64_t token = R->begins[part]; token < R->begins[part + 1]; token++) {
+      int64_t position = R->before[part] + token - R->begins[part];
+      append(S, qkv, token, g, position, R->pages[part * R->width + position / PAGE], room);
+    }
+  }
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t unit = 0; unit < units[R->parts]; unit++) {
+    int64_t part = 0;
+    while (units[part + 1] <= unit) part++;
+    int64_t tiles = tiles_of(S, R->begins[part + 1] - R->begins[part]), in = unit - units[part];
+    tile(S, R, qkv, out, part, in / tiles, in % tiles * TOGETHER, room);
+  }
+}
