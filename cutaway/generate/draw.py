@@ -33,6 +33,16 @@ class Taker(Protocol):
         """A request has ended in an error."""
 
 
+class Guess(Protocol):
+    """Proposes what may follow the tokens of one request, whose answers do not depend on it."""
+
+    def propose(self, tokens: Sequence[int], most: int) -> tuple[int, ...]:
+        """At most ``most`` tokens that may follow ``tokens``, which begin with those of the call before."""
+
+    def note(self, proposed: int, kept: int) -> None:
+        """The first ``kept`` of ``proposed`` tokens came true."""
+
+
 @dataclass(eq=False, slots=True)
 class Live:
     """A request that is being answered."""
@@ -41,7 +51,7 @@ class Live:
     track: Track
     taker: Taker
     prompt: Scores | None = None  # of its prompt, as far as it was read
-    hope: int = 4  # tokens that are proposed to follow, at most: more where they do, fewer where they do not
+    guess: Guess | None = None  # proposes what may follow
     opened: bool = False  # whether a token of it was handed out
 
     @property

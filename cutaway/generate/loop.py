@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ModelError, RequestError
-from cutaway.generate.draw import Draw, Live, Taker, Tick, scored
+from cutaway.generate.draw import Draw, Guess, Live, Taker, Tick, scored
 from cutaway.generate.pages import Pages
 from cutaway.generate.request import Request, Scores
 from cutaway.generate.runner import Runner
 from cutaway.generate.scheduler import Scheduler
 from cutaway.generate.track import Part, Track, Work
 
-Propose = Callable[[Sequence[int], int], tuple[int, ...]]  # of all tokens so far: so many that may follow
-HOPE = 16  # proposed tokens of one sequence in a step
 LOGITS = 1 << 25  # numbers of logits that exist at once where a prompt's are wanted: 128 MiB
 
 
@@ -57,17 +55,17 @@ class _Round:
 class Loop:
     """Requests under way, each with the taker that its tokens go to.
 
-    What ``propose`` says may follow is read along with the last token as long as that costs less than a step, and
-    tokens are drawn behind it one after another while they are the proposed ones: no answer depends on it.
+    What a request's own ``Guess``, if they are made, says may follow is read along with its last token, as much as
+    costs no more than a step; tokens are drawn behind it one after another while they are the proposed ones.
     """
 
     def __init__(self, runner: Runner, *, max_rows: int, step_tokens: int, work: Work,
-                 propose: Propose | None = None) -> None:
-        if propose is not None and not runner.shares_pages:
+                 guess: Callable[[], Guess] | None = None) -> None:
+        if guess is not None and not runner.shares_pages:
             raise ModelError("what was read of proposed tokens cannot be taken back here",
                              way_out="leave speculation out: only a model whose cache has pages can do it")
         self.runner, self.pages = runner, Pages(runner.num_pages, runner.page_size)
-        self._propose, self._work = propose, work
+        self._guess, self._work = guess, work
         self._scheduler = Scheduler(self.pages, max_rows=max_rows, step_tokens=step_tokens, work=work,
                                     shares=runner.shares_pages)
         self._live: dict[int, Live] = {}
@@ -91,7 +89,7 @@ class Loop:
         anew = None if request.prompt_logprobs is None else max(1, LOGITS // self.runner.vocab_size)
         track = Track(ticket, list(request.tokens), len(request.tokens) + request.max_tokens, salt, request.source,
                       patient, anew, order=(ticket, 2))
-        self._live[ticket] = Live(request, track, taker)
+        self._live[ticket] = Live(request, track, taker, guess=None if self._guess is None else self._guess())
         self._scheduler.add(track)
         return ticket
 
@@ -113,7 +111,7 @@ class Loop:
 
     def stats(self) -> Stats:
         """The counts of now and so far."""
-        running = sum(bool(live.track.pages) for live in self._live.values())
+        running = len(self._scheduler.writing) + sum(track.heirs is None for track in self._scheduler.reading)
         return Stats(running, len(self._live) - running, self.pages.used, self.pages.cached, self.pages.free,
                      self._prompt_tokens, self._cached_tokens, self._generated_tokens, self._scheduler.preemptions)
 
@@ -138,13 +136,14 @@ class Loop:
         """What may follow the last token of those that write, for so many tokens as cost no more than a step; nothing
         while there are prompts to read, which are worth more."""
         writing = self._scheduler.writing
-        if self._propose is None or not writing or self._scheduler.reading or self._scheduler.waiting:
+        if self._guess is None or not writing or self._scheduler.reading or self._scheduler.waiting:
             return {}
         room, found = int(self._work.step) // len(writing), {}
-        for track in writing:
-            if most := min(room, self._live[track.number].hope):
-                found[track.number] = self._propose(track.tokens, most)
-        return {number: tokens for number, tokens in found.items() if tokens}
+        for track in writing if room else ():
+            guess = self._live[track.number].guess
+            if guess is not None and (tokens := guess.propose(track.tokens, room)):
+                found[track.number] = tokens
+        return found
 
     def _run(self, parts: Sequence[Part]) -> tuple[list[tuple[Live, Part]], Tensor, dict[Live, Tensor]]:
         """Let the runner read; who draws now, the logits they draw from, and those behind each proposed token."""
@@ -201,7 +200,8 @@ class Loop:
         for live, tokens in proposed.items():
             accepted = sum(live in one.draw.lives for one in rounds) - 1
             live.track.refused = len(tokens) - accepted
-            live.hope = min(HOPE, 2 * live.hope) if accepted == len(tokens) else max(1, live.hope // 2, accepted)
+            if live.guess is not None:
+                live.guess.note(len(tokens), accepted)
         return rounds
 
     def _settle(self, one: _Round) -> None:

@@ -28,9 +28,13 @@ class Part(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Work:
     """What a step costs, in prompt tokens: ``step`` for itself (weights that have to be fetched, calls), 1 for each
-    token, and 1 for each ``depth`` tokens that a token looks back at."""
+    token, whoever's it is, and 1 for each ``depth`` tokens that a token looks back at.
 
-    step: float = 32.0
+    A decoder of 6 layers 256 wide takes 3.7 ms for one row of one token, 6.5 for 8, 11.2 for 32, and 7.2, 10.4 and 26.2
+    for one row of 8, 32 and 128 (one core, float32): 0.2 a token, and 16 tokens are a step.
+    """
+
+    step: float = 16.0
     depth: float = math.inf
 
     def of(self, start: int, count: int) -> float:

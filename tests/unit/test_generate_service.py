@@ -51,15 +51,25 @@ class Pool:
             runner = StateRunner(Table(), max_rows=self.max_rows)
             runner.page_size, runner.num_pages = self.size, self.pages
         return Engine(Table(), max_rows=self.max_rows, runner=runner, step_tokens=self.step_tokens,
-                      work=Work(self.step, self.depth), propose=guess if self.guesses and self.shares else None)
+                      work=Work(self.step, self.depth), guess=Guessed if self.guesses and self.shares else None)
 
 
-def guess(tokens: Sequence[int], most: int) -> tuple[int, ...]:
+class Guessed:
     """The likeliest tokens, but now and then another."""
-    tape = list(tokens)
-    for _ in range(most):
-        tape.append((int(row(tape).argmax()) + (sum(tape) % 4 == 0)) % VOCAB)
-    return tuple(tape[len(tokens) :])
+
+    def __init__(self, wrong: int = 4) -> None:
+        self.wrong, self.before, self.notes = wrong, list[int](), list[tuple[int, int]]()
+
+    def propose(self, tokens: Sequence[int], most: int) -> tuple[int, ...]:
+        assert most > 0 and tokens[: len(self.before)] == self.before
+        self.before, tape = list(tokens), list(tokens)
+        for _ in range(most):
+            tape.append((int(row(tape).argmax()) + (sum(tape) % self.wrong == 0)) % VOCAB)
+        return tuple(tape[len(tokens) :])
+
+    def note(self, proposed: int, kept: int) -> None:
+        assert 0 <= kept <= proposed > 0
+        self.notes.append((proposed, kept))
 
 
 pools = st.builds(Pool, st.booleans(), guesses=st.booleans(), pages=st.integers(4, 12), size=st.integers(1, 4),
@@ -272,11 +282,14 @@ def test_equal_prompts_share_their_full_pages_and_read_the_rest_themselves() -> 
     desk.finish()
     compare(desk)
     assert [desk.events[i][0].cached for i in range(5)] == [0, 8, 8, 0, 0]
+    ends = [desk.submit(Request((*prompt[:8], 7, 8, 9, 7, 1), 1)), desk.submit(Request((7, 8, 9, 7, 1), 1))]
+    desk.finish()
+    assert [desk.events[t][0].cached for t in ends if t is not None] == [8, 0]  # a page is its beginning's alone
     later = desk.submit(Request((*prompt, *(e.token for e in desk.events[0][:1]), 3, 3), 1))
     desk.finish()
     assert later is not None and desk.events[later][0].cached == 12  # the answer's first token fills the third page
     stats = engine.stats()
-    assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (5 * 11 + 14, 16 + 12, 11)
+    assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (5 * 11 + 14 + 18, 16 + 12 + 8, 13)
     engine.clear()
     assert engine.stats().pages_cached == 0
 
@@ -307,7 +320,7 @@ def test_what_could_never_fit_is_refused_with_numbers() -> None:
 def test_a_step_that_fails_ends_what_was_running_and_nothing_else(shares: bool) -> None:
     desk = Desk(Pool(shares, 10, 4, 2, 20, 3.0, float("inf")).engine())
     for i in range(4):
-        desk.submit(Request((i, 1, 2), 6, GREEDY))
+        desk.submit(Request((i, 1, 2, 3, 4), 6, GREEDY))
     desk.step()
     desk.step()
     break_next(desk.engine)
@@ -317,7 +330,10 @@ def test_a_step_that_fails_ends_what_was_running_and_nothing_else(shares: bool) 
         assert isinstance(last.error, ModelError) and "out of memory" in str(last.error) and last.token == -1
     assert desk.engine.stats().pages_used == 0
     desk.finish()
-    for ticket in (2, 3):
+    again = desk.submit(desk.asked[0][0])  # what was known of its pages is not any more
+    desk.finish()
+    assert again is not None and desk.events[again][0].cached == 0
+    for ticket in (2, 3, again):
         assert tuple(e.token for e in desk.events[ticket]) == alone(desk.asked[ticket][0]).tokens
 
 
@@ -449,27 +465,29 @@ def test_a_context_that_is_full_of_a_prompt_in_chunks() -> None:
 
 
 def test_proposed_tokens_that_come_true_save_steps_and_change_nothing() -> None:
-    request = Request((1, 2), 20, GREEDY, stop_ids=(12,), logprobs=1)
+    request = Request((1, 2), 20, GREEDY, logprobs=1)
     wanted, counts = alone(request), list[int]()
-    for propose in (None, guess, lambda tokens, most: (0,) * most):
+    always, never = Guessed(10**9), Guessed(1)
+    for guess in (None, always, never):
         runner = PageTape(pages=12, size=2)
-        desk = Desk(Engine(Table(), runner=runner, propose=propose))
+        desk = Desk(Engine(Table(), runner=runner, work=Work(6.0), guess=None if guess is None else lambda g=guess: g))
         desk.submit(request)
         desk.finish()
         compare(desk)
         counts.append(len(runner.steps))
-    assert counts[0] == len(wanted.tokens) and counts[1] < counts[0] and counts[2] == counts[0]
+    assert counts[0] == counts[2] == len(wanted.tokens) and counts[1] == 1 + -(-(len(wanted.tokens) - 1) // 7)
+    assert always.notes[0] == (6, 6) and {kept for _, kept in never.notes} == {0}
 
 
 def test_nothing_is_proposed_while_prompts_wait_nor_where_it_could_not_be_taken_back() -> None:
-    engine = Engine(Table(), runner=PageTape(pages=40, size=2), max_rows=1, propose=guess)
+    engine = Engine(Table(), runner=PageTape(pages=40, size=2), max_rows=1, guess=Guessed)
     engine.submit(Request((1, 2), 9, GREEDY))
     engine.submit(Request((1, 3), 9, GREEDY))
     while engine.stats().waiting:
         engine.step()
     assert all(len(p.tokens) == 1 for writing, _ in recorded(engine) for p in writing)
     with pytest.raises(ModelError, match="leave speculation out"):
-        Engine(Table(), propose=guess)
+        Engine(Table(), guess=Guessed)
 
 
 def test_what_prompts_have_in_common_is_read_once_and_each_of_them_once() -> None:
