@@ -29,7 +29,7 @@ WHITE_SPACE = r" {1,8}|\n {0,8}"  # between two tokens of JSON, at most
 _STATES = 20_000  # of the lexer, 1 to 2 kB each
 _SEARCHED = 4_000  # states that the search for the shortest whole answer looks at
 _UNKNOWN = Growth(48, 1, certain=False)
-_FEW, _TRIED = 16, 1_024  # ids that are followed to an end each, and those that are tried with the end that is known
+_FEW, _TRIED = 16, 256  # ids that are followed to an end each, and those that are tried with the end that is known
 _REST = 16  # tokens between two searches that find nothing
 
 Words = NDArray[np.uint32]
@@ -53,13 +53,14 @@ class Rules:
         """Tokens of the shortest whole answer that was found."""
         return None if self.end is None else len(self.vocabulary.tokens(self.end) or ())
 
-    def begin(self, max_tokens: int) -> Constraint:
-        """What one answer of at most ``max_tokens`` may be."""
+    def begin(self, max_tokens: int, *, vocab_size: int | None = None) -> Constraint:
+        """What one answer of at most ``max_tokens`` may be; its masks are for a model of ``vocab_size`` ids, the
+        tokenizer's if not given."""
         least = self.least
         if least is not None and least > max_tokens:
             raise RequestError(f"the shortest complete answer found takes {least} tokens, and max_tokens is "
                                f"{max_tokens}", where="constraint", way_out=f"raise max_tokens to {least} or more")
-        return _Answer(self, max_tokens)
+        return _Answer(self, max_tokens, self.vocabulary.padding(vocab_size))
 
 
 def json_schema(schema: object, tokenizer: Tokenizer) -> Rules:
@@ -160,7 +161,8 @@ class _Answer:
     """One answer under rules (a Constraint). While tokens abound llguidance's mask is all there is; when the end comes
     near, only what leaves room for an end is allowed; in the last moment, the end itself."""
 
-    def __init__(self, rules: Rules, max_tokens: int) -> None:
+    def __init__(self, rules: Rules, max_tokens: int, padding: Words) -> None:
+        self._padding = padding
         self._rules, self._words = rules, rules.vocabulary
         self._matcher, self._left = rules.tokens.deep_copy(), max_tokens
         self._bytewise, self._place, self._unread = rules.bytewise.deep_copy(), Place(), b""  # read when it is needed
@@ -194,6 +196,10 @@ class _Answer:
             self._most += self._rules.growth.base + self._rules.growth.choice * (1 + self._words.begun(token))
 
     def mask(self) -> Words | None:
+        found = self._mask()
+        return np.concatenate([found, self._padding]) if len(self._padding) else found
+
+    def _mask(self) -> Words:
         if self.done:
             return self._words.stops
         if self._forced and self._way is not None:

@@ -62,8 +62,9 @@ class Constraint(Protocol):
 class Grammar(Protocol):
     """What every answer to a request must be: it never changes, and begins a constraint for each answer."""
 
-    def begin(self, max_tokens: int) -> Constraint:
-        """For one answer of at most that many tokens. Raises RequestError, with both numbers, if none is that short."""
+    def begin(self, max_tokens: int, *, vocab_size: int | None = None) -> Constraint:
+        """For one answer of at most that many tokens, with masks for a model of ``vocab_size`` ids. Raises
+        RequestError, with both numbers, if no answer is that short."""
 
 
 @dataclass(frozen=True, slots=True)

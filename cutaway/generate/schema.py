@@ -131,9 +131,9 @@ class _Measure:
         if isinstance(part, bool):
             return 1 if part else inf
         if "const" in part:
-            return literal(part["const"])
+            return float(literal(part["const"]))
         if "enum" in part:
-            return min(map(literal, part["enum"]), default=inf)
+            return min(map(float, map(literal, part["enum"])), default=inf)
         found = [self.known[part["$ref"]]] if "$ref" in part else []
         for word in ("anyOf", "oneOf"):
             if word in part:
@@ -141,7 +141,7 @@ class _Measure:
         found += map(self.shortest, part.get("allOf", ()))
         if not found or "type" in part or "properties" in part:
             found.append(min(self.typed(part, t) for t in types_of(part)))
-        return sum(found)
+        return float(sum(found))
 
     def typed(self, part: Mapping[str, Any], name: str) -> float:
         if name == "object":
@@ -154,7 +154,7 @@ class _Measure:
             more = count - len(first)
             return 2 + items + (more * (1 + self.shortest(part.get("items", True))) if more > 0 else 0)
         if name == "string":
-            return 2 + part.get("minLength", 0) + _FORMAT * ("format" in part) + 4 * len(part.get("pattern", ""))
+            return float(2 + part.get("minLength", 0) + _FORMAT * ("format" in part) + 4 * len(part.get("pattern", "")))
         if name in ("number", "integer"):
             return _DIGITS if any(word in part for word in _NUMBERS) else 1
         return 4

@@ -5,6 +5,7 @@ V ids, W = ceil(V / 32) words of 32 bits.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -86,6 +87,13 @@ class Spelled:
         padded[: len(chosen)] = chosen
         return np.packbits(padded, bitorder="little").view("<u4").astype(np.uint32)
 
+    def padding(self, vocab_size: int | None) -> NDArray[np.uint32]:
+        """Words of no ids, for a model with more ids than the tokenizer. Raises RequestError for one with fewer."""
+        if vocab_size is not None and vocab_size < len(self._bytes):
+            raise RequestError(f"a tokenizer of {len(self._bytes)} ids does not fit a model of {vocab_size}",
+                               way_out="use the tokenizer in the model's own folder")
+        return np.zeros(-(-(vocab_size or 0) // 32) - len(self.texts) if vocab_size else 0, np.uint32)
+
     def tokens(self, data: bytes) -> tuple[int, ...] | None:
         """Ids that spell the bytes, each as long as can be; None if there are none."""
         out, at = [], 0
@@ -99,6 +107,27 @@ class Spelled:
             else:
                 return None
         return tuple(out)
+
+    @cached_property
+    def _sorted(self) -> list[tuple[bytes, int]]:
+        return sorted((data, i) for i, data in enumerate(self._bytes) if data)
+
+    def starting(self, data: bytes) -> list[int]:
+        """The ids whose bytes begin with these."""
+        found = []
+        for at in range(bisect_left(self._sorted, (data, -1)), len(self._sorted)):
+            if not self._sorted[at][0].startswith(data):
+                break
+            found.append(self._sorted[at][1])
+        return found
+
+    def longer(self, data: bytes) -> bool:
+        """Whether an id has these bytes and more."""
+        return any(len(self._bytes[i]) > len(data) for i in self.starting(data))
+
+    def id_of(self, data: bytes) -> int | None:
+        """The id with exactly these bytes; the lowest, if there are several."""
+        return self._ids.get(data)
 
     def check_spells(self, needed: bytes, what: str) -> None:
         """Raises RequestError if a byte has no token of its own."""

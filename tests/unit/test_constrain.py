@@ -246,6 +246,12 @@ def test_each_answer_has_a_constraint_of_its_own_and_no_control_token_is_ever_te
         two.accept(10**6)
     mask = rules.begin(50).mask()
     assert mask is not None and mask.shape == (-(-tokenizer("bpe").vocab_size // 32),) and mask.dtype == np.uint32
+    size = tokenizer("bpe").vocab_size
+    padded = rules.begin(50, vocab_size=size + 100).mask()
+    assert padded is not None and padded.shape == (-(-(size + 100) // 32),)
+    assert np.array_equal(padded[: len(mask)], mask) and not padded[len(mask):].any()
+    with pytest.raises(RequestError, match=f"of {size} ids does not fit a model of {size - 1}"):
+        rules.begin(50, vocab_size=size - 1)
 
 
 @pytest.mark.parametrize("schema,said", [
