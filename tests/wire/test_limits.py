@@ -108,10 +108,10 @@ def test_an_answer_that_takes_too_long(places: dict[str, Path]) -> None:
         assert wired.settled(lambda: fake.alive == 0)
 
 
-def test_a_reader_that_does_not_read(places: dict[str, Path]) -> None:
+def test_a_reader_that_does_not_read(places: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     fake = Fake(says=lambda prompt: b"x" * 200)
-    with serving(places, limits=Limits(send_seconds=0.3), fake=fake) as wired:
-        body = json.dumps({"model": "tiny", "prompt": ["a"] * 8, "n": 8, "max_tokens": 60, "logprobs": 20,
+    with serving(places, limits=Limits(send_seconds=0.3), fake=fake, send_buffer=8192) as wired:
+        body = json.dumps({"model": "tiny", "prompt": ["a"] * 8, "n": 8, "max_tokens": 200, "logprobs": 1,
                            "stream": True}).encode()
         connection = raw(wired)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -120,6 +120,7 @@ def test_a_reader_that_does_not_read(places: dict[str, Path]) -> None:
         assert wired.settled(lambda: fake.alive == 0, 20)
         assert wired.settled(lambda: not wired.server.server_state.connections, 20)
         connection.close()
+    assert "left its stream unread" in caplog.text
 
 
 def test_one_key_has_its_share(places: dict[str, Path]) -> None:

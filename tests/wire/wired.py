@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -240,7 +241,8 @@ class Wired:
 @contextmanager
 def serving(places: dict[str, Path], *, limits: Limits | None = None, keys: Sequence[Key] = (),
             fake: Fake | None = None, engine_for: Callable[[LanguageModel], Any] | None = None,
-            hosts: frozenset[str] = frozenset(), origins: frozenset[str] = frozenset()) -> Iterator[Wired]:
+            hosts: frozenset[str] = frozenset(), origins: frozenset[str] = frozenset(),
+            send_buffer: int | None = None) -> Iterator[Wired]:
     """A server in a thread, ended at the end; it must end by itself."""
     fake, limits = fake or Fake(), limits or Limits()
     shelf = Shelf(places, limits, engine_for or (lambda model: FakeEngine(model, fake)), "float32")
@@ -248,6 +250,8 @@ def serving(places: dict[str, Path], *, limits: Limits | None = None, keys: Sequ
     shelf.closed = service.metrics.closed
     app = build_app(service, keys=keys, hosts=hosts, origins=origins)
     listener = listening("127.0.0.1", 0, keyed=bool(keys))
+    if send_buffer is not None:  # or the kernel takes megabytes that nobody reads
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server, up = server_of(app, service), threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(attend(server, listener, limits, started=up.set)))
