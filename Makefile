@@ -18,7 +18,7 @@ start: .venv/.installed
 	@touch $@
 
 .venv/.developer: .venv/.installed
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,serve]'
 	@touch $@
 
 # Everything CI runs.

@@ -146,7 +146,8 @@ def test_no_verb_file_is_forgotten_in_the_table() -> None:
 
 def test_every_dependency_is_accounted_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["dev"], *extras["serve"]]
     names = {re.split(r"[<>=!~;\[ ]", w)[0] for w in wanted}
     documented = set(re.findall(r"^\| ([\w-]+) \|", (ROOT / "docs/dependencies.md").read_text(), re.M)) - {"library"}
     assert documented == names

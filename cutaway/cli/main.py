@@ -33,6 +33,7 @@ VERBS = {
     "trace": "Name the document behind every token of a step's batch.",
     "generate": "Write text from a prompt, or beside a source.",
     "chat": "Talk with a model in the terminal.",
+    "serve": "Serve models over HTTP, as clients of the OpenAI API expect.",
     "classify": "Give texts their labels by a saved classifier.",
     "embed": "Give texts their vectors.",
     "similar": "How alike texts are, by their vectors.",

@@ -45,18 +45,18 @@ class Sampling(Settings):
 
 
 class Constraint(Protocol):
-    """What an answer may be: asked before each of its tokens, told of each. It belongs to one request alone."""
+    """What one answer may still become. It changes with every token of that answer, so no two share one."""
+
+    def mask(self) -> NDArray[np.uint32] | None:
+        """A bit for each id, lowest first, ``(ceil(V / 32),)``: 1 may come next. None: everything may. Ids beyond its
+        end may not. Raises RequestError where the rules turn out too large to follow; that ends this answer alone."""
+
+    def accept(self, token: int) -> None:
+        """``token`` came next. Raises RequestError if it was not allowed."""
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete: it ends with the token accepted last."""
-
-    def mask(self) -> NDArray[np.uint32] | None:
-        """One bit a token of the vocabulary, ``(ceil(V / 32),)``: bit ``t % 32`` of word ``t // 32`` is set where
-        token t may come. None where any may."""
-
-    def accept(self, token: int) -> None:
-        """The token that was drawn; one that the mask allowed."""
+        """The document is complete and nothing but an end may follow: the answer ends with the token accepted last."""
 
 
 class Grammar(Protocol):

@@ -127,8 +127,8 @@ class Writer:
                sources: Sequence[tuple[int, ...]] | None = None) -> Iterator[Piece]:
         """The same as it comes: the texts of a prompt's pieces, joined, are its ``Writing.text``."""
         session = self.engine.start(self._requests(prompts, options, sources))
-        stops = tuple(_bytes(s) for s in options.stop)
-        readers = [_Reader(stops) for _ in prompts]
+        stops = tuple(stop_bytes(s) for s in options.stop)
+        readers = [TextReader(stops) for _ in prompts]
         for event in session.events():
             piece = self._piece(event, readers[event.request])
             if piece.stop is not None:
@@ -144,7 +144,7 @@ class Writer:
         return [Request(p, options.max_tokens, options.sampling, (options.seed + i) % SEEDS, ends, options.logprobs,
                         None if sources is None else sources[i]) for i, p in enumerate(prompts)]
 
-    def _piece(self, event: Event, reader: _Reader) -> Piece:
+    def _piece(self, event: Event, reader: TextReader) -> Piece:
         text, stop = reader.push(self.tokenizer.bytes_of([event.token]), last=event.finish is not None)
         finish: FinishReason | None = "stop" if stop is not None else event.finish
         return Piece(event.request, text, event.token, finish, stop, event.logprob, event.alternatives)
@@ -157,7 +157,8 @@ class Writer:
         return [_joined(p, options.logprobs) for p in pieces]
 
 
-def _bytes(stop: str) -> bytes:
+def stop_bytes(stop: str) -> bytes:
+    """A stop string as it is looked for. Raises RequestError for an empty one and for what is no UTF-8."""
     if not stop:
         raise RequestError("a stop string is empty", way_out="give at least one character")
     try:
@@ -175,11 +176,13 @@ def _joined(pieces: Sequence[Piece], logprobs: int | None) -> Writing:
 
 
 @dataclass(slots=True)
-class _Reader:
-    """Bytes to text, up to a stop string: nothing is given out that could still turn out to belong to one."""
+class TextReader:
+    """Bytes to text, up to a stop string: nothing is given out that could still turn out to belong to one. ``given``
+    counts the bytes whose text is out (or stands at the end of a character that is not complete)."""
 
     stops: tuple[bytes, ...]
     held: bytes = b""
+    given: int = 0
     utf8: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
     def push(self, data: bytes, *, last: bool) -> tuple[str, str | None]:
@@ -188,9 +191,11 @@ class _Reader:
         found = min(((at, s) for s in self.stops if (at := self.held.find(s)) >= 0), default=None,
                     key=lambda f: (f[0], -len(f[1])))
         if found is not None:
+            self.given += found[0]
             return self.utf8.decode(self.held[: found[0]], final=True), found[1].decode()
         keep = 0 if last else self._open()
         sure, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        self.given += len(sure)
         return self.utf8.decode(sure, final=last), None
 
     def _open(self) -> int:

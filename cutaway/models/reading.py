@@ -69,7 +69,12 @@ def outputs(model: Model, rows: Sequence[Ids], *, pad_id: int, bos_id: int) -> N
 
 def averaged(model: Model, texts: Sequence[str], tokenizer: Tokenizer, *, too_long: TooLong) -> NDArray[np.float64]:
     """``outputs`` of each text; of one in windows their mean, each weighed by its tokens, ``(N, W)``."""
-    parts = fitted(framed_rows(texts, tokenizer), model.context_length, too_long=too_long)
+    return averaged_rows(model, framed_rows(texts, tokenizer), tokenizer, too_long=too_long)
+
+
+def averaged_rows(model: Model, rows: Sequence[Ids], tokenizer: Tokenizer, *, too_long: TooLong) -> NDArray[np.float64]:
+    """The same of texts that are ids already, framed."""
+    parts = fitted(rows, model.context_length, too_long=too_long)
     given = outputs(model, [part for row in parts for part in row], pad_id=tokenizer.pad_id, bos_id=tokenizer.bos_id)
     if len(given) == len(parts):
         return given

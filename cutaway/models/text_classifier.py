@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cutaway.errors import ModelError
 from cutaway.models.heads import ClassHead, VectorHead
 from cutaway.models.model import Model
-from cutaway.models.reading import TooLong, averaged, framed_rows, longer
+from cutaway.models.reading import Ids, TooLong, averaged, averaged_rows, framed_rows, longer
 from cutaway.text.tokenizer import Tokenizer
 
 Floats = NDArray[np.float64]
@@ -80,9 +80,13 @@ class TextEmbedder:
 
     def vectors(self, texts: Sequence[str]) -> Floats:
         """``(N, D)``, each of length 1 where the model's are."""
-        if not len(texts):
+        return self.vectors_of_rows(framed_rows(texts, self.tokenizer))
+
+    def vectors_of_rows(self, rows: Sequence[Ids]) -> Floats:
+        """``vectors`` of texts that are ids already, framed as ``reading.framed_rows`` does it."""
+        if not len(rows):
             return np.zeros((0, self.width))
-        given = averaged(self.model, texts, self.tokenizer, too_long=self.too_long)
+        given = averaged_rows(self.model, rows, self.tokenizer, too_long=self.too_long)
         assert isinstance(self.model.head, VectorHead)
         if not self.model.head.vector.unit:
             return given

@@ -1,0 +1,124 @@
+"""The wire over the real engine: what comes out is what the Writer says, alone or among others, and pages come back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wired import BYTES, Wired, serving
+
+from cutaway.generate.engine import Engine
+from cutaway.generate.request import Sampling
+from cutaway.generate.writer import Options, Writer
+from cutaway.models.open import open_language_model
+from cutaway.server.worker import Worker
+from cutaway.text.chat import Message
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def real(places: dict[str, Path]) -> Iterator[Wired]:
+    with serving(places, engine_for=Engine) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def writer(places: dict[str, Path]) -> Writer:
+    return Writer(Engine(open_language_model(places["tiny"])), BYTES)
+
+
+def worker_of(real: Wired, name: str = "tiny") -> Worker:
+    worker = real.service.shelf.opened[name].worker  # type: ignore[union-attr]
+    assert isinstance(worker, Worker)
+    return worker
+
+
+def test_chat_and_completion_are_the_writers(real: Wired, writer: Writer) -> None:
+    client = real.openai()
+    for words in ("hi", "né漢", "x" * 60):
+        expected = writer.chat([Message("user", words)], Options(max_tokens=20, sampling=GREEDY))
+        made = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": words}],
+                                              temperature=0, max_tokens=20)
+        assert made.choices[0].message.content == expected.text
+        (written,) = writer.complete([words], Options(max_tokens=20, sampling=Sampling(top_k=20), seed=11))
+        text = client.completions.create(model="tiny", prompt=words, max_tokens=20, seed=11, extra_body={"top_k": 20})
+        assert text.choices[0].text == written.text
+
+
+def test_logprobs_are_the_models_own(real: Wired, writer: Writer) -> None:
+    (written,) = writer.complete(["abc"], Options(max_tokens=8, sampling=GREEDY, logprobs=2))
+    made = real.openai().completions.create(model="tiny", prompt="abc", max_tokens=8, temperature=0, logprobs=2,
+                                            echo=True)
+    logs = made.choices[0].logprobs
+    assert logs is not None and logs.token_logprobs is not None and logs.token_logprobs[0] is None
+    values = [x for x in logs.token_logprobs[4:] if x is not None]
+    assert values == pytest.approx([x for x, t in zip(written.logprobs, written.tokens, strict=True)
+                                    if BYTES.bytes_of([t])], abs=1e-4)
+    assert all(x is not None and x < 0 for x in logs.token_logprobs[1:4])
+
+
+def test_an_encoder_decoder_writes_beside_its_prompt(real: Wired, places: dict[str, Path]) -> None:
+    writer = Writer(Engine(open_language_model(places["reader"])), BYTES)
+    (expected,) = writer.rewrite(["some text"], Options(max_tokens=12, sampling=GREEDY))
+    made = real.openai().completions.create(model="reader", prompt="some text", temperature=0, max_tokens=12)
+    assert made.choices[0].text == expected.text
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(real: Wired) -> None:
+    client = real.openai()
+
+    def ask(number: int) -> str:
+        how: dict[str, Any] = {"model": "tiny", "prompt": "p" * (number % 7 + 1), "max_tokens": 24, "seed": number % 7}
+        return client.completions.create(**how).choices[0].text
+
+    alone = [ask(i) for i in range(7)]
+    found: dict[int, str] = {}
+    threads = [threading.Thread(target=lambda i=i: found.__setitem__(i, ask(i))) for i in range(28)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(found[i] == alone[i % 7] for i in range(28))
+
+
+def test_pages_come_back_from_those_who_leave(real: Wired) -> None:
+    client = real.openai()
+    client.completions.create(model="tiny", prompt="warm", max_tokens=2)
+    for i in range(12):
+        stream = client.completions.create(model="tiny", prompt=f"{i} " * 20, max_tokens=150, n=2, stream=True)
+        next(iter(stream))
+        stream.close()
+    worker = worker_of(real)
+    assert real.settled(lambda: worker.active == 0)
+    client.completions.create(model="tiny", prompt="after", max_tokens=2)
+    figures = worker.figures
+    assert figures is not None and figures.running == figures.waiting == figures.pages_used == 0
+    assert figures.pages_free + figures.pages_cached > 0
+
+
+def test_a_prompt_again_is_cached_and_equal(real: Wired, writer: Writer) -> None:
+    client = real.openai()
+    how: dict[str, Any] = {"model": "tiny", "prompt": "a long beginning " * 8, "temperature": 0, "max_tokens": 16}
+    first, second = client.completions.create(**how), client.completions.create(**how)
+    assert first.choices[0].text == second.choices[0].text
+    assert first.usage is not None and second.usage is not None and second.usage.prompt_tokens_details is not None
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert cached is not None and cached < second.usage.prompt_tokens
+    assert (cached > 0) == writer.engine.runner.shares_pages
+    assert "vllm:prefix_cache_hits_total" in real.http().get("/metrics").text
+
+
+def test_forms_hold_with_the_real_engine(real: Wired) -> None:
+    from pydantic import BaseModel
+
+    class Point(BaseModel):
+        x: int
+        name: str
+
+    made = real.openai().chat.completions.parse(model="tiny", messages=[{"role": "user", "content": "hi"}],
+                                                response_format=Point, max_tokens=120)
+    assert isinstance(made.choices[0].message.parsed, Point) and made.choices[0].finish_reason == "stop"
