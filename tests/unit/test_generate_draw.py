@@ -55,8 +55,10 @@ def test_a_constraint_rules_its_own_row_and_ends_it() -> None:
 def test_a_constraint_that_fails_is_its_own_requests_end(breaks: str, words: str) -> None:
     desk = Desk(Engine(Table(), runner=PageTape(pages=40, size=4)))
     desk.submit(Request((1, 2), 4, GREEDY))
-    bad = desk.submit(Request((1, 2), 4, GREEDY, constraint=Spelled((4, 7), breaks=breaks)))
+    rule = Spelled((4, 7), breaks=breaks)
+    bad = desk.submit(Request((1, 2), 4, GREEDY, constraint=rule))
     desk.finish()
+    assert not rule.told
     assert bad is not None and [words in str(e.error) for e in desk.events[bad]] == [True]
     assert tuple(e.token for e in desk.events[0]) == alone(Request((1, 2), 4, GREEDY)).tokens
 

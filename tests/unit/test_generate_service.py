@@ -289,6 +289,19 @@ def test_in_one_go_the_failure_is_raised_and_the_engine_goes_on() -> None:
     assert engine.generate([Request((4,), 5, GREEDY)]) == [alone(Request((4,), 5, GREEDY))]
 
 
+def test_in_one_go_rows_are_filled_several_at_a_time() -> None:
+    runner = PageTape(pages=99, size=4)
+    engine, asked = Engine(Table(), max_rows=8, runner=runner), [Request((i % 5, i), 2 + i, GREEDY) for i in range(13)]
+    assert engine.generate(asked) == [alone(r) for r in asked]
+    reads = [len(reading) for writing, reading in recorded(engine) if reading]
+    assert reads[0] == 8 and sum(reads) == 13 and min(reads[1:-1]) >= 2
+
+
+def test_a_finished_row_does_not_overflow_the_state_of_those_that_go_on() -> None:
+    asked = [Request((1,) * 12, 3, GREEDY), *(Request((i,), 16, GREEDY) for i in range(7))]
+    assert Engine(Table(), max_rows=8).generate(asked) == [alone(r) for r in asked]
+
+
 def test_a_service_and_sessions_do_not_disturb_each_other() -> None:
     engine = Engine(Table(), runner=PageTape(pages=40, size=4))
     asked = [Request((i, 2), 6, GREEDY) for i in range(5)]
