@@ -103,8 +103,8 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
                mapped: bool = False) -> Model:
     """The model of a folder, ours or a public one of the family; ``dtype`` is its arithmetic, weights are float32.
 
-    With ``mapped``, weights of products stay in the file where they lie in it as they are. That is for one who lays them
-    out anew (``models.light``): such a model computes nothing.
+    With ``mapped``, weights of products stay in the file where they lie in it as they are. That is for one who lays
+    them out anew (``models.light``): such a model computes nothing.
 
     Raises ModelError naming the file that is missing, damaged or of another kind, and, where ``tokenizer`` is given,
     for a model that was made with another one.
