@@ -97,3 +97,23 @@ class Pace:
             if gained / (1 + count * self.cost) > rate:
                 best, rate = count, gained / (1 + count * self.cost)
         return best
+
+
+@dataclass(slots=True)
+class PromptLookup:
+    """What an engine takes as its ``guess``: as many tokens of ``Lookup`` as ``Pace`` finds worth while."""
+
+    cost: float = 0.5  # of a row more beside one, in all precisions on two cores with AVX2
+    lookup: Lookup = field(default_factory=Lookup)
+    pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.cost)
+
+    def propose(self, tokens: Sequence[int], most: int) -> tuple[int, ...]:
+        """See ``draw.Guess``."""
+        return self.lookup.propose(tokens, min(most, self.pace.next()))
+
+    def note(self, proposed: int, kept: int) -> None:
+        """See ``draw.Guess``."""
+        self.pace.note(proposed, kept)

@@ -1,5 +1,6 @@
 """A request gives the same tokens and the same log-probabilities, bit for bit, alone and in any mix: beside others that
-come and go, in chunks, behind cached pages, preempted and read again."""
+come and go, in chunks, behind cached pages, preempted and read again, with what may follow proposed and checked several
+tokens a step."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 from cutaway.generate.engine import Engine
 from cutaway.generate.paged import PagedRunner
 from cutaway.generate.request import Completion, Event, Request, Sampling
+from cutaway.generate.speculate import PromptLookup
 from cutaway.models.light import Precision, for_reading
 from cutaway.models.model import Model, build
 from cutaway.models.transformer import TransformerConfig, Variant
@@ -30,10 +32,11 @@ def model(request: pytest.FixtureRequest) -> Model:
     return for_reading(build(TransformerConfig(**SIZES, variant=variant), seed=1), precision)  # type: ignore[arg-type]
 
 
-def _engine(model: Model, pages: int, *, step_tokens: int = 2048) -> Engine:
+def _engine(model: Model, pages: int, *, step_tokens: int = 2048, guesses: bool = False) -> Engine:
     room = model.new_pages(pages)
     assert room is not None
-    return Engine(model, runner=PagedRunner(model, room), step_tokens=step_tokens)
+    return Engine(model, runner=PagedRunner(model, room), step_tokens=step_tokens,
+                  guess=(lambda: PromptLookup(cost=0.0)) if guesses else None)
 
 
 def _request(draw: random.Random, shared: tuple[int, ...]) -> Request:
@@ -53,7 +56,8 @@ def test_any_mix_gives_what_each_gives_alone(model: Model, seed: int) -> None:
     draw = random.Random(seed)
     shared = tuple(draw.randrange(90) for _ in range(40))
     waiting = [_request(draw, shared) for _ in range(draw.randint(2, 9))]
-    engine = _engine(model, draw.choice([8, 12, 60]), step_tokens=draw.choice([7, 32, 2048]))
+    engine = _engine(model, draw.choice([8, 12, 60]), step_tokens=draw.choice([7, 32, 2048]),
+                     guesses=draw.random() < 0.5)
     events: dict[int, list[Event]] = {}
     asked: dict[int, Request] = {}
     cancelled: set[int] = set()
