@@ -12,6 +12,7 @@ import typer
 from cutaway.cli.console import Json, note, row
 from cutaway.cli.writing import (
     DeviceName,
+    Frequency,
     MaxTokens,
     MinP,
     ModelName,
@@ -46,6 +47,7 @@ def command(
     min_p: MinP = 0.0,
     repetition_penalty: Repetition = 1.0,
     presence_penalty: Presence = 0.0,
+    frequency_penalty: Frequency = 0.0,
     seed: Seed = 0,
     precision: PrecisionName = "stored",
     device: DeviceName = "auto",
@@ -53,7 +55,8 @@ def command(
 ) -> None:
     """Talk with a model. Lines come from the terminal or from a pipe; answers go to stdout."""
     how = options(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                  repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=seed)
+                  repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+                  frequency_penalty=frequency_penalty, seed=seed)
     talk = _Talk(_open(model, device, precision), how, system, json)
     if sys.stdin.isatty():
         note(f"{model}, context of {talk.writer.engine.model.context_length} tokens; {_HELP}")

@@ -10,6 +10,7 @@ import typer
 from cutaway.cli.console import Json, note, row, stdout, table
 from cutaway.cli.writing import (
     DeviceName,
+    Frequency,
     MaxTokens,
     MinP,
     ModelName,
@@ -49,6 +50,7 @@ def command(
     min_p: MinP = 0.0,
     repetition_penalty: Repetition = 1.0,
     presence_penalty: Presence = 0.0,
+    frequency_penalty: Frequency = 0.0,
     seed: Seed = 0,
     stop: Stop = None,
     logprobs: Annotated[int | None, typer.Option(help="0: of the tokens drawn; n: also of the n likeliest.")] = None,
@@ -72,8 +74,8 @@ def command(
     search = _beam(beam, n, length_penalty)
     text, read = (stdin_text() if t == "-" else t for t in (prompt, beside_text))
     how = options(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                  repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=seed, stop=stop,
-                  logprobs=logprobs)
+                  repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+                  frequency_penalty=frequency_penalty, seed=seed, stop=stop, logprobs=logprobs)
     writer = open_writer(model, device, precision)
     ids, beside = _ids(writer, text, read, chat=chat)
     if n == 1 and logprobs is None and search is None and not json:

@@ -19,6 +19,7 @@ TopP = Annotated[float, typer.Option(help="Draw from the fewest tokens that hold
 MinP = Annotated[float, typer.Option(help="Leave out what is below this share of the likeliest.")]
 Repetition = Annotated[float, typer.Option("--repetition-penalty", help="Above 1: less of what was said or asked.")]
 Presence = Annotated[float, typer.Option("--presence-penalty", help="Above 0: less of what the answer has said.")]
+Frequency = Annotated[float, typer.Option("--frequency-penalty", help="Above 0: less of it each time it was said.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")]
 PrecisionName = Annotated[Literal["stored", "float32", "bfloat16", "int8", "int4"], typer.Option(
@@ -27,14 +28,15 @@ DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mp
 
 
 def options(*, max_tokens: int | None, temperature: float, top_k: int | None, top_p: float, min_p: float,
-            repetition_penalty: float, presence_penalty: float, seed: int, stop: list[str] | None = None,
-            logprobs: int | None = None) -> Options:
+            repetition_penalty: float, presence_penalty: float, frequency_penalty: float, seed: int,
+            stop: list[str] | None = None, logprobs: int | None = None) -> Options:
     """How to write; a value out of range is a one-line error that names it."""
     from cutaway.generate.writer import Options
     from cutaway.settings import decode
 
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-           "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty}
+           "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
+           "frequency_penalty": frequency_penalty}
     return decode(Options, {"max_tokens": "fit" if max_tokens is None else max_tokens, "sampling": how, "seed": seed,
                             "stop": stop or [], "logprobs": logprobs}, where="options")
 

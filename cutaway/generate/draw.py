@@ -221,10 +221,11 @@ def _most(counts: Sequence[int | None]) -> int:
 
 def _read(lives: Sequence[Live], vocab_size: int, device: torch.device) -> Seen:
     anywhere = torch.zeros(len(lives), vocab_size, dtype=torch.bool)
-    answered = torch.zeros_like(anywhere)
+    answered = torch.zeros(len(lives), vocab_size, dtype=torch.int32)
     for row, said, live in zip(anywhere, answered, lives, strict=True):
         row[torch.tensor(live.track.tokens)] = True
-        said[torch.tensor(live.track.tokens[len(live.request.tokens) :], dtype=torch.long)] = True
+        own = torch.tensor(live.track.tokens[len(live.request.tokens) :], dtype=torch.long)
+        said += torch.bincount(own, minlength=vocab_size)
     return Seen(anywhere.to(device), answered.to(device))
 
 

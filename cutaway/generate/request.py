@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, field_validator
 
 from cutaway.errors import CutawayError, RequestError
 from cutaway.settings import Settings
@@ -24,7 +24,8 @@ class Sampling(Settings):
     """How the next token is drawn, applied in this order.
 
     ``repetition_penalty`` (Keskar et al. 2019, arXiv 1909.05858) divides positive and multiplies negative logits of
-    tokens in the prompt or the answer; ``presence_penalty`` is taken off the logits of tokens in the answer; then
+    tokens in the prompt or the answer; ``presence_penalty`` is taken off the logits of tokens in the answer, and
+    ``frequency_penalty`` for each time they stand there; ``logit_bias`` adds numbers to the logits of some ids; then
     ``temperature`` (0 is arg-max), ``top_k``, ``top_p`` (Holtzman et al. 2020, arXiv 1904.09751) and ``min_p`` (a share
     of the likeliest token's probability, arXiv 2407.01082).
     """
@@ -35,6 +36,8 @@ class Sampling(Settings):
     min_p: float = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    frequency_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    logit_bias: tuple[tuple[NonNegativeInt, FiniteFloat], ...] = ()
 
     @field_validator("temperature")
     @classmethod
@@ -101,6 +104,10 @@ class Request:
             if not 0 <= min(ids) <= max(ids) < vocab_size:
                 raise RequestError(f"token {_outside(ids, vocab_size)} is outside the vocabulary of {vocab_size}",
                                    where=name, way_out=f"encode the {what} with the model's own tokenizer")
+        biased = tuple(token for token, _ in self.sampling.logit_bias)
+        if biased and max(biased) >= vocab_size:
+            raise RequestError(f"logit_bias names token {max(biased)}, outside the vocabulary of {vocab_size}",
+                               where=name)
         if room < 1:
             raise RequestError(f"a prompt of {len(self.tokens)} tokens leaves no room in a context of {context_length}",
                                where=name, way_out=f"shorten the prompt to {context_length - 1} tokens at most")

@@ -50,7 +50,8 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Which tokens stand in the prompt or answer, and in the answer alone: bool ``(B, V)``, kept only for penalties."""
+    """Which tokens stand in the prompt or answer, bool ``(B, V)``, and how often in the answer alone, int32 ``(B, V)``:
+    kept only for penalties."""
 
     anywhere: Tensor
     answered: Tensor
@@ -58,7 +59,7 @@ class Seen:
     def add(self, tokens: Tensor) -> None:
         """Mark the token just drawn in each row."""
         self.anywhere.scatter_(1, tokens[:, None], True)
-        self.answered.scatter_(1, tokens[:, None], True)
+        self.answered.scatter_add_(1, tokens[:, None], torch.ones_like(tokens[:, None], dtype=torch.int32))
 
     def select(self, rows: Tensor) -> Seen:
         """Some rows."""
@@ -71,18 +72,36 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Penalties:
-    """Repetition ``(B, 1)`` and presence ``(B, 1)``; see ``Sampling``."""
+    """Repetition, presence and frequency, ``(B, 1)`` each; see ``Sampling``."""
 
     repetition: Tensor
     presence: Tensor
+    frequency: Tensor
 
     def __call__(self, logits: Tensor, seen: Seen | None) -> Tensor:
         assert seen is not None
         less = torch.where(logits > 0, logits / self.repetition, logits * self.repetition)
-        return torch.where(seen.anywhere, less, logits) - self.presence * seen.answered
+        taken = self.presence * (seen.answered > 0) + self.frequency * seen.answered
+        return torch.where(seen.anywhere, less, logits) - taken
 
     def select(self, rows: Tensor) -> Penalties:
-        return Penalties(self.repetition[rows], self.presence[rows])
+        return Penalties(self.repetition[rows], self.presence[rows], self.frequency[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """Adds ``value (n,)`` to the logits at ``row, token (n,)``."""
+
+    row: Tensor
+    token: Tensor
+    value: Tensor
+
+    def __call__(self, logits: Tensor, seen: Seen | None) -> Tensor:
+        return logits.index_put((self.row, self.token), self.value, accumulate=True)
+
+    def select(self, rows: Tensor) -> Bias:
+        found = (rows[:, None] == self.row).nonzero()  # (n, 2): where a row is now, and which of the biases is its
+        return Bias(found[:, 0], self.token[found[:, 1]], self.value[found[:, 1]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +214,12 @@ def chain(samplings: Sequence[Sampling], *, vocab_size: int, device: torch.devic
     links: list[Sampler] = []
     if any(penalised(s) for s in samplings):
         links.append(Penalties(column([s.repetition_penalty for s in samplings]),
-                               column([s.presence_penalty for s in samplings])))
+                               column([s.presence_penalty for s in samplings]),
+                               column([s.frequency_penalty for s in samplings])))
+    biases = [(row, token, value) for row, s in enumerate(samplings) for token, value in s.logit_bias]
+    if biases:
+        places = torch.tensor([(row, token) for row, token, _ in biases], device=device)
+        links.append(Bias(places[:, 0], places[:, 1], column([value for *_, value in biases])[:, 0]))
     if all(greedy):
         return Chain(tuple(links), mixed, True)
     if any(s.temperature not in (0, 1) for s in samplings):
@@ -212,7 +236,7 @@ def chain(samplings: Sequence[Sampling], *, vocab_size: int, device: torch.devic
 
 def penalised(sampling: Sampling) -> bool:
     """Whether what has been said before changes what may be said."""
-    return sampling.repetition_penalty != 1 or sampling.presence_penalty != 0
+    return sampling.repetition_penalty != 1 or bool(sampling.presence_penalty or sampling.frequency_penalty)
 
 
 def invert(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cutaway.generate.request import COLDEST
 from cutaway.server.limits import (
+    BIASES,
     CHOICES,
     MESSAGES,
     NAME_LETTERS,
@@ -28,6 +29,8 @@ Ids = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 StopText = Annotated[str, Field(min_length=1, max_length=STOP_LETTERS)]
 Stop = StopText | Annotated[tuple[StopText, ...], Field(max_length=STOPS)]
 Tier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
+TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,7}$")]
+Biases = Annotated[dict[TokenText, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=BIASES)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 
 
@@ -49,8 +52,8 @@ class Drawing(Settings):
     min_p: float | None = Field(default=None, ge=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
-    frequency_penalty: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, int], Field(max_length=0)] | None = None
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: Biases | None = None
     seed: Seed | None = None
     n: int | None = Field(default=None, ge=1, le=CHOICES)
     stop: Stop | None = None

@@ -15,14 +15,18 @@ CPU = torch.device("cpu")
 samplings = st.builds(
     Sampling, temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]), top_k=st.sampled_from([None, 1, 3, 500]),
     top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]), min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
-    repetition_penalty=st.sampled_from([1.0, 1.4, 0.8]), presence_penalty=st.sampled_from([0.0, 1.5, -1.0]))
+    repetition_penalty=st.sampled_from([1.0, 1.4, 0.8]), presence_penalty=st.sampled_from([0.0, 1.5, -1.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.7, -0.4]),
+    logit_bias=st.sampled_from([(), ((1, 5.0),), ((0, -100.0), (2, 0.5), (2, 0.25))]))
 
 
 def expected(logits: np.ndarray, s: Sampling, anywhere: np.ndarray, answered: np.ndarray) -> np.ndarray:
     """The distribution of one row, step by step as ``Sampling`` says."""
     x = logits.astype(np.float64)
     x = np.where(anywhere, np.where(x > 0, x / s.repetition_penalty, x * s.repetition_penalty), x)
-    x = x - s.presence_penalty * answered
+    x = x - s.presence_penalty * (answered > 0) - s.frequency_penalty * answered
+    for token, value in s.logit_bias:
+        x[token] += value
     if s.temperature == 0:
         return np.eye(len(x))[x.argmax()]
     x = x / s.temperature
@@ -42,7 +46,7 @@ def test_every_row_has_its_own_distribution(rows: list[Sampling], seed: int) -> 
     draw, n, vocab = np.random.default_rng(seed), 400, 70
     logits = draw.normal(0, 2, (len(rows), vocab)).astype(np.float32)
     anywhere = draw.random((len(rows), vocab)) < 0.3
-    answered = anywhere & (draw.random((len(rows), vocab)) < 0.5)
+    answered = (anywhere * draw.integers(0, 3, (len(rows), vocab))).astype(np.int32)
     many = [s for s in rows for _ in range(n)]
     tiled = [torch.from_numpy(np.repeat(a, n, 0)) for a in (logits, anywhere, answered)]
     # evenly spaced numbers: the counts must equal the probabilities to 1 / n, not only on average
@@ -56,7 +60,8 @@ def test_every_row_has_its_own_distribution(rows: list[Sampling], seed: int) -> 
 
 
 def test_a_selected_chain_is_the_chain_of_the_selected() -> None:
-    rows = [Sampling(temperature=0), Sampling(top_k=2), Sampling(temperature=0.5, top_p=0.5), Sampling(min_p=0.2)]
+    rows = [Sampling(temperature=0), Sampling(top_k=2, logit_bias=((3, 4.0), (4, 3.0))),
+            Sampling(temperature=0.5, top_p=0.5, logit_bias=((5, 9.0),)), Sampling(min_p=0.2)]
     logits, uniform = torch.randn(4, 30, generator=torch.Generator().manual_seed(0)), torch.full((4,), 0.6).double()
     whole = chain(rows, vocab_size=30, device=CPU)
     keep = torch.tensor([3, 1])

@@ -24,8 +24,9 @@ def post(wired: Wired, path: str, body: Any) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("more", "param"), [
-    ({"frequency_penalty": 0.5}, "frequency_penalty"),
-    ({"logit_bias": {"5": 10}}, "logit_bias"),
+    ({"frequency_penalty": 2.5}, "frequency_penalty"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+    ({"logit_bias": {"five": 1}}, "logit_bias.five"),
     ({"stop": ["a"] * 5}, "stop"),
     ({"stop": "x" * 300}, "stop"),
     ({"stop": [""]}, "stop[0]"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import BadRequestError
 from wired import BYTES, Wired, serving
 
 from cutaway.generate.engine import Engine
@@ -122,3 +123,15 @@ def test_forms_hold_with_the_real_engine(real: Wired) -> None:
     made = real.openai().chat.completions.parse(model="tiny", messages=[{"role": "user", "content": "hi"}],
                                                 response_format=Point, max_tokens=120)
     assert isinstance(made.choices[0].message.parsed, Point) and made.choices[0].finish_reason == "stop"
+
+
+def test_biases_and_the_price_of_saying_it_again(real: Wired) -> None:
+    z, y = (BYTES.encode(letter)[0] for letter in "zy")
+    create = real.openai().completions.create
+    one = create(model="tiny", prompt="abc", max_tokens=6, temperature=0, logit_bias={str(z): 100})
+    assert one.choices[0].text == "zzzzzz"
+    two = create(model="tiny", prompt="abc", max_tokens=12, temperature=0, frequency_penalty=2,
+                 logit_bias={str(z): 100, str(y): 95})
+    assert set(two.choices[0].text) == {"z", "y"} and two.choices[0].text.startswith("zz")
+    with pytest.raises(BadRequestError, match="outside the vocabulary"):
+        create(model="tiny", prompt="abc", max_tokens=1, logit_bias={"999999": 1})
