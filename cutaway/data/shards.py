@@ -302,7 +302,10 @@ def _check(path: Path, expected: dict[str, Any], *, verify: bool) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", where=path, way_out=_AGAIN) from None
-    if size != expected["bytes"]:
-        raise DataError(f"damaged: {size:,} bytes, {expected['bytes']:,} were written", where=path, way_out=_AGAIN)
-    if verify and digest(path) != expected["sha256"]:
+    written, known = expected.get("bytes"), expected.get("sha256")
+    if not isinstance(written, int) or not isinstance(known, str):
+        raise DataError("the manifest says neither its bytes nor its sha256", where=path, way_out=_AGAIN)
+    if size != written:
+        raise DataError(f"damaged: {size:,} bytes, {written:,} were written", where=path, way_out=_AGAIN)
+    if verify and digest(path) != known:
         raise DataError("damaged: its sha256 is not the one it was written with", where=path, way_out=_AGAIN)

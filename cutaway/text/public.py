@@ -55,12 +55,25 @@ def made(tree: dict[str, Any], names: Mapping[str, Any], *, template: str = "", 
                              way_out=FOLDER_AGAIN) from None
 
 
+def _check_prefix(model: Any, where: object) -> None:
+    """The library cuts a continuing prefix off the second half of each merge, and takes the process with it where that
+    cuts a letter in two. Raises TokenizerError where a merge has another beginning."""
+    prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
+    if not prefix or model.get("type", "BPE") != "BPE":
+        return
+    seconds = [merge.partition(" ")[2] if isinstance(merge, str) else merge[1] for merge in model.get("merges") or ()]
+    if not isinstance(prefix, str) or not all(second.startswith(prefix) for second in seconds):
+        raise TokenizerError(f"its merges do not go on with continuing_subword_prefix {prefix!r}", where=where,
+                             way_out=FOLDER_AGAIN)
+
+
 def _made(tree: dict[str, Any], names: Mapping[str, Any], template: str, start: int | None, stops: Sequence[int],
           where: object) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     tree = {**tree, "padding": None, "truncation": None}
     tree["added_tokens"] = list(tree.get("added_tokens") or [])
+    _check_prefix(tree.get("model"), where)
     try:
         whole = Backend.from_str(json.dumps(tree))
     except Exception as error:  # the library raises Exception itself

@@ -169,6 +169,19 @@ def test_saved_is_loaded_and_damage_is_named(bpe: Tokenizer, tmp_path: Path) -> 
     assert load(tmp_path).roles.public  # nothing says that it is ours: it is read as anybody's
 
 
+def test_a_prefix_that_merges_do_not_have_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
+    """The library would cut letters in two and take the process with it."""
+    bpe.save(tmp_path)
+    tree = json.loads((tmp_path / "tokenizer.json").read_text())
+    tree["model"]["continuing_subword_prefix"] = "\u00a0"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del config["cutaway"]  # nothing says that it is ours, nor its sha256
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(TokenizerError, match="do not go on with continuing_subword_prefix"):
+        load(tmp_path)
+
+
 def test_settings_are_a_union_told_apart_by_kind() -> None:
     class Holder(Settings):
         tokenizer: TokenizerSettings = SubwordSettings()
