@@ -201,7 +201,7 @@ class _Header:
         return [self._value(inside, depth + 1) for _ in range(self._count(count, 8))]
 
     def _strings(self, count: int) -> list[str]:
-        """A vocabulary's: as ``_string``, in a tenth of its time."""
+        """A vocabulary's, which has tens of thousands: as ``_string``, without its calls."""
         data, at, end, length, found = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from, []
         for _ in range(count):
             begin = at + 8

@@ -1,5 +1,5 @@
 """The numbers in the blocks of a GGUF tensor. The library knows every kind; the three that most small models are stored
-in are also here, with its bits on all cores: a third of the time in which such a model opens."""
+in are also here, with its bits, on all cores."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def check_digest(path: Path, expected: object) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _digest(path: Path, *_times: int) -> str:
-    """Of a file that is known by its times: loading half a gigabyte again takes a third of the time without."""
+    """Of a file that is known by its times: most of the time of loading it again would be this."""
     return digest(path)
 
 

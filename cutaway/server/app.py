@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cutaway.errors import CutawayError
+from cutaway.server.body import beside
 from cutaway.server.endpoints import ENDPOINTS, Run, ask_schemas, extra
 from cutaway.server.guard import Guard
 from cutaway.server.keys import Key
@@ -73,13 +74,10 @@ async def _as_problem(request: Request, error: Exception) -> Response:
 @asynccontextmanager
 async def _alongside(service: Service) -> AsyncIterator[None]:
     """While the server runs: models that nobody uses are closed, and what still runs when it is ending is ended."""
-    task = asyncio.create_task(_look_after(service))
     try:
-        yield
+        async with beside(_look_after(service)):
+            yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
         await service.shelf.close()
         service.pool.shutdown(wait=False, cancel_futures=True)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import pydantic
@@ -146,3 +147,15 @@ def _known(cls: type[Settings], name: str) -> list[str]:
         return [field.alias or key for key, field in cls.model_fields.items()]
     tree = json.dumps(cls.model_json_schema().get("$defs", {}))
     return sorted(set(re.findall(r'"properties": \{"(\w+)"', tree)) | set(re.findall(r'"(\w+)": \{', tree)))
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """``work`` goes on for as long as the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -128,12 +128,7 @@ class _Talk:
 
     async def streamed(self) -> Response:
         """The answer as it comes."""
-        try:
-            await self.writing.begun()
-        except BaseException:
-            self.writing.close()
-            raise
-        return EventStream(self.writing, begin=self._begin, each=self._each, end=self._end)
+        return await EventStream(self.writing, begin=self._begin, each=self._each, end=self._end).begun()
 
     def _choice(self, index: int, parts: list[_Part]) -> ChatChoice:
         text, calls = "".join(p.text for p in parts), [c for p in parts for c in p.calls]

@@ -74,12 +74,7 @@ class _Continued:
 
     async def streamed(self) -> Response:
         """As they come."""
-        try:
-            await self.writing.begun()
-        except BaseException:
-            self.writing.close()
-            raise
-        return EventStream(self.writing, begin=lambda: (), each=self._each, end=self._end)
+        return await EventStream(self.writing, begin=lambda: (), each=self._each, end=self._end).begun()
 
     def _choice(self, index: int, delta: Delta) -> TextChoice:
         """What a step added, behind the prompt where it is echoed and this is the first."""

@@ -96,12 +96,8 @@ class _Made:
 
     async def streamed(self) -> Response:
         """The response as it comes."""
-        try:
-            await self.writing.begun()
-        except BaseException:
-            self.writing.close()
-            raise
-        return EventStream(self.writing, begin=self._begin, each=self._each, end=self._end, failed=self._failed)
+        stream = EventStream(self.writing, begin=self._begin, each=self._each, end=self._end, failed=self._failed)
+        return await stream.begun()
 
     @property
     def _status(self) -> Status:

@@ -42,6 +42,15 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._writing, self._begin, self._each, self._end, self._failed = writing, begin, each, end, failed
 
+    async def begun(self) -> EventStream:
+        """Itself, once there is something to send: what fails before still has a status. Raises that failure."""
+        try:
+            await self._writing.begun()
+        except BaseException:
+            self._writing.close()
+            raise
+        return self
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         seconds = self._writing.service.limits.send_seconds
 

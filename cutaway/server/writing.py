@@ -16,7 +16,7 @@ from cutaway.generate.request import SEEDS, Constraint, Event, Request, Sampling
 from cutaway.server.answers import CachedDetails, Timings, Usage
 from cutaway.server.asks import Drawing
 from cutaway.server.assemble import Assembler, Delta, joined
-from cutaway.server.body import Gone, until_gone
+from cutaway.server.body import Gone, beside, until_gone
 from cutaway.server.problem import Problem
 from cutaway.server.prompts import Prompt
 from cutaway.server.service import Service, allowance_of, salt_of
@@ -229,12 +229,7 @@ async def present(receive: Receive, call: Call) -> AsyncIterator[None]:
         await until_gone(receive)
         call.put(Gone())
 
-    task = asyncio.create_task(watch())
-    try:
+    async with beside(watch()):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
