@@ -75,6 +75,7 @@ class Contender:
     log: Any
     rates: list[float] = field(default_factory=list)  # steps per second, one a round
     last: dict[str, Any] = field(default_factory=dict)
+    turns: list[dict[str, Any]] = field(default_factory=list)  # all it said of each round
 
     def ask(self, count: int) -> None:
         """Tell it to run ``count`` steps."""
@@ -98,6 +99,7 @@ class Contender:
         self.ask(max(1, round(seconds * pace)))
         done = self.answer()
         self.rates.append(done["steps"] / done["seconds"])
+        self.turns.append(done)
 
     def end(self) -> None:
         """Close its pipe: it ends by itself."""

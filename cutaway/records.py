@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -44,8 +44,9 @@ class Screen(Protocol):
     def progress(self, name: str, *, total: float, unit: str) -> AbstractContextManager[Bar]: ...
 
 
-def atomic_write(path: str | Path, data: bytes | str) -> None:
-    """Write the whole file or nothing: a temporary name beside it, flushed to the disk, then renamed.
+def atomic_write(path: str | Path, data: bytes | str | Iterable[bytes | memoryview]) -> None:
+    """Write the whole file, given at once or in pieces, or nothing: a temporary name beside it, flushed to the disk,
+    then renamed.
 
     Raises RunError naming the file when the folder cannot be written or the disk is full; the old file stays.
     """
@@ -55,7 +56,8 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            data = data.encode() if isinstance(data, str) else data
+            file.writelines((data,) if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())

@@ -31,7 +31,7 @@ from cutaway.batch import Batch
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
 from cutaway.models.folder import load_model, load_tokenizer
-from cutaway.models.light import Precision, for_reading
+from cutaway.models.light import Precision
 from cutaway.models.model import Model
 from cutaway.models.open import open_embedder
 from cutaway.models.store import located
@@ -89,9 +89,8 @@ def language(python: str, root: Path, documents: int, context: int) -> dict[str,
                     for p, w in zip(prompts, wanted, strict=True))
         asks = [Request(tuple(p), 64, Sampling(temperature=0)) for p in prompts]
         same = sum(list(r.tokens) == w for r, w in zip(Engine(model).generate(asks), theirs["greedy"], strict=True))
-        lighter = {f"perplexity_{p}": perplexity(for_reading(model, p), rows) for p in LIGHTER}
     count = sum(len(row) - 1 for row in rows)
-    return lighter | {"logits_apart": apart, "greedy_equal": same, "prompts": len(prompts), "tokens": count,
+    return {"logits_apart": apart, "greedy_equal": same, "prompts": len(prompts), "tokens": count,
             "perplexity": perplexity(model, rows), "their_perplexity": math.exp(sum(theirs["nll"]) / count)}
 
 
@@ -143,8 +142,7 @@ def main() -> None:
         print(f"SmolLM2-135M-Instruct, GGUF: logits at most {found['logits_apart']:.1e} apart; "
               f"{found['greedy_equal']:.0f} of {found['prompts']:.0f} prompts give the same 64 tokens; "
               f"perplexity {found['perplexity']:.6f}, "
-              f"transformers {found['their_perplexity']:.6f} ({found['tokens']:,.0f} tokens); "
-              + ", ".join(f"{p} {found[f'perplexity_{p}']:.4f}" for p in LIGHTER), flush=True)
+              f"transformers {found['their_perplexity']:.6f} ({found['tokens']:,.0f} tokens)", flush=True)
     if options.only != "language":
         figures["vectors"] = vectors(options.python, root)
         print(f"{'all-MiniLM-L6-v2':<18}{'ours':>9}{'theirs':>9}{'published':>11}{'n':>7}{'vectors apart':>15}"

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from cutaway.errors import ModelError, SettingsError
 from cutaway.models.folder import family_for
 from cutaway.models.model import Model
+from cutaway.models.tensors_file import write_tensors
 from cutaway.models.whole import AGAIN, SIDE, TOKENIZER, damaged, read_json, whole_folder, write_json
 from cutaway.nn.adapt import LowRank, scale_of
 from cutaway.nn.linear import Linear
-from cutaway.records import atomic_write
 from cutaway.settings import Settings, decode, nearest
 from cutaway.text.tokenizer import Tokenizer
 
@@ -191,8 +191,6 @@ def save_adapter(folder: str | Path, model: Model, *, base: str = "", tokenizer:
                  side: Mapping[str, Any] | None = None) -> None:
     """The adapters of a model as peft keeps them, with what else should be known of them in ``side``'s file. Raises
     ModelError for a model that has none, or of several ranks."""
-    from safetensors.torch import save
-
     folder, tensors = Path(folder), dict[str, Tensor]()
     ranks, targets = set[tuple[int, float, float]](), set[str]()
     for place in _places(model):
@@ -215,7 +213,7 @@ def save_adapter(folder: str | Path, model: Model, *, base: str = "", tokenizer:
         if tokenizer is not None or side is not None:
             write_json(temporary / SIDE, {"format": 1, **(side or {}), "tokenizer_sha256":
                                           None if tokenizer is None else tokenizer.digest})
-        atomic_write(temporary / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        write_tensors(temporary / WEIGHTS, tensors, torch.float32)
         write_json(temporary / CONFIG, {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": scale * rank,
             "lora_dropout": dropout, "use_rslora": False, "bias": "none", "fan_in_fan_out": False,

@@ -21,8 +21,8 @@ from cutaway.models.families.family import Family, Form, described
 from cutaway.models.heads import Head, Vector, kind_of
 from cutaway.models.model import Architecture, Model
 from cutaway.models.stored import Tensors, filled, of_folder
+from cutaway.models.tensors_file import write_tensors
 from cutaway.models.whole import CONFIG, SIDE, TOKENIZER, WEIGHTS, read_json, whole_folder, write_json
-from cutaway.records import atomic_write, digest
 from cutaway.text import tokenizer as tokenizers
 from cutaway.text.tokenizer import Tokenizer
 
@@ -57,17 +57,14 @@ def refuse_larger(tokenizer: Tokenizer, model: Model, where: Path) -> None:
 
 
 def _fill(folder: Path, model: Model, tokenizer: Tokenizer | None, dtype: torch.dtype) -> None:
-    from safetensors.torch import save
-
     head, name = model.head_spec, str(dtype).removeprefix("torch.")
     control: dict[str, int] = {}
     if tokenizer is not None:
         control = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "end": tokenizer.end_id, "pad": tokenizer.pad_id}
     public = _FAMILIES[model.config.traits.family].public_config(model.config, head, dtype=name, control=control)
-    data = save({k: v.to(dtype) for k, v in public_tensors(model).items()}, metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save(folder)
-    atomic_write(folder / WEIGHTS, data)
+    digest = write_tensors(folder / WEIGHTS, public_tensors(model), dtype)
     write_json(folder / CONFIG, public)
     if model.config.traits.generates:
         ids = {k: v for k, v in public.items() if k.endswith("token_id")} if control else {}
@@ -76,7 +73,7 @@ def _fill(folder: Path, model: Model, tokenizer: Tokenizer | None, dtype: torch.
         sentence.write_modules(folder, head, model.pooling, width=model.config.hidden_size,
                                context=model.context_length)
     write_json(folder / SIDE, {"format": 1, "family": model.config.traits.family, "head": kind_of(head),
-                           "config": model.config.model_dump(), "weights_sha256": digest(data),
+                           "config": model.config.model_dump(), "weights_sha256": digest,
                            "tokenizer_sha256": None if tokenizer is None else tokenizer.digest})
 
 
@@ -102,6 +99,10 @@ def _public(part: Tensor, form: Form) -> Tensor:
 def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None,
                mapped: bool = False) -> Model:
     """The model of a folder, ours or a public one of the family; ``dtype`` is its arithmetic, weights are float32.
+
+    Those that lie in the file as the model has them are the file, mapped: what changes them changes a private copy of
+    the page, never the file. A file that is replaced (as ``save_model`` does) stays what it was to who has it open; one
+    that is overwritten in place does not.
 
     With ``mapped``, weights of products stay in the file where they lie in it as they are. That is for one who lays
     them out anew (``models.light``): such a model computes nothing.

@@ -3,9 +3,11 @@ configuration says."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from cutaway.errors import ModelError
 from cutaway.models.families.family import Family, Form
 from cutaway.models.heads import Head
 from cutaway.models.model import Model, blank
+from cutaway.models.tensors_file import Mapped, places
 from cutaway.models.transformer import TransformerConfig
 from cutaway.models.whole import AGAIN, WEIGHTS, check_digest, damaged, read_json
 from cutaway.nn.linear import Linear
@@ -27,13 +30,16 @@ INDEX = "model.safetensors.index.json"
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A tensor that lies in a file: its shape, whether its numbers are floating, how it is read, whether what is read
-    is the mapped file itself, and whether a number takes less than 32 bits."""
+    is the mapped file itself, whether a number takes less than 32 bits, and, where a parameter can be the file, which
+    and the byte at which it begins there."""
 
     shape: tuple[int, ...]
     floating: bool
     read: Callable[[], Tensor]
     mapped: bool = False
     small: bool = False
+    file: Mapped | None = None
+    begin: int = 0
 
 
 Tensors = dict[str, Stored]
@@ -63,18 +69,19 @@ def _of_file(path: Path, expected: str | None) -> Tensors:
         check_digest(path, expected)
     try:
         file: Any = safe_open(path, "pt")
-        return {name: _lying(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        begins, mapped = places(path), Mapped(path)
+        return {name: _lying(file, name, mapped, begins.get(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:
         raise ModelError("no such file", where=path, way_out="name a folder that holds a model") from None
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise damaged(path, error) from None
 
 
-def _lying(file: Any, name: str) -> Stored:
+def _lying(file: Any, name: str, mapped: Mapped, begin: int | None) -> Stored:
     found = file.get_slice(name)
     kind = str(found.get_dtype())
     return Stored(tuple(found.get_shape()), kind.startswith(("F", "BF")), partial(file.get_tensor, name),
-                  mapped=True, small=kind not in ("F32", "F64"))
+                  mapped=True, small=kind not in ("F32", "F64"), file=None if begin is None else mapped, begin=begin or 0)
 
 
 def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path, *,
@@ -94,6 +101,7 @@ def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: tor
     model = blank(config, head=head, compute_dtype=dtype)
     if mapped:
         _take(model, tensors, family)
+    _borrow(model, tensors, family)
     _assign(model, tensors, family)
     _refuse_left(model, tensors, family, where)
     return model
@@ -144,6 +152,20 @@ def _take(model: Model, tensors: Tensors, family: Family) -> None:
             continue
         if all(tensors[name].mapped and not tensors[name].small for name in public):
             products[ours].mapped = tuple(tensors.pop(name).read() for name in public)
+
+
+def _borrow(model: Model, tensors: Tensors, family: Family) -> None:
+    """Parameters that lie in a file as the model has them, in one piece, are the file, and nothing is copied."""
+    mine = dict(model.named_parameters(remove_duplicate=False))
+    for ours, public in family.names(model.config, model.head_spec):
+        pieces = [tensors[name] for name in public if name in tensors]
+        if len(pieces) < len(public) or family.forms(ours, model.config) or (file := pieces[0].file) is None:
+            continue
+        follow = accumulate((4 * math.prod(p.shape) for p in pieces), initial=pieces[0].begin)
+        if all(p.file is file and p.begin == at for p, at in zip(pieces, follow, strict=False)):
+            mine[ours].data = file.floats(pieces[0].begin, mine[ours].shape)
+            for name in public:
+                tensors.pop(name)
 
 
 def _assign(model: Model, tensors: Tensors, family: Family) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from cutaway.text.tokenizer import ByteSettings, train
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "serve.md").read_text("utf-8")
-BLOCKS = re.findall(r"```(console|bash|python)\n(.*?)```", TEXT, re.DOTALL)
+BLOCKS = re.findall(r"```(console|bash|sh|python)\n(.*?)```", TEXT, re.DOTALL)
 
 
 def fetched(name: str, shape: str) -> None:
@@ -47,13 +49,19 @@ def test_everything_that_is_printed_runs(tmp_path: Path, monkeypatch: pytest.Mon
             for kind, text in BLOCKS:
                 if kind != "console":
                     assert "http://127.0.0.1:8000" in text
-                    _run(kind, text.replace("http://127.0.0.1:8000", address))
+                    _run(kind, text.replace("http://127.0.0.1:8000", address), tmp_path)
         finally:
             server.terminate()
     assert server.returncode == 0
 
 
-def _run(kind: str, text: str) -> None:
+def _run(kind: str, text: str, home: Path) -> None:
+    if kind == "sh":  # another program's command line, which lies beside this Python
+        places = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
+        done = subprocess.run(["bash", "-ec", text], capture_output=True, text=True, timeout=60, check=False,
+                              env={**os.environ, "HOME": str(home), "PATH": places})
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+        return
     if kind == "python":
         done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=60)
         assert "16 numbers" in done.stdout and "prompt_tokens" in done.stdout
