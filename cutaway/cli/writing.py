@@ -43,9 +43,11 @@ def options(*, max_tokens: int | None, temperature: float, top_k: int | None, to
 
 def open_writer(name: str, device: str, precision: Asked = "stored") -> Writer:
     """The model of that name on the device. Raises ModelError for one that writes no text, and says what it does."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from cutaway.device import pick, set_threads
     from cutaway.errors import SettingsError
-    from cutaway.generate.engine import Engine
+    from cutaway.generate.engine import engine_for
     from cutaway.generate.writer import Writer
     from cutaway.models.adapted import open_tokenizer
     from cutaway.models.model import Model
@@ -54,8 +56,10 @@ def open_writer(name: str, device: str, precision: Asked = "stored") -> Writer:
 
     folder = model_folder(name)
     set_threads()
-    model = open_language_model(folder, precision=precision, place=pick(device).torch)
-    tokenizer = open_tokenizer(folder)
+    with ThreadPoolExecutor(1) as beside:  # weights are laid out without Python
+        opening = beside.submit(open_tokenizer, folder)
+        model = open_language_model(folder, precision=precision, place=pick(device).torch)
+        tokenizer = opening.result()
     if not isinstance(model, Model) and device not in ("auto", "cpu"):
         raise SettingsError(f"an n-gram model is counted on the CPU, not on {device}", way_out="leave --device out")
-    return Writer(Engine(model), tokenizer)
+    return Writer(engine_for(model), tokenizer)

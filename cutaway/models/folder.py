@@ -104,15 +104,15 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     the page, never the file. A file that is replaced (as ``save_model`` does) stays what it was to who has it open; one
     that is overwritten in place does not.
 
-    With ``mapped``, weights of products stay in the file where they lie in it as they are. That is for one who lays
-    them out anew (``models.light``): such a model computes nothing.
+    With ``mapped``, weights of products stay in the file until they are asked for. That is for one who lays them out
+    anew (``models.light``): such a model computes nothing.
 
     Raises ModelError naming the file that is missing, damaged or of another kind, and, where ``tokenizer`` is given,
     for a model that was made with another one.
     """
     folder = Path(folder)
     if folder.suffix in (GGUF_FILE, LLAMA2C_FILE):
-        return _load_file(folder, dtype)
+        return _load_file(folder, dtype, mapped=mapped)
     public = read_json(folder / CONFIG)
     side = read_json(folder / SIDE) if (folder / SIDE).exists() else {}
     family = family_of(public, where=folder / CONFIG)
@@ -148,11 +148,11 @@ def _of_file(path: Path) -> tuple[Mapping[str, Any], Tensors, Vector | None]:
     return public, gguf.public_tensors(file, public), gguf.vector_of(file)
 
 
-def _load_file(path: Path, dtype: torch.dtype) -> Model:
+def _load_file(path: Path, dtype: torch.dtype, *, mapped: bool) -> Model:
     public, tensors, vector = _of_file(path)
     family = family_of(public, where=path)
     config, head = described(family, public, path)
-    return filled(config, vector or head, tensors, family, dtype, path)
+    return filled(config, vector or head, tensors, family, dtype, path, mapped=mapped)
 
 
 def family_of(public: Mapping[str, Any], *, where: object) -> Family:

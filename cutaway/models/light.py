@@ -65,8 +65,8 @@ def _cast(light: Model, dtype: torch.dtype) -> Model:
             light.head.weight = nn.Parameter(light.head.weight.to(dtype))
         for part in light.modules():
             if isinstance(part, Linear):
-                weight = torch.cat(part.mapped) if part.mapped else part.weight
-                part.weight, part.mapped = nn.Parameter(weight.to(dtype)), ()
+                weight = torch.cat([rows.read() for rows in part.lying]) if part.lying else part.weight
+                part.weight, part.lying = nn.Parameter(weight.to(dtype)), ()
         for part in list(light.modules()):
             for name, child in list(part.named_children()):
                 if isinstance(child, LowRank):

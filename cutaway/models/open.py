@@ -59,7 +59,7 @@ def open_language_model(folder: str | Path, *, precision: Asked = "float32",
     folder = Path(folder)
     if precision in LAID_OUT and _kind(folder) == NGRAM:
         raise ModelError(f"counts, and has no products of {precision}", where=folder, way_out="leave it out")
-    model = open_writer(folder, mapped=precision != "stored")
+    model = open_writer(folder, mapped=_on_cpu(place))
     return _light(model, folder, precision, place) if isinstance(model, Model) else model
 
 
@@ -92,7 +92,7 @@ def open_embedder(folder: str | Path, *, too_long: TooLong = "refuse", precision
     folder = Path(folder)
     if _kind(folder) in (BAG, NGRAM):
         raise ModelError("gives no vectors", where=folder, way_out="name an encoder, such as all-minilm-l6-v2")
-    model = load_model(folder, mapped=precision != "stored")
+    model = load_model(folder, mapped=_on_cpu(None))
     if model.head_kind != "vector":
         raise ModelError(f"gives {model.head_kind}, not vectors", where=folder,
                          way_out="name a model that was made for them, such as all-minilm-l6-v2")
@@ -105,9 +105,16 @@ def _light(model: Model, folder: Path, precision: Asked, place: torch.device | N
         raise MachineError(f"products of {precision} run on the CPU, not on {place.type}", way_out="ask for bfloat16")
     light = for_reading(model.to(place), _stored(folder, place) if precision == "stored" else precision, in_place=True)
     release_memory()  # of the weights as they were read
-    if place.type == "cpu":
-        keep_memory()  # what lies between two layers is freed and wanted again a thousand times a second
     return light
+
+
+def _on_cpu(place: torch.device | None) -> bool:
+    """Whether weights can be read one after another as they are laid out. Memory that is freed is then kept: for the
+    next weight, and later for what lies between two layers, a thousand times a second."""
+    here = place is None or place.type == "cpu"
+    if here:
+        keep_memory()
+    return here
 
 
 def _stored(folder: Path, place: torch.device) -> Precision:

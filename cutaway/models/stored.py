@@ -22,7 +22,7 @@ from cutaway.models.model import Model, blank
 from cutaway.models.tensors_file import Mapped, places
 from cutaway.models.transformer import TransformerConfig
 from cutaway.models.whole import AGAIN, WEIGHTS, check_digest, damaged, read_json
-from cutaway.nn.linear import Linear
+from cutaway.nn.linear import Linear, Lying
 
 INDEX = "model.safetensors.index.json"
 
@@ -86,8 +86,8 @@ def _lying(file: Any, name: str, mapped: Mapped, begin: int | None) -> Stored:
 
 def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path, *,
            mapped: bool = False) -> Model:
-    """The model of a configuration with a file's numbers; ``mapped``: weights of products stay in the file where
-    they lie in it as they are, see ``Linear``. Raises ModelError where the two do not belong together."""
+    """The model of a configuration with a file's numbers; ``mapped``: weights of products stay in the file until they
+    are asked for, see ``Linear``. Raises ModelError where the two do not belong together."""
     if config.num_layers > max(1, len(tensors)):
         raise ModelError(f"holds {len(tensors)} tensors, and config.json says {config.num_layers} layers", where=where,
                          way_out=AGAIN)
@@ -145,13 +145,12 @@ def _check(sketch: Model, tensors: Tensors, family: Family, where: Path) -> None
 
 
 def _take(model: Model, tensors: Tensors, family: Family) -> None:
-    """Leave the weights of products in the file where they lie in it as they are, in one piece or several."""
+    """Leave the weights of products in the file, in one piece or several."""
     products = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, Linear)}
     for ours, public in family.names(model.config, model.head_spec):
-        if ours not in products or not products[ours].called or family.forms(ours, model.config):
-            continue
-        if all(tensors[name].mapped and not tensors[name].small for name in public):
-            products[ours].mapped = tuple(tensors.pop(name).read() for name in public)
+        if ours in products and products[ours].called and not family.forms(ours, model.config):
+            taken = (tensors.pop(name) for name in public)
+            products[ours].lying = tuple(Lying(tensor.read, tensor.mapped) for tensor in taken)
 
 
 def _borrow(model: Model, tensors: Tensors, family: Family) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import CDLL, Structure, byref, c_int, c_int64, c_void_p
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,16 +54,23 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+class Lying(NamedTuple):
+    """Rows of a weight that lie in a file: how they are read, and whether what is read is the mapped file itself."""
+
+    read: Callable[[], Tensor]
+    mapped: bool
+
+
 class Linear(nn.Module):
     """``x @ weight.T``, with ``bias`` plus ``bias (outputs,)``; ``weight (outputs, inputs)`` is cast to the dtype of
     ``x`` at each use. ``called`` is False where the owner always multiplies with the weight itself, so that it must
-    not be packed. Where there is something in ``mapped``, its rows are the weight, in files, and ``weight`` holds
+    not be packed. Where there is something in ``lying``, its rows are the weight, in files, and ``weight`` holds
     nothing yet."""
 
     def __init__(self, inputs: int, outputs: int, *, called: bool = True, bias: bool = False) -> None:
         super().__init__()
         self.called = called
-        self.mapped: tuple[Tensor, ...] = ()
+        self.lying: tuple[Lying, ...] = ()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
@@ -96,14 +104,22 @@ class Room:
         taken, self._left = self._left[:size], self._left[size:]
         return taken
 
-    def joined(self, linear: Linear) -> Tensor:
+    def read(self, linear: Linear) -> Tensor:
         """A weight, wherever it lies, until the next one is asked for: memory for each would be left in pieces."""
-        if len(linear.mapped) < 2:
-            return linear.mapped[0] if linear.mapped else linear.weight
+        if not linear.lying:
+            return linear.weight
+        if len(linear.lying) == 1:
+            return linear.lying[0].read()
         if self._joined.numel() < linear.weight.numel():
             self._joined = torch.empty(linear.weight.numel())
-        out = self._joined[: linear.weight.numel()].view(linear.weight.shape)
-        return torch.cat(linear.mapped, out=out)
+        out, at = self._joined[: linear.weight.numel()].view(linear.weight.shape), 0
+        for piece in linear.lying:
+            rows = piece.read()
+            out[at : at + len(rows)] = rows
+            at += len(rows)
+            if piece.mapped:
+                forget_pages(rows)
+        return out
 
 
 def _bytes(inputs: int, precision: Packing) -> int:
@@ -184,7 +200,8 @@ def packed(linear: Linear, precision: Packing = "bfloat16", *, after: After | No
     lib, room = packs(linear.weight, precision), room or Room()
     if lib is None or not linear.called or (gated and linear.weight.shape[0] % 32):
         return None
-    made = PackedLinear(lib, room.joined(linear), linear.bias, precision, after=after, gated=gated, room=room)
-    for piece in linear.mapped:
-        forget_pages(piece)
+    weight = room.read(linear)
+    made = PackedLinear(lib, weight, linear.bias, precision, after=after, gated=gated, room=room)
+    if len(linear.lying) == 1 and linear.lying[0].mapped:
+        forget_pages(weight)
     return made

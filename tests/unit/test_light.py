@@ -175,13 +175,13 @@ def test_weights_that_stay_in_the_file_are_laid_out_as_others(tmp_path: Path, de
     """Queries, keys and values are three tensors there, gate and up two; the file is let go of."""
     save_model(tmp_path / "model", decoder)
     mapped, batch = load_model(tmp_path / "model", mapped=True), Batch(_tokens(2, 20))
-    pieces = [part.mapped for part in mapped.modules() if isinstance(part, Linear)]
+    pieces = [part.lying for part in mapped.modules() if isinstance(part, Linear)]
     assert {len(some) for some in pieces} == {1, 2, 3}
     assert torch.equal(for_reading(mapped, precision)(batch), for_reading(decoder, precision)(batch))
     monkeypatch.setattr(linear, "packs", lambda *given: None)  # nothing can be laid out: what is read is copied
     monkeypatch.setattr(light, "packs", lambda *given: None)
     plain = for_reading(load_model(tmp_path / "model", mapped=True), "float32")
-    assert not any(part.mapped for part in plain.modules() if isinstance(part, Linear))
+    assert not any(part.lying for part in plain.modules() if isinstance(part, Linear))
     assert torch.equal(plain(batch), decoder(batch))
 
 

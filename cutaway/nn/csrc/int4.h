@@ -39,6 +39,14 @@ static void block_in(const float *w, uint8_t *q, uint16_t *d, uint16_t *m) {
   }
 }
 
+INLINE int32_t block_sum(const uint8_t *bytes) {
+  __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i *)bytes));
+  __m256i eight = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
+}
+
 // R rows by V registers of 8 outputs: the products of a block fit into 16 bits (8 * 2 * 15 * 127)
 #define ROWS(R, V) { \
     for (int64_t at = 0; at < PANEL; at += 8 * V) \

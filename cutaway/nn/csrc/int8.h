@@ -5,7 +5,7 @@
 #if defined(__AVX512VNNI__)
 #define INT8
 #define ZERO 128  // what an input is raised by, for a unit that multiplies unsigned by signed
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && defined(__FMA__)
 #define INT8
 #define ZERO 0  // the sign of an input moves to the weight: 2 * 127 * 127 fit in 16 bits, 2 * 255 * 127 do not
 #else
@@ -14,46 +14,54 @@
 
 #define PANEL 32        // outputs whose weights lie together: pair (or four) k of output n at k * PANEL + n
 #define GROUP 64        // inputs that share a scale
+#ifndef AHEAD
 #define AHEAD 2048       // bytes of weights that are on their way while one row passes by
+#endif
 #define ROWS_AT_ONCE 24  // rows whose sums exist at once, of which some are in registers
 
-// to the nearest whole numbers, of two the even one
-#if defined(__AVX512VNNI__)
-INLINE ivec vec_round(vec v) { return (ivec)_mm512_cvtps_epi32((__m512)v); }
-#elif defined(INT8)
-INLINE ivec vec_round(vec v) {
-  union { vec v; __m256 part[2]; } in = {v};
-  union { __m256i part[2]; ivec v; } out = {{_mm256_cvtps_epi32(in.part[0]), _mm256_cvtps_epi32(in.part[1])}};
-  return out.v;
-}
+// inputs of a group as bytes around `zero`, to the nearest, of two the even one; its scale, NaN by one that is no number
+static float group_in(const void *x, int bf, int64_t at, int64_t count, int zero, uint8_t *out) {
+  float most = 0, strange = 0;  // 0 times what is no number is none
+  int64_t i = 0;
+#ifdef INT8
+  reg top = {}, none = {};
+  for (; i + WIDE <= count; i += WIDE) {
+    reg v = reg_in(x, at + i, bf);
+    none += v * 0.0f;
+    top = reg_max(top, (reg)((ireg)v & 0x7fffffff));
+  }
+  most = reg_most(top), strange = reg_sum(none);
 #endif
+  for (; i < count; i++) {
+    most = fmaxf(most, fabsf(one_in(x, at + i, bf)));
+    strange += one_in(x, at + i, bf) * 0.0f;
+  }
+  float inverse = most > 0 ? 127.0f / most : 0;
+  i = 0;
+#if defined(INT8) && WIDE == 16
+  for (; i + WIDE <= count; i += WIDE)
+    *(bytes16 *)(out + i) = __builtin_convertvector(
+        (ireg)_mm512_cvtps_epi32((__m512)(reg_in(x, at + i, bf) * inverse)) + zero, bytes16);
+#elif defined(INT8)
+  for (; i + 32 <= count; i += 32) {
+    __m256i q[4];
+    for (int j = 0; j < 4; j++) q[j] = _mm256_cvtps_epi32((__m256)(reg_in(x, at + i + j * WIDE, bf) * inverse));
+    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));  // packing goes by halves
+    _mm256_storeu_si256((__m256i *)(out + i), _mm256_add_epi8(bytes, _mm256_set1_epi8((char)zero)));
+  }
+#endif
+  for (; i < count; i++) {
+    float q = one_in(x, at + i, bf) * inverse;
+    out[i] = (uint8_t)(q == q ? lrintf(q) + zero : zero);
+  }
+  return most / 127.0f + strange;
+}
 // a row of x, from `at` on, as bytes around `zero`, filled up to `wide`, and the scale of each group
 static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide, int zero, uint8_t *out, float *scales) {
   for (int64_t start = 0; start < K; start += GROUP) {
-    int64_t end = K - start < GROUP ? K : start + GROUP, i = start;
-    vec top = {}, none = {};
-    float most = 0, strange = 0;  // becomes NaN by one that is no number
-    for (; i + LANES <= end; i += LANES) {
-      vec v = vec_in(x, at + i, bf);
-      none += v * 0.0f;
-      top = vec_max(top, (vec)((ivec)v & 0x7fffffff));
-    }
-    for (; i < end; i++) {
-      most = fmaxf(most, fabsf(one_in(x, at + i, bf)));
-      strange += one_in(x, at + i, bf) * 0.0f;
-    }
-    most = fmaxf(most, vec_most(top));
-    scales[start / GROUP] = most / 127.0f + strange + vec_sum(none);
-    float inverse = most > 0 ? 127.0f / most : 0;
-    i = start;
-#ifdef INT8
-    for (; i + LANES <= end; i += LANES)
-      *(bytes16 *)(out + i) = __builtin_convertvector(vec_round(vec_in(x, at + i, bf) * inverse) + zero, bytes16);
-#endif
-    for (; i < end; i++) {
-      float q = one_in(x, at + i, bf) * inverse;
-      out[i] = (uint8_t)(q == q ? lrintf(q) + zero : zero);
-    }
+    int64_t count = K - start < GROUP ? K - start : GROUP;
+    scales[start / GROUP] = group_in(x, bf, at + start, count, zero, out + start);
   }
   for (int64_t i = K; i < wide; i++) out[i] = (uint8_t)zero;
 }
@@ -84,7 +92,7 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
       for (int j = 0; j < 2; j++) *(vec *)(C + (m + i) * PANEL + j * LANES) = acc[i][j] * *(vec *)(scales + j * LANES); \
     m += R; \
   }
-#elif defined(__AVX2__)
+#elif defined(INT8)
 #define ROWS(R, V) { \
     for (int64_t at = 0; at < PANEL; at += 8 * V) \
       for (int64_t g = 0; g < groups; g++) { \
@@ -111,9 +119,9 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
         for (int i = 0; i < R; i++) \
           for (int j = 0; j < V; j++) { /* sums of groups wait in memory: registers are few */ \
             float *c = C + (m + i) * PANEL + at + 8 * j; \
-            __m256 of = (__m256)reg_fma((reg)_mm256_cvtepi32_ps(whole[i][j]), (reg){} + inputs[(m + i) * groups + g], \
-                                        g ? *(reg *)c : (reg){}); \
-            if (g + 1 == groups) of *= _mm256_loadu_ps(scales + at + 8 * j); \
+            __m256 of = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[i][j]), _mm256_set1_ps(inputs[(m + i) * groups + g]), \
+                                        g ? _mm256_loadu_ps(c) : _mm256_setzero_ps()); \
+            if (g + 1 == groups) of = _mm256_mul_ps(of, _mm256_loadu_ps(scales + at + 8 * j)); \
             _mm256_storeu_ps(c, of); \
           } \
       } \

@@ -105,24 +105,22 @@ void linear_pack_int4(const float *w, int64_t N, int64_t K, int gated, uint8_t *
 }
 
 // what becomes of PANEL sums of a row: outputs from n on, written from `at` on
-INLINE void put(const Plan *plan, float *sums, int64_t n, void *out, int64_t at, int out_bf, int add, int kind) {
-  vec slope, v[2];
-  for (int j = 0; j < 2; j++) {
-    v[j] = *(vec *)(sums + j * LANES);
-    if (plan->bias) v[j] += *(const vec *)(plan->bias + n + j * LANES);
+INLINE void put(const Plan *plan, const float *sums, int64_t n, void *out, int64_t at, int out_bf, int add, int kind) {
+  const int regs = PANEL / WIDE, passes = plan->gated ? regs / 2 : regs;
+  reg slope, v[PANEL / WIDE];
+  for (int j = 0; j < regs; j++) {
+    v[j] = *(const reg *)(sums + j * WIDE);
+    if (plan->bias) v[j] += *(const reg *)(plan->bias + n + j * WIDE);
   }
-  int64_t width = plan->N - n < PANEL ? plan->N - n : PANEL;
-  if (kind == RELU) v[0] = vec_max(v[0], (vec){}), v[1] = vec_max(v[1], (vec){});
-  else if (kind != NOTHING) {
-    v[0] = activation(v[0], &slope, kind, out_bf);
-    if (!plan->gated) v[1] = activation(v[1], &slope, kind, out_bf);
-  }
+  for (int j = 0; j < passes && kind != NOTHING; j++)
+    v[j] = kind == RELU ? reg_max(v[j], (reg){}) : activation(v[j], &slope, kind, out_bf);
   if (plan->gated) {
-    vec_out(out, at, v[0] * v[1], out_bf);
+    for (int j = 0; j < regs / 2; j++) reg_out(out, at + j * WIDE, v[j] * v[j + regs / 2], out_bf);
     return;
   }
-  for (int j = 0; j < 2; j++, width -= LANES, at += LANES) {
-    if (width >= LANES) vec_out(out, at, add ? v[j] + vec_in(out, at, 0) : v[j], out_bf);
+  int64_t width = plan->N - n < PANEL ? plan->N - n : PANEL;
+  for (int j = 0; j < regs; j++, width -= WIDE, at += WIDE) {
+    if (width >= WIDE) reg_out(out, at, add ? v[j] + reg_in(out, at, 0) : v[j], out_bf);
     else
       for (int64_t i = 0; i < width; i++) one_out(out, at + i, add ? v[j][i] + one_in(out, at + i, 0) : v[j][i], out_bf);
   }
@@ -174,11 +172,11 @@ static void bytes_in(const Plan *plan, const void *x, int x_bf, int64_t m, int64
   int64_t K = plan->K, lda = (K + 3) / 4 * 4, groups = (K + GROUP - 1) / GROUP;
   int four = plan->precision == INT4_BLOCKS;
   to_bytes(x, x_bf, m * K, K, lda, four ? 0 : ZERO, bytes + m * lda, scales + m * groups);
-  for (int64_t g = 0; four && g < K / BLOCK; g++) {
-    int32_t sum = 0;
-    for (int i = 0; i < BLOCK; i++) sum += (int8_t)bytes[m * lda + g * BLOCK + i];
-    scales[M * groups + m * (K / BLOCK) + g] = (float)sum * scales[m * groups + g * BLOCK / GROUP];
-  }
+#ifdef INT4
+  for (int64_t g = 0; four && g < K / BLOCK; g++)
+    scales[M * groups + m * (K / BLOCK) + g] = (float)block_sum(bytes + m * lda + g * BLOCK) *
+                                               scales[m * groups + g * BLOCK / GROUP];
+#endif
 }
 
 // a panel by `rows` of the M rows, from m on

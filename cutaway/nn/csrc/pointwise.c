@@ -79,13 +79,13 @@ void add_norm_grad(const float *total, const float *w, const float *scale, const
 // ---------------------------------------------------------------- gates: SwiGLU and GEGLU
 INLINE void gate_row(const void *gate_up, int64_t g, int64_t inner, void *y, int64_t o, int bf, int kind) {
   int64_t u = g + inner, i = 0;
-  vec slope;
-  for (; i + LANES <= inner; i += LANES) {
-    vec a = vec_in(gate_up, g + i, bf);
-    vec_out(y, o + i, activation(a, &slope, kind, bf) * vec_in(gate_up, u + i, bf), bf);
+  reg slope;
+  for (; i + WIDE <= inner; i += WIDE) {
+    reg a = reg_in(gate_up, g + i, bf);
+    reg_out(y, o + i, activation(a, &slope, kind, bf) * reg_in(gate_up, u + i, bf), bf);
   }
   for (; i < inner; i++) {
-    vec a = (vec){} + one_in(gate_up, g + i, bf);
+    reg a = (reg){} + one_in(gate_up, g + i, bf);
     one_out(y, o + i, activation(a, &slope, kind, bf)[0] * one_in(gate_up, u + i, bf), bf);
   }
 }
@@ -103,16 +103,16 @@ void gated(const void *gate_up, int64_t rows, int64_t inner, void *y, int bf, in
 INLINE void gate_grad_row(const void *gate_up, int64_t g, int64_t inner, const void *gy, int64_t o, void *out, void *y,
                           int bf, int kind) {
   int64_t u = g + inner, i = 0;
-  vec slope;
-  for (; i + LANES <= inner; i += LANES) {
-    vec a = vec_in(gate_up, g + i, bf), b = vec_in(gate_up, u + i, bf), d = vec_in(gy, o + i, bf);
-    vec active = activation(a, &slope, kind, bf);
-    if (y) vec_out(y, o + i, active * b, bf);
-    vec_out(out, u + i, d * active, bf);
-    vec_out(out, g + i, d * b * slope, bf);
+  reg slope;
+  for (; i + WIDE <= inner; i += WIDE) {
+    reg a = reg_in(gate_up, g + i, bf), b = reg_in(gate_up, u + i, bf), d = reg_in(gy, o + i, bf);
+    reg active = activation(a, &slope, kind, bf);
+    if (y) reg_out(y, o + i, active * b, bf);
+    reg_out(out, u + i, d * active, bf);
+    reg_out(out, g + i, d * b * slope, bf);
   }
   for (; i < inner; i++) {
-    vec a = (vec){} + one_in(gate_up, g + i, bf);
+    reg a = (reg){} + one_in(gate_up, g + i, bf);
     float b = one_in(gate_up, u + i, bf), d = one_in(gy, o + i, bf), active = activation(a, &slope, kind, bf)[0];
     if (y) one_out(y, o + i, active * b, bf);
     one_out(out, u + i, d * active, bf);

@@ -31,6 +31,7 @@ typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4)));
 #define WIDE 8
 #endif
 typedef float reg __attribute__((vector_size(4 * WIDE), aligned(4)));
+typedef int32_t ireg __attribute__((vector_size(4 * WIDE), aligned(4)));
 #define INLINE static inline __attribute__((always_inline))
 
 // scratch of a thread, on a cache line's border
@@ -63,15 +64,11 @@ INLINE vec vec_in(const void *p, int64_t i, int bf) {
   uvec bits = __builtin_convertvector(*(const half16 *)((const uint16_t *)p + i), uvec) << 16;
   return (vec)bits;
 }
+typedef uint16_t half_reg __attribute__((vector_size(2 * WIDE), aligned(2)));
+typedef uint32_t ureg __attribute__((vector_size(4 * WIDE), aligned(4)));
 INLINE reg reg_in(const void *p, int64_t i, int bf) {
   if (!bf) return *(const reg *)((const float *)p + i);
-#if WIDE == 16
-  return (reg)vec_in(p, i, 1);
-#else
-  typedef uint16_t half8 __attribute__((vector_size(16), aligned(2)));
-  typedef uint32_t bits8 __attribute__((vector_size(32), aligned(4)));
-  return (reg)(__builtin_convertvector(*(const half8 *)((const uint16_t *)p + i), bits8) << 16);
-#endif
+  return (reg)(__builtin_convertvector(*(const half_reg *)((const uint16_t *)p + i), ureg) << 16);
 }
 // a * b + c in one rounding wherever there is an instruction for it: left to the compiler, one of two loops had it
 INLINE reg reg_fma(reg a, reg b, reg c) {
@@ -83,7 +80,20 @@ INLINE reg reg_fma(reg a, reg b, reg c) {
   return a * b + c;
 #endif
 }
-INLINE half16 narrow(vec v) {  // to bfloat16, as to_bf16
+INLINE half_reg reg_narrow(reg v) {  // to bfloat16, as to_bf16
+#ifdef __AVX512BF16__
+  return (half_reg)_mm512_cvtneps_pbh((__m512)v);
+#else
+  ureg b = (ureg)v, nan = (ureg)(v != v);
+  ureg r = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+  return __builtin_convertvector((r & ~nan) | (((b >> 16) | 0x40) & nan), half_reg);
+#endif
+}
+INLINE void reg_out(void *p, int64_t i, reg v, int bf) {
+  if (bf) *(half_reg *)((uint16_t *)p + i) = reg_narrow(v);
+  else *(reg *)((float *)p + i) = v;
+}
+INLINE half16 narrow(vec v) {
 #ifdef __AVX512BF16__
   return (half16)_mm512_cvtneps_pbh((__m512)v);
 #else
@@ -96,78 +106,102 @@ INLINE void vec_out(void *p, int64_t i, vec v, int bf) {
   if (bf) *(half16 *)((uint16_t *)p + i) = narrow(v);
   else *(vec *)((float *)p + i) = v;
 }
-INLINE vec picked(ivec where, vec then, vec other) { return (vec)(((ivec)then & where) | ((ivec)other & ~where)); }
+INLINE reg picked(ireg where, reg then, reg other) { return (reg)(((ireg)then & where) | ((ireg)other & ~where)); }
 #ifdef __AVX512F__
+INLINE float reg_sum(reg v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE float reg_most(reg v) { return _mm512_reduce_max_ps((__m512)v); }
 INLINE float vec_sum(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE float vec_most(vec v) { return _mm512_reduce_max_ps((__m512)v); }
 // y where one of them is NaN
-INLINE vec vec_max(vec x, vec y) { return (vec)_mm512_max_ps((__m512)x, (__m512)y); }
-INLINE vec vec_min(vec x, vec y) { return (vec)_mm512_min_ps((__m512)x, (__m512)y); }
-INLINE vec if_below(vec x, float limit, vec then, vec other) {
-  return (vec)_mm512_mask_mov_ps((__m512)other, _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(limit), _CMP_LT_OQ),
+INLINE reg reg_max(reg x, reg y) { return (reg)_mm512_max_ps((__m512)x, (__m512)y); }
+INLINE reg reg_min(reg x, reg y) { return (reg)_mm512_min_ps((__m512)x, (__m512)y); }
+INLINE reg if_below(reg x, float limit, reg then, reg other) {
+  return (reg)_mm512_mask_mov_ps((__m512)other, _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(limit), _CMP_LT_OQ),
                                  (__m512)then);
 }
-INLINE vec vec_scale2(vec x, vec n) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)n); }
-#elif defined(__AVX2__)
-typedef union { vec v; __m256 half[2]; } halves;
-INLINE float vec_sum(vec v) {
-  halves h = {v};
-  __m256 eight = _mm256_add_ps(h.half[0], h.half[1]);
-  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+INLINE reg reg_scale2(reg x, reg n) { return (reg)_mm512_scalef_ps((__m512)x, (__m512)n); }
+#else
+#ifdef __AVX2__
+INLINE float reg_sum(reg v) {
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
   __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-// y where one of them is NaN
-INLINE vec vec_max(vec x, vec y) {
-  halves a = {x}, b = {y};
-  return (halves){.half = {_mm256_max_ps(a.half[0], b.half[0]), _mm256_max_ps(a.half[1], b.half[1])}}.v;
+INLINE float vec_sum(vec v) {
+  union { vec v; reg half[2]; } h = {v};
+  return reg_sum(h.half[0] + h.half[1]);
 }
-INLINE vec vec_min(vec x, vec y) {
-  halves a = {x}, b = {y};
-  return (halves){.half = {_mm256_min_ps(a.half[0], b.half[0]), _mm256_min_ps(a.half[1], b.half[1])}}.v;
+INLINE float reg_most(reg v) {
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+INLINE reg reg_max(reg x, reg y) { return (reg)_mm256_max_ps((__m256)x, (__m256)y); }
+INLINE reg reg_min(reg x, reg y) { return (reg)_mm256_min_ps((__m256)x, (__m256)y); }
 #else
 INLINE float vec_sum(vec v) {
   float s = 0;
   for (int i = 0; i < LANES; i++) s += v[i];
   return s;
 }
-INLINE vec vec_max(vec x, vec y) { return picked(x > y, x, y); }
-INLINE vec vec_min(vec x, vec y) { return picked(x < y, x, y); }
+INLINE reg reg_max(reg x, reg y) { return picked(x > y, x, y); }
+INLINE reg reg_min(reg x, reg y) { return picked(x < y, x, y); }
 #endif
-#ifndef __AVX512F__
 INLINE float vec_most(vec v) {
   float most = v[0];
   for (int i = 1; i < LANES; i++)
     if (v[i] > most) most = v[i];
   return most;
 }
-INLINE vec if_below(vec x, float limit, vec then, vec other) { return picked(x < limit, then, other); }
-INLINE vec vec_scale2(vec x, vec n) { return (vec)((ivec)x + (__builtin_convertvector(n, ivec) << 23)); }
+INLINE reg if_below(reg x, float limit, reg then, reg other) { return picked(x < limit, then, other); }
+INLINE reg reg_scale2(reg x, reg n) { return (reg)((ireg)x + (__builtin_convertvector(n, ireg) << 23)); }
 #endif
 // exp to 2 ulp (Cephes' polynomial); NaN passes through, below -87.3 it is 0, above 88.3 exp(88.3)
-INLINE vec vec_exp(vec x) {
-  vec c = vec_min((vec){} + 88.3f, vec_max((vec){} - 87.3f, x));
-  vec n = c * 1.44269504f + 12582912.0f - 12582912.0f;  // to the nearest whole number
-  vec r = c - n * 0.693359375f + n * 2.12194440e-4f;
-  vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+INLINE reg reg_exp(reg x) {
+  reg c = reg_min((reg){} + 88.3f, reg_max((reg){} - 87.3f, x));
+  reg n = c * 1.44269504f + 12582912.0f - 12582912.0f;  // to the nearest whole number
+  reg r = c - n * 0.693359375f + n * 2.12194440e-4f;
+  reg p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return if_below(x, -87.3f, (vec){}, vec_scale2(p, n));
+  return if_below(x, -87.3f, (reg){}, reg_scale2(p, n));
 }
 // 1 / x for x of at least 1; for a result in bfloat16 an estimate and one step of Newton's are cheaper and enough
-INLINE vec vec_inverse(vec x, int bf) {
+INLINE reg reg_inverse(reg x, int bf) {
 #ifdef __AVX512F__
   if (bf) {
-    vec y = (vec)_mm512_rcp14_ps((__m512)x);
+    reg y = (reg)_mm512_rcp14_ps((__m512)x);
     return y * (2.0f - x * y);
   }
 #endif
   return 1.0f / x;
 }
+// the same of a vector: a register at a time, for whole ones on AVX2 would wait in memory between every two steps
+#if WIDE == LANES
+INLINE vec vec_max(vec x, vec y) { return reg_max(x, y); }
+INLINE vec vec_exp(vec x) { return reg_exp(x); }
+INLINE vec vec_inverse(vec x, int bf) { return reg_inverse(x, bf); }
+#else
+typedef union { vec v; reg part[LANES / WIDE]; } parts;
+INLINE vec vec_max(vec x, vec y) {
+  parts a = {x}, b = {y};
+  for (int i = 0; i < LANES / WIDE; i++) a.part[i] = reg_max(a.part[i], b.part[i]);
+  return a.v;
+}
+INLINE vec vec_exp(vec x) {
+  parts a = {x};
+  for (int i = 0; i < LANES / WIDE; i++) a.part[i] = reg_exp(a.part[i]);
+  return a.v;
+}
+INLINE vec vec_inverse(vec x, int bf) {
+  parts a = {x};
+  for (int i = 0; i < LANES / WIDE; i++) a.part[i] = reg_inverse(a.part[i], bf);
+  return a.v;
+}
+#endif
 // whether token s of a row of documents may be read for token t; documents may be NULL
 INLINE int reads(const int32_t *documents, int64_t steps, int64_t t, int64_t s) {
   return s >= 0 && s < steps && (!documents || documents[s] == documents[t]);
