@@ -55,7 +55,10 @@ INLINE void scores(const Look *S, const float *q, int rows, const int32_t *pages
                    float *s, int64_t ld, int bf) {
   int64_t D = S->D, n = from;
   if (rows == 4) while (n < until) SCORES(4, 1)
-  if (rows == 3) while (n < until) SCORES(3, 1)
+  if (rows == 3) {  // enough chains side by side to hide how long a sum takes
+    while (n + 2 <= until) SCORES(3, 2)
+    if (n < until) SCORES(3, 1)
+  }
   if (rows == 2) {
     while (n + 2 <= until) SCORES(2, 2)
     if (n < until) SCORES(2, 1)
@@ -87,10 +90,11 @@ INLINE void mixed(const Look *S, int rows, const int32_t *pages, int64_t from, i
                   int64_t ld, float *o, int bf) {
   int64_t D = S->D, c = 0;
   if (rows == 4) MIXED(4, 2)
-  if (rows == 3) MIXED(3, 2)
+  if (rows == 3) MIXED(3, 4)
   if (rows == 2) MIXED(2, 4)
   if (rows == 1) MIXED(1, 4)
   if (rows >= 4) MIXED(4, 1)
+  if (rows == 3) MIXED(3, 2)
   if (rows == 3) MIXED(3, 1)
   if (rows == 2) MIXED(2, 1)
   if (rows == 1) MIXED(1, 1)
@@ -108,11 +112,15 @@ int64_t paged_room(const Look *S, const Ragged *R) { return TOGETHER * (R->width
 
 // the shares of one query's keys, in place: 0 for those that it does not see
 static float shares(float *s, int64_t ld, int64_t low, int64_t high) {
-  float most = -INFINITY;
   for (int64_t j = 0; j < low; j++) s[j] = -INFINITY;
   for (int64_t j = high; j < ld; j++) s[j] = -INFINITY;
-  for (int64_t j = low; j < high; j++)
-    if (s[j] > most || s[j] != s[j]) most = s[j];  // NaN stays
+  reg top = (reg){} - INFINITY, strange = {};
+  for (int64_t j = 0; j < ld; j += WIDE) {
+    reg v = *(reg *)(s + j);
+    top = reg_max(v, top);
+    strange += picked(v != v, v, (reg){});
+  }
+  float most = reg_most(top) + reg_sum(strange);  // NaN stays
   vec sum = {};
   for (int64_t j = 0; j < ld; j += LANES) {
     vec e = vec_exp(*(vec *)(s + j) - most);

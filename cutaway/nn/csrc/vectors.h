@@ -144,6 +144,17 @@ INLINE float vec_sum(vec v) {
   for (int i = 0; i < LANES; i++) s += v[i];
   return s;
 }
+INLINE float reg_sum(reg v) {
+  float s = 0;
+  for (int i = 0; i < WIDE; i++) s += v[i];
+  return s;
+}
+INLINE float reg_most(reg v) {
+  float most = v[0];
+  for (int i = 1; i < WIDE; i++)
+    if (v[i] > most) most = v[i];
+  return most;
+}
 INLINE reg reg_max(reg x, reg y) { return picked(x > y, x, y); }
 INLINE reg reg_min(reg x, reg y) { return picked(x < y, x, y); }
 #endif
