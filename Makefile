@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: start test check bench bench-peers bench-kenlm docs clean
+.PHONY: start test check bench bench-peers bench-engines bench-kenlm docs clean
 
 start: .venv/.installed
 	$(BIN)/cutaway run quickstart
@@ -33,7 +33,7 @@ check: .venv/.developer
 
 # Rough figures within a minute a script; `make bench FULL=1` for those worth quoting.
 bench: .venv/.developer
-	@for script in $$(find benchmarks -maxdepth 1 -name '*.py' | sort); do \
+	@for script in $$(find benchmarks -maxdepth 1 -name '*.py' -not -name soak.py -not -name attacks.py | sort); do \
 	  echo "== $$script"; $(BIN)/python $$script $(if $(FULL),,--quick) || exit 1; done
 
 # The libraries we measure ourselves against, in an environment of their own.
@@ -45,6 +45,16 @@ bench-peers: .venv-peers/.installed
 	  torch transformers accelerate litgpt tokenizers gguf sentence-transformers onnxruntime onnx lm_eval trl peft datasets \
 	  -e .
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps joeynmt "importlib_metadata<9" zipp
+	@touch $@
+
+# The engines that serve.py races against, apart, for they want other versions. llama.cpp is compiled for this processor:
+# cmake, a C++ compiler and a quarter of an hour.
+bench-engines: .venv-engines/.installed
+
+.venv-engines/.installed: pyproject.toml constraints.txt
+	@test -x .venv-engines/bin/python || "$(PYTHON)" -m venv .venv-engines
+	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-engines/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
+	  --no-binary llama-cpp-python torch transformers sentencepiece llama-cpp-python openvino-genai ctranslate2
 	@touch $@
 
 # KenLM's module and its lmplz, which only its source has. Needs cmake, a C++ compiler and Boost's headers and libraries

@@ -6,7 +6,7 @@ Prompts are random ids, new ones at every step, 128 of them, and 128 tokens foll
 one token and others with all: "read" is the first, "write" what the second takes longer for the tokens behind the
 first. All tokens of an encoder-decoder's answer are counted over its whole time. Everybody has the numbers of the file that ``cutaway pull`` fetches (Q4_1), in a form of his own. What a form
 costs in quality is ``quality/precisions.py``'s to say. Needs ``cutaway pull smollm2-135m-instruct`` and the peers'
-environment (``make bench-peers bench-engines``), and CUTAWAY_DATA.
+environment (``make bench-engines``), and CUTAWAY_DATA.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PLAIN: dict[str, Any] = {"num_layers": 0, "hidden_size": 0, "num_heads": 0, "voc
 BITS = {"q4_0": 4.5, "q4_1": 5.0, "q8_0": 8.5, "bf16": 16.0}  # a weight in GGUF, scales included
 TASKS = ("Repeat this text with every number written in words:\n\n{}", "Correct the spelling of this text:\n\n{}",
          "Summarise this text in its own words:\n\n{}")
-OTHERS = {"llama.cpp": "llama_cpp", "OpenVINO": "openvino_genai", "CTranslate2": "ctranslate2",
+OTHERS = {"llama.cpp": "llama_cpp_python", "OpenVINO": "openvino_genai", "CTranslate2": "ctranslate2",
           "transformers": "transformers"}
 
 
@@ -117,7 +117,7 @@ def material(root: Path, folder: Path, python: str, there: dict[str, bool]) -> P
             "C(sys.argv[1]).convert(sys.argv[2], quantization=sys.argv[3])")
     for model_name, kinds in converted.items():
         for kind, place in kinds.items():
-            subprocess.run([python, "-c", make, str(folder / model_name), place, kind], check=True, capture_output=True)
+            subprocess.run([python, "-c", make, str(folder / model_name), place, kind], check=True)
     path = folder / "asked.json"
     path.write_text(json.dumps({"folder": str(folder / "model"), "cutaway": str(source), "gguf": files, "openvino": files,
                                 "t5": str(folder / "t5"), "ctranslate2": converted, "repeat": repeating(root, tokenizer),
@@ -141,18 +141,18 @@ def repeating(root: Path, tokenizer: Any) -> list[list[int]]:
 def rates(racer: Contender, contest: Contest) -> list[float]:
     """Tokens a second of each round, of what the contest compares."""
     if contest.figure == "read":
-        return [contest.batch * contest.context / t["read_seconds"] for t in racer.turns]
+        return [t["steps"] * contest.batch * contest.context / t["read_seconds"] for t in racer.turns]
     if contest.figure == "whole":
         return [t["written"] / t["whole_seconds"] for t in racer.turns]
-    written = contest.batch * (contest.inner - 1)
-    return [written / (t["whole_seconds"] - t["read_seconds"]) for t in racer.turns]
+    behind = contest.batch * (contest.inner - 1)
+    return [t["steps"] * behind / (t["whole_seconds"] - t["read_seconds"]) for t in racer.turns]
 
 
 def figure(racer: Contender, contest: Contest) -> dict[str, float]:
     """Median tokens a second with the quartiles of the rounds, of the whole answer too, and memory."""
     found = rates(racer, contest)
     low, middle, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
-    whole = statistics.median(t["written"] / t["whole_seconds"] for t in racer.turns)
+    whole = statistics.median(t["written"] / (t["whole_seconds"] or t["read_seconds"]) for t in racer.turns)
     return {"per_second": middle, "low": low, "high": high, "whole_per_second": whole, "rounds": len(found),
             "memory_bytes": racer.last["memory"], "load_seconds": racer.last["load_seconds"]}
 
@@ -160,7 +160,7 @@ def figure(racer: Contender, contest: Contest) -> dict[str, float]:
 def kept(claim: Claim, racers: dict[str, Contender], contest: Contest) -> tuple[float, str, str]:
     """The claim's ratio, paired by round, and between whom."""
     found = {name: rates(r, contest) for name, r in racers.items()}
-    ours = max((n for n in found if n.startswith("cutaway")), key=lambda n: statistics.median(found[n]))
+    ours = max((n for n in found if n.startswith("cutaway")), key=lambda n: statistics.median(found[n]))  # there is one
     peers = [n for n in found if not n.startswith("cutaway") and n.startswith(claim.peers)]
     ratio, peer = min((statistics.median(o / p for o, p in zip(found[ours], found[n], strict=True)), n) for n in peers)
     return ratio, ours, peer
@@ -181,15 +181,15 @@ def shares(name: str, contest: Contest, per_second: float, machine: Any) -> str:
     if contest.figure == "read":
         done = 2 * PARAMETERS * per_second
         return f"{done / 1e9:.0f} GFLOP/s, {done / max(machine.gemm_fp32_flops, machine.gemm_bf16_flops):.0%}"
-    if contest.batch > 1:
+    if contest.batch > 1 or contest.work != "write":
         return ""
     read = PARAMETERS * bits / 8 * per_second
     return f"{read / 1e9:.1f} GB/s, {read / machine.read_bytes_per_s:.0%}"
 
 
 def arguments() -> argparse.Namespace:
-    """The command line; a peers' environment made by ``make bench-peers`` is found by itself."""
-    own = HERE.parent / ".venv-peers" / "bin" / "python"
+    """The command line; an environment made by ``make bench-engines`` is found by itself."""
+    own = HERE.parent / ".venv-engines" / "bin" / "python"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contests", default="", help=f"of {', '.join(CONTESTS)}; default all")
     parser.add_argument("--python", default=str(own) if own.exists() else sys.executable, help="of the peers")
@@ -206,7 +206,7 @@ def main() -> None:
     root, versions = Path(os.environ.get("CUTAWAY_DATA", "")), present(options.python)
     if not (root / "wiki_leads").is_dir():
         raise SystemExit("CUTAWAY_DATA does not name the folder with wiki_leads/")
-    there = {name: package.replace("llama_cpp", "llama_cpp_python") in versions for name, package in OTHERS.items()}
+    there = {name: package in versions for name, package in OTHERS.items()}
     left_out = [w for w in options.without.split(",") if w] + [n for n, here in there.items() if not here]
     wanted = [n.strip() for n in options.contests.split(",") if n.strip()] or list(CONTESTS)
     if options.quick:
@@ -231,7 +231,8 @@ def main() -> None:
             judge(title, contest, racers, ratios)
     targets = {n: CLAIMS[n].wanted if n in CLAIMS else LOOKED_UP for n in ratios}
     print(json.dumps({"name": "serve", "figures": figures, "ratios": ratios, "targets": targets,
-                      "ok": all(r >= targets[n] for n, r in ratios.items()), "left_out": left_out,
+                      "ok": bool(ratios) and not left_out and all(r >= targets[n] for n, r in ratios.items()),
+                      "left_out": left_out,
                       "machine": {f: getattr(machine, f) for f in ("device", "cpu", "cores", "gemm_fp32_flops",
                                                                    "gemm_bf16_flops", "read_bytes_per_s")},
                       "versions": {"peers": versions, **records.environment()["versions"]}}))
@@ -260,7 +261,9 @@ def judge(title: str, contest: Contest, racers: dict[str, Contender], ratios: di
             print(f"{title}, {name}: {ratios[f'{title}, {name}']:.2f}x without proposals (wanted {LOOKED_UP}x)")
         return
     for words, claim in CLAIMS.items():
-        if claim.contest == title and any(not n.startswith("cutaway") and n.startswith(claim.peers) for n in racers):
+        both = ("cutaway", claim.peers)
+        there = [any(n.startswith("cutaway") == (i == 0) and n.startswith(p) for n in racers) for i, p in enumerate(both)]
+        if claim.contest == title and all(there):
             ratios[words], ours, peer = kept(claim, racers, contest)
             print(f"{words}: {ours} is {ratios[words]:.2f}x {peer} (wanted {claim.wanted}x)")
 

@@ -57,7 +57,7 @@ def atomic_write(path: str | Path, data: bytes | str | Iterable[bytes | memoryvi
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             data = data.encode() if isinstance(data, str) else data
-            file.writelines((data,) if isinstance(data, bytes) else data)
+            file.writelines((data,) if isinstance(data, bytes | bytearray | memoryview) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())

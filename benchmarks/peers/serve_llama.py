@@ -13,11 +13,12 @@ from serves import Rows, Write, go
 from worker import Case, enter
 
 UBATCH = 512  # tokens computed at once, the library's default
+QUIET = ll.llama_log_callback(lambda level, text, user: None)  # kept, for C calls it later
 
 
 def writing(case: Case, asked: dict[str, Any]) -> Write:
     """The GGUF file of ``dtype``, with room for all requests side by side."""
-    ll.llama_log_set(ll.llama_log_callback(lambda level, text, user: None), None)
+    ll.llama_log_set(QUIET, None)
     ll.llama_backend_init()
     model = ll.llama_model_load_from_file(asked["gguf"][case.dtype].encode(), ll.llama_model_default_params())
     params = ll.llama_context_default_params()

@@ -24,34 +24,44 @@ def given(case: Case) -> dict[str, Any]:
     return found
 
 
-def prompts(case: Case, number: int, asked: dict[str, Any]) -> Rows:
-    """Ids ``batch`` rows of ``context``: random and others at each call, so that nothing was read before; or, where
-    the work is "repeat", the texts in turn."""
+def prompts(case: Case, number: int) -> Rows:
+    """Random ids, ``batch`` rows of ``context``: others at each call, so that nothing was read before."""
     import torch
 
-    if case.work == "repeat":
-        texts: Rows = asked["repeat"]
-        return [texts[(number * case.batch + i) % len(texts)] for i in range(case.batch)]
     draw = torch.Generator().manual_seed(number)  # control tokens have the lowest ids
     found: Rows = torch.randint(1000, case.vocab_size, (case.batch, case.context), generator=draw).tolist()
     return found
 
 
 def go(turns: Turns, build: Callable[[Case, dict[str, Any]], Write]) -> None:
-    """Load, then as many steps as are asked for: each answers prompts with one token, and others with all."""
+    """Load, then as many steps as are asked for: each answers prompts with one token, and others with all. A step of
+    "repeat" answers every text, one after another. Seconds are summed over a turn."""
     case = turns.case
     asked = given(case)
     began = time.perf_counter()
     write = build(case, asked)
     turns.note |= {"load_seconds": time.perf_counter() - began, "parameters": 0, "loss": 0.0}
+    counts = list(dict.fromkeys((1, case.inner)))
     for number in turns:
-        seconds = []
-        for count in dict.fromkeys((1, case.inner)):
-            rows = prompts(case, len(dict.fromkeys((1, case.inner))) * number + (count > 1), asked)
-            began = time.perf_counter()
-            out = write(rows, count)
-            seconds.append(time.perf_counter() - began)
+        if turns.left == turns.asked - 1:  # the first of a turn
+            turns.note |= {"read_seconds": 0.0, "whole_seconds": 0.0, "written": 0}
+        if case.work == "repeat":
+            for text in asked["repeat"]:
+                seconds, out = timed(write, [text], case.inner)
+                turns.note["whole_seconds"] += seconds
+                turns.note["written"] += len(out[0])
+            continue
+        for place, count in enumerate(counts):
+            seconds, out = timed(write, prompts(case, len(counts) * number + place), count)
             made = [len(row) for row in out]
-            assert case.work == "repeat" or made == [count] * case.batch, f"asked for {count} tokens each, got {made}"
-        turns.note |= {"read_seconds": seconds[0], "whole_seconds": seconds[-1], "written": sum(made),
-                       "loss": float(sum(map(sum, out)))}
+            assert made == [count] * case.batch, f"asked for {count} tokens each, got {made}"
+            turns.note["read_seconds"] += seconds * (count == 1)
+            turns.note["whole_seconds"] += seconds * (count == case.inner)
+        turns.note["written"] += sum(made)
+
+
+def timed(write: Write, rows: Rows, count: int) -> tuple[float, Rows]:
+    """How long an answer takes, and what it is."""
+    began = time.perf_counter()
+    out = write(rows, count)
+    return time.perf_counter() - began, out

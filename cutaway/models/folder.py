@@ -104,8 +104,8 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
     the page, never the file. A file that is replaced (as ``save_model`` does) stays what it was to who has it open; one
     that is overwritten in place does not.
 
-    With ``mapped``, weights of products stay in the file until they are asked for. That is for one who lays them out
-    anew (``models.light``): such a model computes nothing.
+    With ``mapped`` nothing is the file; weights of products stay in it until they are asked for. That is for one who
+    lays them out anew (``models.light``): such a model computes nothing.
 
     Raises ModelError naming the file that is missing, damaged or of another kind, and, where ``tokenizer`` is given,
     for a model that was made with another one.

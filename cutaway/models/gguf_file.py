@@ -10,6 +10,7 @@ import functools
 import math
 import mmap
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +108,16 @@ def read_gguf(path: str | Path) -> GGUF:
         state = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from None
-    return _read(path, state.st_size, state.st_mtime_ns)
+    with _ONE:  # who comes while it is being read waits for it
+        return _read(path, state.st_size, state.st_mtime_ns)
+
+
+_ONE = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
 def _read(path: Path, size: int, changed: int) -> GGUF:
-    """Once for as long as the file stays the same: the model and its tokenizer ask for it one behind the other, and a
+    """Once for as long as the file stays the same: the model and its tokenizer ask for it, maybe at once, and a
     vocabulary of fifty thousand words takes half a second."""
     if size == 0:
         raise ModelError("is empty", where=path, way_out=FILE_AGAIN)

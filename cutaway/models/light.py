@@ -65,7 +65,7 @@ def _cast(light: Model, dtype: torch.dtype) -> Model:
             light.head.weight = nn.Parameter(light.head.weight.to(dtype))
         for part in light.modules():
             if isinstance(part, Linear):
-                weight = torch.cat([rows.read() for rows in part.lying]) if part.lying else part.weight
+                weight = Room().read(part)
                 part.weight, part.lying = nn.Parameter(weight.to(dtype)), ()
         for part in list(light.modules()):
             for name, child in list(part.named_children()):
@@ -77,7 +77,7 @@ def _cast(light: Model, dtype: torch.dtype) -> Model:
 def _pack(light: Model, precision: Packing) -> None:
     whole = precision in ("int8", "int4")
     if whole and packs(torch.zeros(1, 2), precision) is None:
-        raise MachineError(f"no dot products of {precision} are here (they need AVX2 and a C compiler)",
+        raise MachineError(f"no dot products of {precision} are here (they need AVX2, FMA and a C compiler)",
                           way_out="ask for bfloat16 or float32")
     room, whole_parts = Room(ROOM), set[nn.Module]()
     for part in list(light.modules()):

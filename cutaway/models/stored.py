@@ -65,11 +65,15 @@ def of_folder(folder: Path, expected: str | None) -> Tensors:
 def _of_file(path: Path, expected: str | None) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
-    if expected is not None:
-        check_digest(path, expected)
     try:
+        before = path.stat()
+        if expected is not None:
+            check_digest(path, expected)
         file: Any = safe_open(path, "pt")
-        begins, mapped = places(path), Mapped(path)
+        begins = places(path)
+        mapped = Mapped(path) if begins else None
+        if (now := path.stat()).st_ino != before.st_ino or now.st_mtime_ns != before.st_mtime_ns:
+            raise ModelError("was replaced while it was opened", where=path, way_out="open it again")
         return {name: _lying(file, name, mapped, begins.get(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:
         raise ModelError("no such file", where=path, way_out="name a folder that holds a model") from None
@@ -77,7 +81,7 @@ def _of_file(path: Path, expected: str | None) -> Tensors:
         raise damaged(path, error) from None
 
 
-def _lying(file: Any, name: str, mapped: Mapped, begin: int | None) -> Stored:
+def _lying(file: Any, name: str, mapped: Mapped | None, begin: int | None) -> Stored:
     found = file.get_slice(name)
     kind = str(found.get_dtype())
     return Stored(tuple(found.get_shape()), kind.startswith(("F", "BF")), partial(file.get_tensor, name),
@@ -101,7 +105,8 @@ def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: tor
     model = blank(config, head=head, compute_dtype=dtype)
     if mapped:
         _take(model, tensors, family)
-    _borrow(model, tensors, family)
+    else:
+        _borrow(model, tensors, family)
     _assign(model, tensors, family)
     _refuse_left(model, tensors, family, where)
     return model

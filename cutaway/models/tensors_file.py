@@ -1,8 +1,9 @@
 """Files of tensors in the safetensors format that need no copying when they are read.
 
 The library writes tensors by name, begins them anywhere and holds them twice. Here they lie in the order given, so
-that queries, keys and values of a layer are one piece as the model has them, begin at a whole cache line, as torch's
-own memory does (last bits of a library's products can depend on that), and are written one after the other.
+that queries, keys and values of a layer are one piece as the model has them; the first begins at a whole cache line, as
+torch's own memory does (last bits of a library's products can depend on that), and with it all behind it, as long as
+their sizes are whole lines; and they are written one after the other.
 """
 
 from __future__ import annotations

@@ -156,6 +156,8 @@ class Worker:
                 if command is None:
                     return
                 self._obey(engine, command, owners)
+                if engine.idle:  # by a cancellation, perhaps: nothing else would say that its pages are free
+                    self._tell(self._stand, engine.stats())
             step = time.perf_counter()
             events = engine.step()
             told: list[tuple[Call, int, Event]] = []
@@ -205,6 +207,10 @@ class Worker:
         if self.state != "closed":
             self.state = "restarting"
         self.fail(Problem(500, "the engine failed while it was writing; it is being restarted", code="engine_failed"))
+
+    def _stand(self, figures: Figures) -> None:
+        """Where an engine stands that has nothing to do."""
+        self._figures = figures
 
     def _deliver(self, told: Sequence[tuple[Call, int, Event]], figures: Figures, step: tuple[float, float]) -> None:
         """What came of a step that lasted from when to when."""

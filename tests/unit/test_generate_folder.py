@@ -42,10 +42,10 @@ def test_a_failed_save_leaves_the_old_folder(saved: Path, tokenizer: Tokenizer,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
 
-    def full(path: Path, data: object) -> None:
+    def full(path: Path, tensors: object, dtype: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folders, "atomic_write", full)
+    monkeypatch.setattr(folders, "write_tensors", full)
     with pytest.raises(RunError, match="No space left"):
         save_model(saved, build(CONFIG, seed=2), tokenizer)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -19,7 +20,8 @@ PROCESSORS = {"no vectors to speak of": "x86-64", "AVX2": "x86-64-v3", "AVX2 alo
 @pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
 def test_every_processor_can_be_compiled_for(processor: str) -> None:
     march, *more = processor.split()
-    sources = sorted(map(str, SOURCES.glob("*.c")))
-    done = subprocess.run(["gcc", *FLAGS, f"-march={march}", *more, "-fsyntax-only", "-Wall", "-Wno-psabi",
-                           "-Wno-unused-function", "-Werror", *sources], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    for source in sorted(SOURCES.glob("*.c")):  # without optimising: what is inlined always is so here, too
+        done = subprocess.run(["gcc", *FLAGS, "-O0", f"-march={march}", *more, "-Wall", "-Wno-psabi",
+                               "-Wno-unused-function", "-Werror", "-S", "-o", os.devnull, str(source)],
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

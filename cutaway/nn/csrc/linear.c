@@ -113,7 +113,7 @@ INLINE void put(const Plan *plan, const float *sums, int64_t n, void *out, int64
     if (plan->bias) v[j] += *(const reg *)(plan->bias + n + j * WIDE);
   }
   for (int j = 0; j < passes && kind != NOTHING; j++)
-    v[j] = kind == RELU ? reg_max(v[j], (reg){}) : activation(v[j], &slope, kind, out_bf);
+    v[j] = kind == RELU ? reg_max((reg){}, v[j]) : activation(v[j], &slope, kind, out_bf);
   if (plan->gated) {
     for (int j = 0; j < regs / 2; j++) reg_out(out, at + j * WIDE, v[j] * v[j + regs / 2], out_bf);
     return;
