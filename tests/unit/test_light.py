@@ -12,11 +12,12 @@ import torch
 
 from cutaway.batch import Batch
 from cutaway.errors import MachineError, ModelError
-from cutaway.generate.engine import Engine
+from cutaway.generate.engine import Engine, engine_for
 from cutaway.generate.request import Request, Sampling
 from cutaway.models import light, whole
 from cutaway.models.adapter import Lora, adapt
 from cutaway.models.folder import load_model, save_model, stored_small
+from cutaway.models.gguf_write import write_gguf
 from cutaway.models.heads import Vector
 from cutaway.models.light import Precision, for_reading
 from cutaway.models.model import Model, build
@@ -28,7 +29,7 @@ from cutaway.nn import linear
 from cutaway.nn.linear import Linear, PackedLinear, packs
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.records import digest
-from cutaway.text.tokenizer import ByteSettings, train
+from cutaway.text.tokenizer import ByteSettings, SubwordSettings, train
 
 NEAR: dict[Precision, float] = {"float32": 0.0, "bfloat16": 5e-2, "int8": 8e-2, "int4": 0.5}  # of the largest logit
 CONFIG = TransformerConfig(vocab_size=300, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2,
@@ -167,6 +168,32 @@ def test_what_has_no_such_products_says_so(tmp_path: Path, decoder: Model, monke
     monkeypatch.setattr(light, "packs", lambda *given: None)
     with pytest.raises(MachineError, match="no dot products of int8"):
         for_reading(decoder, "int8")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "q8_0", "q4_0", "f16"])
+def test_every_form_of_weights_is_laid_out_from_its_file(tmp_path: Path, kind: str, precision: Precision) -> None:
+    """One after another as they are asked for, they are what loading them all gives."""
+    path = tmp_path / "model"
+    if kind in ("bfloat16", "float16"):
+        save_model(path, build(CONFIG, seed=4), dtype=getattr(torch, kind))
+    else:
+        path = path.with_suffix(".gguf")
+        write_gguf(path, build(CONFIG, seed=4), train(SubwordSettings(vocab_size=275), ["a few words of text"] * 40), kind=kind)
+    batch = Batch(_tokens(2, 20))
+    assert torch.equal(open_language_model(path, precision=precision)(batch),
+                       for_reading(load_model(path), precision)(batch))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_what_is_proposed_from_the_prompt_changes_no_answer(decoder: Model, precision: Precision,
+                                                            temperature: float) -> None:
+    """The engine that verbs and the server use, on prompts that repeat themselves; and on a model without pages."""
+    for model in (for_reading(decoder, precision), build(RecurrentConfig(vocab_size=300, hidden_size=16), seed=1)):
+        asked = [Request(tuple(range(7, 7 + n)) * 3, 24, Sampling(temperature=temperature), seed=n) for n in (2, 5)]
+        quick = engine_for(model)
+        assert [c.tokens for c in quick.generate(asked)] == [c.tokens for c in Engine(model).generate(asked)]
+        assert (quick._loop._guess is not None) == quick.runner.shares_pages
 
 
 @torch.no_grad()
