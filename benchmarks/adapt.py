@@ -55,7 +55,7 @@ def contest(work: str, folder: Path, rows: list[dict[str, Any]], options: argpar
             "dtype": options.peer_dtype, **WORKS[work]}
     (folder / f"{work}.json").write_text(json.dumps(plan), "utf-8")
     case = {"num_layers": 30, "hidden_size": 576, "num_heads": 9, "context": LONGEST, "batch": WORKS[work]["batch"],
-            "vocab_size": 49152, "inner": 1536, "dtype": "bfloat16", "device": "cpu", "threads": device.cores(),
+            "vocab_size": 49152, "inner": 1536, "dtype": options.dtype, "device": "cpu", "threads": device.cores(),
             "work": work, "network": str(folder / f"{work}.json")}
     entries = {OURS: (sys.executable, "ours_adapt.py", {}), PEER: (options.python, "trl_adapt.py", {})}
     racers = race(entries, case, options.seconds, options.rounds, options.deadline)
@@ -85,6 +85,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--works", default="lora,dpo,grpo")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--peer-dtype", default="float32", choices=("float32", "bfloat16"), help="its weights'")
+    parser.add_argument("--dtype", default=str(device.compute_dtype("auto", device.pick("cpu"))).removeprefix("torch."),
+                        choices=("float32", "bfloat16"), help="of both's arithmetic; default: the faster here")
     parser.add_argument("--python", default=str(own) if own.exists() else sys.executable)
     parser.add_argument("--seconds", type=float, default=20.0, help="a contender's turn in each round")
     parser.add_argument("--rounds", type=int, default=7)
