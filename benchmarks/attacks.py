@@ -29,11 +29,14 @@ from cutaway import device, records
 from cutaway.models.folder import save_model
 from cutaway.models.model import build
 from cutaway.models.transformer import TransformerConfig
+from cutaway.server.keys import hashed
 from cutaway.text.tokenizer import train
 from cutaway.text.vocabulary import ByteSettings
 
 MODEL, KEY = "smollm2-135m-instruct", "a-key-that-is-long-enough-0123456789"
-CHAT, LONGEST = "/v1/chat/completions", 10.0  # seconds that an attack may take to be answered
+OTHER = "another-key-that-is-long-enough-98765"  # of the honest client
+CHAT, LONGEST = "/v1/chat/completions", 10.0  # seconds that an attack may take to be answered, or an honest client
+HANGS = 999  # in place of a status: no answer and no end within the time
 TEMPLATES = {
     "template reaches for Python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "template imports": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
@@ -58,7 +61,8 @@ class Outcome:
     @property
     def held(self) -> bool:
         """Whether the server did what is wanted."""
-        return self.alive and (self.status == 0 or 400 <= self.status < 500) and "NOT" not in self.note
+        served = self.honest is None or self.honest < LONGEST
+        return self.alive and served and (self.status == 0 or 400 <= self.status < 500) and "NOT" not in self.note
 
 
 class Target:
@@ -69,13 +73,19 @@ class Target:
 
     def send(self, data: bytes, *, timeout: float = 40) -> tuple[int, bytes]:
         """Raw bytes, and the status and body that come back; 0 for a connection that ends without."""
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as made:
-            with suppress(ConnectionError, BrokenPipeError):
-                made.sendall(data)
-            whole = b"".join(iter(lambda: made.recv(65_536), b""))
-            head, _, body = whole.partition(b"\r\n\r\n")
-            return (int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/") else 0), body
-        return 0, b""
+        whole = b""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as made:
+                with suppress(ConnectionError):
+                    made.sendall(data)
+                while piece := made.recv(65_536):
+                    whole += piece
+        except TimeoutError:
+            return HANGS, b""
+        except OSError:
+            pass
+        head, _, body = whole.partition(b"\r\n\r\n")
+        return (int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/") else 0), body
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, bytes]:
         """A request with a JSON body, or bytes as they are."""
@@ -92,10 +102,10 @@ class Target:
         return self.send(request("GET", "/health", b""))[0] == 200
 
     def honest(self) -> float:
-        """Seconds of an ordinary short chat; infinite where it is not answered."""
+        """Seconds of an ordinary short chat; 999 where it is not answered."""
         began = time.perf_counter()
-        status, _ = self.post(CHAT, chat(max_tokens=4), Authorization=f"Bearer {KEY}")
-        return time.perf_counter() - began if status == 200 else float("inf")
+        status, _ = self.post(CHAT, chat(max_tokens=4), Authorization=f"Bearer {OTHER}")
+        return time.perf_counter() - began if status == 200 else 999.0
 
 
 def request(method: str, path: str, body: bytes, *, host: str = "127.0.0.1", **headers: str) -> bytes:
@@ -216,7 +226,7 @@ def slowly(target: Target, *, body: bool, count: int = 200) -> tuple[int, bytes]
     return (0, b"") if not left else (200, b"")
 
 
-def crowd(target: Target, count: int = 2000) -> tuple[int, bytes]:
+def crowd(target: Target, count: int = 700) -> tuple[int, bytes]:
     """That many connections that say nothing, for five seconds."""
     made: list[socket.socket] = []
     with suppress(OSError):
@@ -249,15 +259,17 @@ def key_times(target: Target, count: int) -> dict[str, Any]:
 
 @contextmanager
 def serving(*models: str) -> Iterator[Target]:
-    """``cutaway serve`` with a key."""
-    with tempfile.NamedTemporaryFile("w", suffix=".keys") as log:
+    """``cutaway serve`` with a key for the attacker and one for the honest client."""
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w") as log:
+        keys = Path(folder, "keys")
+        keys.write_text(f"honest {hashed(OTHER)}\n")
         process = subprocess.Popen([sys.executable, "-m", "cutaway", "serve", *models, "--port", "0", "--json",
-                                    "--precision", "int8"], stdout=subprocess.PIPE, stderr=log, text=True,
-                                   env={**os.environ, "CUTAWAY_API_KEY": KEY})
+                                    "--precision", "int8", "--keys", str(keys)], stdout=subprocess.PIPE, stderr=log,
+                                   text=True, env={**os.environ, "CUTAWAY_API_KEY": KEY})
         try:
             assert process.stdout is not None
             if not (said := process.stdout.readline()):
-                raise SystemExit(f"the server did not start: cutaway pull {MODEL}")
+                raise SystemExit(f"the server did not start: {Path(folder, 'log').read_text().strip()}")
             yield Target(process, int(json.loads(said)["address"].rsplit(":", 1)[1]))
         finally:
             process.kill()
@@ -274,6 +286,7 @@ def hostile(folder: Path) -> list[str]:
         save_model(place, build(config, seed=1), tokenizer)
         (place / "cutaway.json").unlink()
         said = json.loads((place / "tokenizer_config.json").read_text())
+        said.pop("cutaway")  # somebody else's tokenizer, whose template is the one that counts
         (place / "tokenizer_config.json").write_text(json.dumps({**said, "chat_template": template}))
         (place / "chat_template.jinja").write_text(template)
         out.append(f"hostile{i}={place}")
@@ -298,13 +311,13 @@ def main() -> None:
         if not options.quick:
             outcomes.append(once(target, "slowloris in 200 heads", lambda: slowly(target, body=False), beside=True))
             outcomes.append(once(target, "slowloris in 200 bodies", lambda: slowly(target, body=True), beside=True))
-            outcomes.append(once(target, "2,000 silent connections", lambda: crowd(target), beside=True))
+            outcomes.append(once(target, "700 silent connections", lambda: crowd(target), beside=True))
         keys = key_times(target, 200 if options.quick else options.pairs)
         after, grown = [target.honest() for _ in range(5)], target.memory()
     for o in outcomes:
         honest = "" if o.honest is None else f"  honest client {o.honest:.2f} s"
-        print(f"  {'held' if o.held else 'NOT '}  {o.status or 'closed':>6}  {o.seconds:>6.2f} s {o.grown / 2**20:>7.1f} MiB"
-              f"  {o.name}{honest} {o.note}")
+        print(f"  {'held' if o.held else 'NOT '}  {o.status or 'closed':>6}  {o.seconds:>6.2f} s"
+              f"{o.grown / 2**20:>8.1f} MiB  {o.name}{honest} {o.note}")
     even = keys["low"] <= 0 <= keys["high"]
     print(f"key wrong in its first letter less in its last: {keys['microseconds']:.1f} µs [{keys['low']:.1f}, "
           f"{keys['high']:.1f}], n {keys['n']}; an honest client {statistics.median(alone):.2f} s before, "
@@ -313,7 +326,7 @@ def main() -> None:
     print(f"{held} of {len(outcomes)} held")
     print(json.dumps({"name": "attacks", "outcomes": [asdict(o) for o in outcomes], "held": held, "keys": keys,
                       "honest_before_s": statistics.median(alone), "honest_after_s": statistics.median(after),
-                      "ok": held == len(outcomes) and even and max(after) < float("inf"),
+                      "ok": held == len(outcomes) and even and max(after) < LONGEST,
                       "machine": asdict(device.known(device.pick("cpu"))),
                       "versions": records.environment()["versions"]}))
 

@@ -4,8 +4,9 @@ encoder-decoder of T5's shape (random numbers) beside CTranslate2 and transforme
 
 Prompts are random ids, new ones at every step, 128 of them, and 128 tokens follow, greedy. A step answers prompts with
 one token and others with all: "read" is the first, "write" what the second takes longer for the tokens behind the
-first. All tokens of an encoder-decoder's answer are counted over its whole time. Everybody has the numbers of the file that ``cutaway pull`` fetches (Q4_1), in a form of his own. What a form
-costs in quality is ``quality/precisions.py``'s to say. Needs ``cutaway pull smollm2-135m-instruct`` and the peers'
+first. All tokens of an encoder-decoder's answer are counted over its whole time. Everybody has the numbers of the file
+that ``cutaway pull`` fetches (Q4_1), in a form of his own; what a form costs in quality is ``quality/precisions.py``'s
+to say. Needs ``cutaway pull smollm2-135m-instruct`` and the peers'
 environment (``make bench-engines``), and CUTAWAY_DATA.
 """
 
@@ -70,13 +71,14 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     f"cutaway {p}": ("serve_ours.py", {"dtype": p}) for p in ("int4", "int8", "bfloat16", "float32")}
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"llama.cpp {kind}": ("serve_llama.py", {"dtype": kind}) for kind in BITS},
-    "OpenVINO q8_0": ("serve_openvino.py", {"dtype": "q8_0"}), "OpenVINO q4_0": ("serve_openvino.py", {"dtype": "q4_0"}),
-    "CTranslate2 int8": ("serve_ct2.py", {"dtype": "int8"}), "CTranslate2 float32": ("serve_ct2.py", {"dtype": "float32"}),
+    **{f"OpenVINO {kind}": ("serve_openvino.py", {"dtype": kind}) for kind in ("q8_0", "q4_0")},
+    **{f"CTranslate2 {p}": ("serve_ct2.py", {"dtype": p}) for p in ("int8", "float32")},
     "transformers bfloat16": ("serve_hf.py", {"dtype": "bfloat16"}),
     "transformers float32": ("serve_hf.py", {"dtype": "float32"})}
 LOOKUP: dict[str, tuple[str, dict[str, Any]]] = {
     name + more: ("serve_ours.py", {"dtype": p, "attention": how})
-    for p in ("int4", "int8", "float32") for name in (f"cutaway {p}",) for more, how in (("", ""), (" lookup", "lookup"))}
+    for p in ("int4", "int8", "float32") for name in (f"cutaway {p}",)
+    for more, how in (("", ""), (" lookup", "lookup"))}
 TRANSLATORS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"cutaway {p}": ("serve_ours.py", {"dtype": p}) for p in ("int8", "float32")},
     **{f"CTranslate2 {p}": ("serve_ct2.py", {"dtype": p}) for p in ("int8", "float32")},
@@ -119,8 +121,9 @@ def material(root: Path, folder: Path, python: str, there: dict[str, bool]) -> P
         for kind, place in kinds.items():
             subprocess.run([python, "-c", make, str(folder / model_name), place, kind], check=True)
     path = folder / "asked.json"
-    path.write_text(json.dumps({"folder": str(folder / "model"), "cutaway": str(source), "gguf": files, "openvino": files,
-                                "t5": str(folder / "t5"), "ctranslate2": converted, "repeat": repeating(root, tokenizer),
+    path.write_text(json.dumps({"folder": str(folder / "model"), "cutaway": str(source), "gguf": files,
+                                "openvino": files, "t5": str(folder / "t5"), "ctranslate2": converted,
+                                "repeat": repeating(root, tokenizer),
                                 "stop_ids": [tokenizer.end_id, tokenizer.eos_id]}))
     return path
 
@@ -246,8 +249,8 @@ def contested(contest: Contest, title: str, asked: str, left_out: list[str],
         for n, (script, own) in ENTRIES[contest.work].items()
         if not any(w in n for w in left_out)}
     vocabulary = {"vocab_size": T5.vocab_size} if contest.work == "translate" else {}
-    case = {**PLAIN, **vocabulary, "context": contest.context, "inner": contest.inner, "batch": contest.batch, "work": contest.work,
-            "network": asked, "device": "cpu", "threads": device.cores()}
+    case = {**PLAIN, **vocabulary, "context": contest.context, "inner": contest.inner, "batch": contest.batch,
+            "work": contest.work, "network": asked, "device": "cpu", "threads": device.cores()}
     print(f"{title}:", file=sys.stderr)
     return {r.name: r for r in race(entries, case, options.seconds, options.rounds, time.monotonic() + 1e9)}
 
@@ -261,11 +264,11 @@ def judge(title: str, contest: Contest, racers: dict[str, Contender], ratios: di
             print(f"{title}, {name}: {ratios[f'{title}, {name}']:.2f}x without proposals (wanted {LOOKED_UP}x)")
         return
     for words, claim in CLAIMS.items():
-        both = ("cutaway", claim.peers)
-        there = [any(n.startswith("cutaway") == (i == 0) and n.startswith(p) for n in racers) for i, p in enumerate(both)]
-        if claim.contest == title and all(there):
-            ratios[words], ours, peer = kept(claim, racers, contest)
-            print(f"{words}: {ours} is {ratios[words]:.2f}x {peer} (wanted {claim.wanted}x)")
+        ours = [n for n in racers if n.startswith("cutaway")]
+        peers = [n for n in racers if n not in ours and n.startswith(claim.peers)]
+        if claim.contest == title and ours and peers:
+            ratios[words], best, peer = kept(claim, racers, contest)
+            print(f"{words}: {best} is {ratios[words]:.2f}x {peer} (wanted {claim.wanted}x)")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,10 @@ from cutaway import device, records
 
 HERE = Path(__file__).resolve().parent
 MODEL = "smollm2-135m-instruct"
-WORDS = ("river lamp seven under quick copper window garden music early paper seldom mountain yellow engine letter "
-         "bridge winter ocean button silver travel pocket thunder market feather castle orange needle harbour").split()
+WORDS = (
+    "river", "lamp", "seven", "under", "quick", "copper", "window", "garden", "music", "early", "paper",
+    "seldom", "mountain", "yellow", "engine", "letter", "bridge", "winter", "ocean", "button", "silver",
+    "travel", "pocket", "thunder", "market", "feather", "castle", "orange", "needle", "harbour")
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
           "required": ["name", "age"], "additionalProperties": False}
 ENDS = ("0", "2")  # the ids that end an answer: what is told not to end goes on to its limit
@@ -44,7 +46,7 @@ class Tally:
     kinds: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    latencies: list[tuple[float, float]] = field(default_factory=list)  # when it was sent, first token to last, s
+    latencies: list[tuple[float, float]] = field(default_factory=list)  # when it was sent, seconds to its end
     memory: list[tuple[float, float]] = field(default_factory=list)  # when, bytes
 
 
@@ -62,26 +64,19 @@ def chat(draw: random.Random, **more: Any) -> dict[str, Any]:
 
 def asked(draw: random.Random) -> tuple[str, str, dict[str, Any]]:
     """What a client wants: its kind, the path, and the body."""
-    kind = draw.choices(("stream", "whole", "completion", "schema", "several", "embed", "render", "logprobs"),
-                        (40, 15, 15, 6, 6, 3, 5, 10))[0]
-    body = chat(draw)
-    match kind:
-        case "stream" | "logprobs":
-            more = {"logprobs": True, "top_logprobs": 3} if kind == "logprobs" else {}
-            return kind, "/v1/chat/completions", {**body, "stream": True, **more}
-        case "completion":
-            return kind, "/v1/completions", {"model": MODEL, "prompt": spoken(draw, 3, 80), "stream": True,
-                                             "max_tokens": draw.randint(4, 40), "temperature": 0}
-        case "schema":
-            form = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
-            return kind, "/v1/chat/completions", {**body, "max_tokens": 60, "response_format": form}
-        case "several":
-            return kind, "/v1/chat/completions", {**body, "n": 3, "stop": [".", "the"]}
-        case "embed":
-            return kind, "/v1/embeddings", {"model": MODEL, "input": "a"}  # it gives no vectors: 400
-        case "render":
-            return kind, "/render", body
-    return kind, "/v1/chat/completions", body
+    body, path = chat(draw), "/v1/chat/completions"
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    short = {"model": MODEL, "prompt": spoken(draw, 3, 80), "stream": True, "max_tokens": draw.randint(4, 40),
+             "temperature": 0}
+    kinds: dict[str, tuple[int, str, dict[str, Any]]] = {
+        "stream": (40, path, {**body, "stream": True}), "whole": (15, path, body),
+        "completion": (15, "/v1/completions", short),
+        "logprobs": (10, path, {**body, "stream": True, "logprobs": True, "top_logprobs": 3}),
+        "schema": (6, path, {**body, "max_tokens": 60, "response_format": form}),
+        "several": (6, path, {**body, "n": 3, "stop": [".", "the"]}), "render": (5, "/render", body),
+        "embed": (3, "/v1/embeddings", {"model": MODEL, "input": "a"})}  # it gives no vectors: 400
+    kind = draw.choices(list(kinds), [weight for weight, _, _ in kinds.values()])[0]
+    return kind, *kinds[kind][1:]
 
 
 def malformed(draw: random.Random) -> bytes:
@@ -99,7 +94,8 @@ def malformed(draw: random.Random) -> bytes:
     return draw.choices(heads, (10, 1, 1, 1, 1, 1))[0]
 
 
-def request(path: str, body: bytes, *, length: int | None = None, host: str = "127.0.0.1", method: str = "POST") -> bytes:
+def request(path: str, body: bytes, *, length: int | None = None, host: str = "127.0.0.1",
+            method: str = "POST") -> bytes:
     """The bytes of a request."""
     return (f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body) if length is None else length}\r\n\r\n").encode() + body
@@ -146,7 +142,7 @@ class Soak:
                 await self.read(reader, manner, kind, draw)
         except TimeoutError:
             self.wrong(f"{manner} {kind}: no end within {STALL:.0f} s")
-        except (OSError, asyncio.IncompleteReadError) as error:
+        except (OSError, EOFError, IndexError, ValueError) as error:  # no status, or none that is a number
             self.wrong(f"{manner} {kind}: {type(error).__name__} {error}")
 
     async def bad(self, draw: random.Random) -> None:
@@ -241,6 +237,8 @@ class Soak:
             body = chat(self.draw, stream=True) | {"max_tokens": tokens, "logit_bias": dict.fromkeys(ENDS, -100)}
             async with asyncio.timeout(120), self.open(request("/v1/chat/completions", json.dumps(body).encode())) as r:
                 data = await r.read()
+            if not data.startswith(b"HTTP/1.1 200"):
+                return f"never begun: {data[:100]!r}"
             return ("error event" if b'"error"' in data else "whole" if b"data: [DONE]" in data else
                     f"neither: {data[-100:]!r}")
 

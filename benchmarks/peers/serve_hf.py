@@ -22,7 +22,8 @@ def writing(case: Case, asked: dict[str, Any]) -> Write:
         with torch.inference_mode():
             out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count,
                                  do_sample=False, pad_token_id=0)
-        found: Rows = out[:, 1 if both else ids.shape[1] :].tolist()  # behind what the decoder begins with, or the prompt
+        begun = 1 if both else ids.shape[1]  # what the decoder begins with, or the prompt
+        found: Rows = out[:, begun:].tolist()
         return found
 
     return write

@@ -57,7 +57,8 @@ def trainer(work: str, plan: dict[str, Any], folder: str, wait: Wait) -> Any:
     rows, batch = plan["rows"], plan["batch"]
     common: dict[str, Any] = {
         "output_dir": folder, "max_steps": 1 << 20, "learning_rate": 2e-4, "lr_scheduler_type": "constant",
-        "weight_decay": 0.0, "max_grad_norm": 1.0, "optim": "adamw_torch_fused", "bf16": case.dtype == "bfloat16", "use_cpu": True,
+        "weight_decay": 0.0, "max_grad_norm": 1.0, "optim": "adamw_torch_fused",
+        "bf16": case.dtype == "bfloat16", "use_cpu": True,
         "gradient_checkpointing": False, "report_to": [], "save_strategy": "no", "logging_steps": 1,
         "disable_tqdm": True, "dataloader_pin_memory": False, "per_device_train_batch_size": batch, "seed": 0}
     shared = {"model": model, "processing_class": tokenizer, "peft_config": lora, "callbacks": [wait]}

@@ -3,8 +3,9 @@ block that others do, beside float32, on the same held-out text.
 
 Perplexity as a ratio to float32's (documents resampled, 95 %), how often the likeliest next token is float32's
 (Wilson, 95 %), and the mean Kullback–Leibler divergence from float32 in nats. What is in a GGUF file is read back and
-computed in float32: llama.cpp rounds activations to 8 bits besides, as our int8 and int4 do, which is in their figures.
-Needs `cutaway pull smollm2-135m-instruct` and CUTAWAY_DATA. Costs about ten minutes on two cores.
+computed in float32; the file itself is Q4_1, so that our int4, which keeps such numbers, loses at the head and the
+inputs alone, while Q4_0 rounds twice. llama.cpp rounds activations to 8 bits besides, as our int8 and int4 do, which is
+in their figures. Needs `cutaway pull smollm2-135m-instruct` and CUTAWAY_DATA. Costs about ten minutes on two cores.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ def _lying(file: Any, name: str, mapped: Mapped | None, begin: int | None) -> St
     found = file.get_slice(name)
     kind = str(found.get_dtype())
     return Stored(tuple(found.get_shape()), kind.startswith(("F", "BF")), partial(file.get_tensor, name),
-                  mapped=True, small=kind not in ("F32", "F64"), file=None if begin is None else mapped, begin=begin or 0)
+                  mapped=True, small=kind not in ("F32", "F64"), file=None if begin is None else mapped,
+                  begin=begin or 0)
 
 
 def filled(config: Any, head: Head, tensors: Tensors, family: Family, dtype: torch.dtype, where: Path, *,

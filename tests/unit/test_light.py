@@ -179,7 +179,8 @@ def test_every_form_of_weights_is_laid_out_from_its_file(tmp_path: Path, kind: s
         save_model(path, build(CONFIG, seed=4), dtype=getattr(torch, kind))
     else:
         path = path.with_suffix(".gguf")
-        write_gguf(path, build(CONFIG, seed=4), train(SubwordSettings(vocab_size=275), ["a few words of text"] * 40), kind=kind)
+        tokenizer = train(SubwordSettings(vocab_size=275), ["a few words of text"] * 40)
+        write_gguf(path, build(CONFIG, seed=4), tokenizer, kind=kind)
     batch = Batch(_tokens(2, 20))
     assert torch.equal(open_language_model(path, precision=precision)(batch),
                        for_reading(load_model(path), precision)(batch))
