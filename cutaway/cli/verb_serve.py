@@ -47,7 +47,7 @@ def command(
     except ImportError as error:
         raise MachineError(f"{error.name} is not installed", way_out="pip install 'cutaway[serve]'") from None
     from cutaway.device import pick, set_threads
-    from cutaway.generate.engine import engine_for
+    from cutaway.generate.engine import Engine
     from cutaway.server.app import build
     from cutaway.server.limits import Limits
     from cutaway.server.serve import listening, run
@@ -60,7 +60,7 @@ def command(
     listener = listening(host, port, keyed=bool(known))
     set_threads()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    service = Service(Shelf(places, limits, engine_for, precision, pick(device).torch), limits)
+    service = Service(Shelf(places, limits, Engine, precision, pick(device).torch), limits)
     service.shelf.closed = service.metrics.closed
     app = build(service, keys=known, hosts=frozenset(h.lower() for h in allow_host or ()),
                 origins=frozenset(allow_origin or ()))

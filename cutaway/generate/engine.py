@@ -16,12 +16,10 @@ from cutaway.generate.prefill import checked
 from cutaway.generate.request import Completion, Event, Request
 from cutaway.generate.runner import Runner, runner_for
 from cutaway.generate.session import Outbox, Session
-from cutaway.generate.speculate import PromptLookup
 from cutaway.generate.track import Work
 from cutaway.models.model import LanguageModel
 from cutaway.models.recurrent import RecurrentConfig
 
-ROWS = 256  # requests at once
 PAGED_STEP = 5.0  # a step of a token through pages takes as long as so many of a prompt (135M, two cores, AVX2)
 
 
@@ -35,7 +33,7 @@ class Engine:
     follow, several tokens can come of one step; they are the same tokens. Raises ModelError where that cannot be.
     """
 
-    def __init__(self, model: LanguageModel, *, max_rows: int = ROWS, runner: Runner | None = None,
+    def __init__(self, model: LanguageModel, *, max_rows: int = 256, runner: Runner | None = None,
                  step_tokens: int = 2048, work: Work | None = None,
                  guess: Callable[[], Guess] | None = None) -> None:
         self.model, self.max_rows = model, max_rows
@@ -99,13 +97,6 @@ class Engine:
             raise RequestError("an engine that has requests under way keeps what they have read",
                                way_out="wait until it is idle, or cancel them")
         self._loop.pages.clear()
-
-
-def engine_for(model: LanguageModel) -> Engine:
-    """An engine for answers that somebody waits for: where several tokens can come of one step, it proposes those that
-    followed the last few before."""
-    runner = runner_for(model, max_rows=ROWS)
-    return Engine(model, max_rows=ROWS, runner=runner, guess=PromptLookup if runner.shares_pages else None)
 
 
 def _work(model: LanguageModel, runner: Runner) -> Work:

@@ -12,8 +12,9 @@ import torch
 
 from cutaway.batch import Batch
 from cutaway.errors import MachineError, ModelError
-from cutaway.generate.engine import Engine, engine_for
+from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
+from cutaway.generate.speculate import PromptLookup
 from cutaway.models import light, whole
 from cutaway.models.adapter import Lora, adapt
 from cutaway.models.folder import load_model, save_model, stored_small
@@ -189,12 +190,15 @@ def test_every_form_of_weights_is_laid_out_from_its_file(tmp_path: Path, kind: s
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_what_is_proposed_from_the_prompt_changes_no_answer(decoder: Model, precision: Precision,
                                                             temperature: float) -> None:
-    """The engine that verbs and the server use, on prompts that repeat themselves; and on a model without pages."""
-    for model in (for_reading(decoder, precision), build(RecurrentConfig(vocab_size=300, hidden_size=16), seed=1)):
-        asked = [Request(tuple(range(7, 7 + n)) * 3, 24, Sampling(temperature=temperature), seed=n) for n in (2, 5)]
-        quick = engine_for(model)
-        assert [c.tokens for c in quick.generate(asked)] == [c.tokens for c in Engine(model).generate(asked)]
-        assert (quick._loop._guess is not None) == quick.runner.shares_pages
+    """On prompts that repeat themselves; a model without pages cannot take back what was read of a proposal."""
+    asked = [Request(tuple(range(7, 7 + n)) * 3, 24, Sampling(temperature=temperature), seed=n) for n in (2, 5)]
+    model = for_reading(decoder, precision)
+    plain = Engine(model)
+    if plain.runner.shares_pages:
+        quick = Engine(model, guess=PromptLookup)
+        assert [c.tokens for c in quick.generate(asked)] == [c.tokens for c in plain.generate(asked)]
+    with pytest.raises(ModelError, match="cannot be taken back"):
+        Engine(build(RecurrentConfig(vocab_size=300, hidden_size=16), seed=1), guess=PromptLookup)
 
 
 @torch.no_grad()
