@@ -105,15 +105,15 @@ def public_tensors(file: GGUF, config: Mapping[str, Any]) -> Tensors:
             continue  # is what ``rope_of`` read
         stem, _, end = theirs.rpartition(".")
         public, part = form.public(stem), stem.rpartition(".")[2]
-        read, shape = stored.read, stored.shape
+        read, shape, blocks = stored.read, stored.shape, stored.blocks
         if form.paired and part in heads:
-            read = _halves(read, heads[part])
+            read, blocks = _halves(read, heads[part]), None if blocks is None else _halves(blocks, heads[part])
         elif form.shifted and "norm" in stem:
             read = _less_one(read)
         elif part in form.turned and end == "weight":
-            read, shape = _turned(read), shape[::-1]
+            read, shape, blocks = _turned(read), shape[::-1], None
         name = theirs if public is None else f"{public}.{end}"  # an unknown one is refused by its name
-        out[name] = replace(stored, read=read, shape=shape)
+        out[name] = replace(stored, read=read, shape=shape, blocks=blocks)
     return out
 
 

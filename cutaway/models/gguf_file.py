@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cutaway.errors import FILE_AGAIN, ModelError
-from cutaway.models.gguf_numbers import numbers
+from cutaway.models.gguf_numbers import BLOCK, FOUR_BITS, numbers
 from cutaway.models.stored import Stored, Tensors
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
@@ -52,7 +53,8 @@ class GGUF:
         """Every tensor by its name; nothing is read before it is called for."""
         with self.path.open("rb") as file:
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
-        return {name: Stored(place.shape, True, _later(data, place), small=place.kind != _F32)
+        return {name: Stored(place.shape, True, _later(data, place), small=place.kind != _F32,
+                             blocks=_blocks_later(data, place))
                 for name, place in self.placed.items()}
 
     def number(self, key: str, plain: float | None = None, *, least: float = 0.0) -> float:
@@ -99,6 +101,14 @@ class GGUF:
 
 def _later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable[[], Tensor]:
     return lambda: numbers(data[place.start : place.start + place.size], place.kind).view(place.shape)
+
+
+def _blocks_later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable[[], Tensor] | None:
+    if place.kind not in FOUR_BITS or len(place.shape) != 2:
+        return None
+    rows, inputs = place.shape
+    return lambda: torch.from_numpy(data[place.start : place.start + place.size]).view(
+        rows, inputs // BLOCK, FOUR_BITS[place.kind])
 
 
 def read_gguf(path: str | Path) -> GGUF:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 BLOCK = 32
 _Q4_0, _Q4_1, _Q8_0 = 2, 3, 8  # ggml's numbers of the kinds
+FOUR_BITS = {_Q4_0: 18, _Q4_1: 20}  # bytes of a block of each
 
 
 def numbers(raw: NDArray[Any], kind: int) -> Tensor:

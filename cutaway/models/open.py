@@ -24,9 +24,9 @@ from cutaway.models.ngram_folder import load_ngram
 from cutaway.models.reading import TooLong
 from cutaway.models.text_classifier import TextClassifier, TextEmbedder
 from cutaway.models.whole import CONFIG, read_json
-from cutaway.nn.linear import packs
+from cutaway.nn.linear import Linear, packs
 
-Asked = Precision | Literal["stored"]  # stored: float32 for a file of float32, bfloat16 for one of fewer bits
+Asked = Precision | Literal["stored"]  # stored: what a file's numbers are, as near as this machine is fast in; see _stored
 LAID_OUT = ("bfloat16", "int8", "int4")  # precisions whose weights are not those that were read
 BAG = "bag"  # the kind in a bag of words' config.json
 
@@ -103,7 +103,7 @@ def _light(model: Model, folder: Path, precision: Asked, place: torch.device | N
     place = torch.device("cpu") if place is None else place
     if place.type != "cpu" and precision in ("int8", "int4"):
         raise MachineError(f"products of {precision} run on the CPU, not on {place.type}", way_out="ask for bfloat16")
-    light = for_reading(model.to(place), _stored(folder, place) if precision == "stored" else precision, in_place=True)
+    light = for_reading(model.to(place), _stored(model, folder, place) if precision == "stored" else precision, in_place=True)
     release_memory()  # of the weights as they were read
     return light
 
@@ -117,8 +117,13 @@ def _on_cpu(place: torch.device | None) -> bool:
     return here
 
 
-def _stored(folder: Path, place: torch.device) -> Precision:
-    """bfloat16 where a file holds its matrices in less than 32 bits and this machine is faster in it; else float32."""
+def _stored(model: Model, folder: Path, place: torch.device) -> Precision:
+    """int4 where a file holds the weights of all products in blocks of four bits, which are kept as they are; bfloat16
+    where it holds its matrices in less than 32 bits otherwise and this machine is faster in it; else float32."""
+    products = [part for part in model.modules() if isinstance(part, Linear)]
+    four = bool(products) and all(part.in_blocks for part in products)
+    if four and place.type == "cpu" and packs(torch.zeros(1, 2), "int4") is not None:
+        return "int4"
     *_, root = line_of(folder)
     if not stored_small(root):
         return "float32"

@@ -30,8 +30,8 @@ INDEX = "model.safetensors.index.json"
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A tensor that lies in a file: its shape, whether its numbers are floating, how it is read, whether what is read
-    is the mapped file itself, whether a number takes less than 32 bits, and, where a parameter can be the file, which
-    and the byte at which it begins there."""
+    is the mapped file itself, whether a number takes less than 32 bits, where a parameter can be the file, which and
+    the byte at which it begins there, and its ``blocks`` as ``Lying`` has them."""
 
     shape: tuple[int, ...]
     floating: bool
@@ -40,6 +40,7 @@ class Stored:
     small: bool = False
     file: Mapped | None = None
     begin: int = 0
+    blocks: Callable[[], Tensor] | None = None
 
 
 Tensors = dict[str, Stored]
@@ -156,7 +157,7 @@ def _take(model: Model, tensors: Tensors, family: Family) -> None:
     for ours, public in family.names(model.config, model.head_spec):
         if ours in products and products[ours].called and not family.forms(ours, model.config):
             taken = (tensors.pop(name) for name in public)
-            products[ours].lying = tuple(Lying(tensor.read, tensor.mapped) for tensor in taken)
+            products[ours].lying = tuple(Lying(tensor.read, tensor.mapped, tensor.blocks) for tensor in taken)
 
 
 def _borrow(model: Model, tensors: Tensors, family: Family) -> None:

@@ -55,10 +55,12 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Lying(NamedTuple):
-    """Rows of a weight that lie in a file: how they are read, and whether what is read is the mapped file itself."""
+    """Rows of a weight that lie in a file: how they are read, whether what is read is the mapped file itself, and, where
+    the file has four bits a number, how its blocks are read as they are: ``(rows, inputs / 32, bytes of one)``."""
 
     read: Callable[[], Tensor]
     mapped: bool
+    blocks: Callable[[], Tensor] | None = None
 
 
 class Linear(nn.Module):
@@ -73,6 +75,11 @@ class Linear(nn.Module):
         self.lying: tuple[Lying, ...] = ()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether all its weights lie in a file in blocks of four bits."""
+        return bool(self.lying) and all(piece.blocks is not None for piece in self.lying)
 
     def forward(self, x: Tensor) -> Tensor:
         assert not self.lying, "its weight was never read"
@@ -104,6 +111,13 @@ class Room:
             self._left = large_pages(max(size, self.most))
         taken, self._left = self._left[:size], self._left[size:]
         return taken
+
+    def blocks(self, linear: Linear) -> Tensor | None:
+        """A weight's blocks of four bits as a file has them, all alike, or None where it has not."""
+        if not linear.in_blocks:
+            return None
+        pieces = [piece.blocks() for piece in linear.lying if piece.blocks is not None]
+        return torch.cat(pieces) if len({piece.shape[1:] for piece in pieces}) == 1 else None
 
     def read(self, linear: Linear) -> Tensor:
         """A weight, wherever it lies, until the next one is asked for: memory for each would be left in pieces."""
@@ -137,13 +151,14 @@ class PackedLinear(nn.Module):
     Takes ``(…, inputs)``, in bfloat16 unless it is float32; a row's output does not depend on the rows beside it, which
     a library does not promise. int8 weights have a scale an output and inputs one for every 64 of a row, by the largest
     magnitude. int4 weights have a step and a lowest value an output and 32 inputs, and meet inputs of int8; where
-    inputs are no multiple of 32, weights are int8.
+    inputs are no multiple of 32, weights are int8. ``weight`` is (outputs, inputs) or, for int4, a file's blocks, see
+    ``Lying``.
     """
 
     def __init__(self, lib: CDLL, weight: Tensor, bias: Tensor | None, precision: Packing, *,
                  after: After | None = None, gated: bool = False, room: Room | None = None) -> None:
         super().__init__()
-        outputs, inputs = weight.shape
+        outputs, inputs = len(weight), weight.shape[1] * (_BLOCK if weight.dtype == torch.uint8 else 1)
         self.lib, self.inputs, self.width = lib, inputs, outputs // 2 if gated else outputs
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         if precision == "int4" and inputs % _BLOCK:
@@ -161,6 +176,11 @@ class PackedLinear(nn.Module):
                          pointer(self.bias), -1 if after is None else KERNEL_OF[after], gated, _KINDS[precision])
 
     def _lay_out(self, weight: Tensor, padded: int, precision: Packing, gated: bool) -> None:
+        if weight.dtype == torch.uint8:
+            weight = weight.contiguous()
+            self.lib.linear_pack_blocks(pointer(weight), c_int64(len(weight)), c_int64(weight.shape[1] * _BLOCK),
+                                        c_int64(weight.shape[2]), c_int(gated), pointer(self.panels))
+            return
         inputs = weight.shape[1]
         weight = weight.to(torch.bfloat16 if precision == "bfloat16" else torch.float32).contiguous()
         given = pointer(weight), c_int64(len(weight)), c_int64(inputs), c_int(gated), pointer(self.panels)
@@ -201,8 +221,9 @@ def packed(linear: Linear, precision: Packing = "bfloat16", *, after: After | No
     lib, room = packs(linear.weight, precision), room or Room()
     if lib is None or not linear.called or (gated and linear.weight.shape[0] % 32):
         return None
-    weight = room.read(linear)
+    blocks = room.blocks(linear) if precision == "int4" else None
+    weight = room.read(linear) if blocks is None else blocks
     made = PackedLinear(lib, weight, linear.bias, precision, after=after, gated=gated, room=room)
-    if len(linear.lying) == 1 and linear.lying[0].mapped:
+    if blocks is None and len(linear.lying) == 1 and linear.lying[0].mapped:
         forget_pages(weight)
     return made

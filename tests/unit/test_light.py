@@ -18,6 +18,7 @@ from cutaway.generate.speculate import PromptLookup
 from cutaway.models import light, whole
 from cutaway.models.adapter import Lora, adapt
 from cutaway.models.folder import load_model, save_model, stored_small
+from cutaway.models.gguf_numbers import FOUR_BITS, numbers
 from cutaway.models.gguf_write import write_gguf
 from cutaway.models.heads import Vector
 from cutaway.models.light import Precision, for_reading
@@ -174,7 +175,8 @@ def test_what_has_no_such_products_says_so(tmp_path: Path, decoder: Model, monke
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "q8_0", "q4_0", "f16"])
 def test_every_form_of_weights_is_laid_out_from_its_file(tmp_path: Path, kind: str, precision: Precision) -> None:
-    """One after another as they are asked for, they are what loading them all gives."""
+    """One after another as they are asked for, they are what loading them all gives; blocks of four bits are kept as
+    they are, where loading finds their grid again and rounds its lowest value."""
     path = tmp_path / "model"
     if kind in ("bfloat16", "float16"):
         save_model(path, build(CONFIG, seed=4), dtype=getattr(torch, kind))
@@ -183,8 +185,42 @@ def test_every_form_of_weights_is_laid_out_from_its_file(tmp_path: Path, kind: s
         tokenizer = train(SubwordSettings(vocab_size=275), ["a few words of text"] * 40)
         write_gguf(path, build(CONFIG, seed=4), tokenizer, kind=kind)
     batch = Batch(_tokens(2, 20))
-    assert torch.equal(open_language_model(path, precision=precision)(batch),
-                       for_reading(load_model(path), precision)(batch))
+    found, wanted = open_language_model(path, precision=precision)(batch), for_reading(load_model(path), precision)(batch)
+    if precision == "int4" and kind.startswith("q4"):
+        torch.testing.assert_close(found, wanted, atol=0.1, rtol=0)  # of logits up to 3
+    else:
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("kind", [2, 3])
+def test_blocks_of_four_bits_are_multiplied_as_the_file_has_them(kind: int, gated: bool) -> None:
+    """By whole numbers up to 127 in every group, which int8 holds: nothing is rounded but float32's sums."""
+    lib, draw = packs(torch.zeros(1, 2), "int4"), torch.Generator().manual_seed(3)
+    if lib is None:
+        pytest.skip("int4 needs AVX2 here")
+    raw = torch.randint(0, 256, (64, 6, FOUR_BITS[kind]), generator=draw, dtype=torch.uint8)
+    scales = torch.randn(64, 6, FOUR_BITS[kind] // 2 - 8, generator=draw).half()
+    raw[:, :, : FOUR_BITS[kind] - 16] = scales.view(torch.uint8)
+    weight = numbers(raw.flatten().numpy().copy(), kind).view(64, 192)
+    x = torch.randint(-127, 128, (5, 192), generator=draw).float()
+    x[:, ::64] = 127
+    found = PackedLinear(lib, raw, None, "int4", gated=gated)(x.bfloat16(), dtype=torch.float32)
+    wanted = x @ weight.T
+    if gated:
+        wanted = wanted[:, :32] * wanted[:, 32:]
+    torch.testing.assert_close(found, wanted, rtol=2e-5, atol=float(wanted.abs().max()) * 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
+def test_stored_is_int4_for_a_file_of_four_bits(tmp_path: Path, kind: str) -> None:
+    path, tokenizer = tmp_path / "m.gguf", train(SubwordSettings(vocab_size=275), ["a few words of text"] * 40)
+    write_gguf(path, build(CONFIG, seed=4), tokenizer, kind=kind)
+    model = open_language_model(path, precision="stored")
+    assert isinstance(model, Model)
+    kinds = {part.plan.precision for part in model.backbone.modules() if isinstance(part, PackedLinear)}
+    whole = packs(torch.zeros(1, 2), "int4") is not None and kind.startswith("q4")
+    assert (kinds == {3}) == whole
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -50,7 +50,7 @@ INLINE void rotary_in(const void *src, int64_t stride, int64_t T, int64_t D, int
   if (!cosines) {
     for (int64_t t = 0; t < T; t++) {
       int64_t i = 0, s = t * stride, d = t * ld;
-      for (; i + LANES <= D; i += LANES) vec_out(dst, d + i, vec_in(src, s + i, bf) * scale, dst_bf);
+      for (; i + WIDE <= D; i += WIDE) reg_out(dst, d + i, reg_in(src, s + i, bf) * scale, dst_bf);
       for (; i < D; i++) one_out(dst, d + i, one_in(src, s + i, bf) * scale, dst_bf);
       for (; i < ld; i++) one_out(dst, d + i, 0, dst_bf);
     }
@@ -59,10 +59,10 @@ INLINE void rotary_in(const void *src, int64_t stride, int64_t T, int64_t D, int
   for (int64_t t = 0; t < T; t++) {
     const float *cs = cosines + t * half, *sn = sines + t * half;
     int64_t i = 0, s = t * stride, d = t * ld;
-    for (; i + LANES <= half; i += LANES) {
-      vec a = vec_in(src, s + i, bf), b = vec_in(src, s + half + i, bf), c = *(const vec *)(cs + i), n = *(const vec *)(sn + i);
-      vec_out(dst, d + i, (a * c - b * n) * scale, dst_bf);
-      vec_out(dst, d + half + i, (b * c + a * n) * scale, dst_bf);
+    for (; i + WIDE <= half; i += WIDE) {
+      reg a = reg_in(src, s + i, bf), b = reg_in(src, s + half + i, bf), c = *(const reg *)(cs + i), n = *(const reg *)(sn + i);
+      reg_out(dst, d + i, (a * c - b * n) * scale, dst_bf);
+      reg_out(dst, d + half + i, (b * c + a * n) * scale, dst_bf);
     }
     for (; i < half; i++) {
       float a = one_in(src, s + i, bf), b = one_in(src, s + half + i, bf);
@@ -79,7 +79,7 @@ INLINE void rotary_back(const float *src, int64_t ld, int64_t T, int64_t D, cons
   if (!cosines) {
     for (int64_t t = 0; t < T; t++) {
       int64_t i = 0, s = t * ld, d = t * stride;
-      for (; i + LANES <= D; i += LANES) vec_out(dst, d + i, *(const vec *)(src + s + i) * scale, bf);
+      for (; i + WIDE <= D; i += WIDE) reg_out(dst, d + i, *(const reg *)(src + s + i) * scale, bf);
       for (; i < D; i++) one_out(dst, d + i, src[s + i] * scale, bf);
     }
     return;
@@ -87,11 +87,11 @@ INLINE void rotary_back(const float *src, int64_t ld, int64_t T, int64_t D, cons
   for (int64_t t = 0; t < T; t++) {
     const float *cs = cosines + t * half, *sn = sines + t * half, *row = src + t * ld;
     int64_t i = 0, d = t * stride;
-    for (; i + LANES <= half; i += LANES) {
-      vec a = *(const vec *)(row + i) * scale, b = *(const vec *)(row + half + i) * scale;
-      vec c = *(const vec *)(cs + i), n = *(const vec *)(sn + i);
-      vec_out(dst, d + i, a * c + b * n, bf);
-      vec_out(dst, d + half + i, b * c - a * n, bf);
+    for (; i + WIDE <= half; i += WIDE) {
+      reg a = *(const reg *)(row + i) * scale, b = *(const reg *)(row + half + i) * scale;
+      reg c = *(const reg *)(cs + i), n = *(const reg *)(sn + i);
+      reg_out(dst, d + i, a * c + b * n, bf);
+      reg_out(dst, d + half + i, b * c - a * n, bf);
     }
     for (; i < half; i++) {
       float a = row[i] * scale, b = row[half + i] * scale;
@@ -104,7 +104,7 @@ INLINE void rotary_back(const float *src, int64_t ld, int64_t T, int64_t D, cons
 INLINE void plain_out(const float *src, int64_t ld, int64_t T, int64_t D, void *dst, int64_t stride, int bf) {
   for (int64_t t = 0; t < T; t++) {
     int64_t i = 0;
-    for (; i + LANES <= D; i += LANES) vec_out(dst, t * stride + i, *(const vec *)(src + t * ld + i), bf);
+    for (; i + WIDE <= D; i += WIDE) reg_out(dst, t * stride + i, *(const reg *)(src + t * ld + i), bf);
     for (; i < D; i++) one_out(dst, t * stride + i, src[t * ld + i], bf);
   }
 }
@@ -122,17 +122,14 @@ INLINE void softmax_tile(const Shape *S, float *s, int64_t lds, int64_t b, int64
     }
     for (int64_t j = 0; j < low; j++) p[j] = -INFINITY;
     for (int64_t j = high + 1; j < width; j++) p[j] = -INFINITY;
-    vec top = *(vec *)(p + start);
-    for (int64_t j = start + LANES; j < stop; j += LANES) top = vec_max(*(vec *)(p + j), top);
-    float most = vec_most(top);
-    vec acc = {};
-    for (int64_t j = start; j < stop; j += LANES) {
-      vec e = vec_exp(*(vec *)(p + j) - most);
-      *(vec *)(p + j) = e;
-      acc += e;
-    }
-    float inverse = 1.0f / vec_sum(acc);
-    for (int64_t j = start; j < stop; j += LANES) *(vec *)(p + j) *= inverse;
+    reg top = *(reg *)(p + start);
+    for (int64_t j = start + WIDE; j < stop; j += WIDE) top = reg_max(*(reg *)(p + j), top);
+    float most = reg_most(top);
+    reg acc[REGS] = {};
+    for (int64_t j = start; j < stop; j += LANES)
+      for (int k = 0; k < REGS; k++) acc[k] += *(reg *)(p + j + k * WIDE) = reg_exp(*(reg *)(p + j + k * WIDE) - most);
+    float inverse = 1.0f / regs_sum(acc);
+    for (int64_t j = start; j < stop; j += WIDE) *(reg *)(p + j) *= inverse;
     for (int64_t j = 0; j < start; j++) p[j] = 0;
     for (int64_t j = stop; j < width; j++) p[j] = 0;
   }

@@ -39,6 +39,24 @@ static void block_in(const float *w, uint8_t *q, uint16_t *d, uint16_t *m) {
   }
 }
 
+// output n of a panel's block from a file's, NULL: zeros; `even`: it has no m, which is -8 d
+INLINE void block_of(const uint8_t *from, int even, uint8_t *to, int64_t n) {
+  uint16_t d = 0, m = 0;
+  uint32_t w[4] = {0, 0, 0, 0}, low = 0x0f0f0f0f;
+  if (from) {
+    memcpy(&d, from, 2);
+    if (even) m = _cvtss_sh(-8 * _cvtsh_ss(d), 0);
+    else memcpy(&m, from + 2, 2);
+    memcpy(w, from + (even ? 2 : 4), 16);
+  }
+  uint32_t *fours = (uint32_t *)to + n;
+  for (int i = 0; i < 2; i++) {
+    fours[i * PANEL] = (w[2 * i] & low) | (w[2 * i + 1] & low) << 4;
+    fours[(2 + i) * PANEL] = (w[2 * i] >> 4 & low) | (w[2 * i + 1] & ~low);
+  }
+  uint16_t *scale = (uint16_t *)(to + PANEL * 16) + n;
+  scale[0] = d, scale[PANEL] = m;
+}
 INLINE int32_t block_sum(const uint8_t *bytes) {
   __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i *)bytes));
   __m256i eight = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
@@ -47,54 +65,67 @@ INLINE int32_t block_sum(const uint8_t *bytes) {
   return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
 }
 
+// Nothing that follows comes before `v` is what it was made: left to itself, the compiler begins all products of a block at
+// once and runs out of registers (35 % slower).
+#define HERE(v) __asm__ volatile("" : "+x"(v))
+// the fours of inputs at `offset` of k's eight by their weights w
+#define HALF(R, V, offset) \
+  for (int i = 0; i < R; i++) { \
+    int32_t four; \
+    memcpy(&four, a + i * K + k * 8 + offset, 4); \
+    __m256i x = _mm256_set1_epi32(four); \
+    HERE(x); \
+    for (int j = 0; j < V; j++) { \
+      two[i][j] = _mm256_add_epi16(two[i][j], _mm256_maddubs_epi16(w[j], x)); \
+      HERE(two[i][j]); \
+    } \
+  }
 // R rows by V registers of 8 outputs: the products of a block fit into 16 bits (8 * 2 * 15 * 127)
 #define ROWS(R, V) { \
-    for (int64_t at = 0; at < PANEL; at += 8 * V) \
-      for (int64_t g = 0; g < blocks; g++) { \
-        const uint8_t *b = B + g * BLOCK_BYTES; \
+    for (int64_t at = 0; at < PANEL; at += 8 * V) { \
+      const uint8_t *b = B + at * 4, *a = A + m * K; \
+      const float *by = scales + 2 * m; \
+      __m256 sum[R][V] = {}; \
+      for (int64_t g = 0; g < K / BLOCK; g++, b += BLOCK_BYTES, a += BLOCK, by += 2 * all) { \
         if (R == 1) \
           for (int j = 0; j < BLOCK_BYTES; j += 64) _mm_prefetch((const char *)b + AHEAD + j, _MM_HINT_T0); \
-        __m256i two[R][V] = {}; \
-        for (int64_t k = 0; k < 4; k++) { \
-          __m256i low[V], high[V]; \
+        __m256i two[R][V] = {}, w[V]; \
+        _Pragma("GCC unroll 1") for (int64_t k = 0; k < 4; k++) { \
+          const __m256i *eight = (const __m256i *)(b + k * PANEL * 4); \
           for (int j = 0; j < V; j++) { \
-            __m256i both = _mm256_loadu_si256((const __m256i *)(b + k * PANEL * 4 + (at + 8 * j) * 4)); \
-            low[j] = _mm256_and_si256(both, _mm256_set1_epi8(15)); \
-            high[j] = _mm256_and_si256(_mm256_srli_epi16(both, 4), _mm256_set1_epi8(15)); \
+            w[j] = _mm256_and_si256(_mm256_loadu_si256(eight + j), _mm256_set1_epi8(15)); \
+            HERE(w[j]); \
           } \
-          for (int i = 0; i < R; i++) { \
-            int32_t first, second; \
-            memcpy(&first, A + (m + i) * K + g * BLOCK + k * 8, 4); \
-            memcpy(&second, A + (m + i) * K + g * BLOCK + k * 8 + 4, 4); \
-            for (int j = 0; j < V; j++) { \
-              two[i][j] = _mm256_add_epi16(two[i][j], _mm256_maddubs_epi16(low[j], _mm256_set1_epi32(first))); \
-              two[i][j] = _mm256_add_epi16(two[i][j], _mm256_maddubs_epi16(high[j], _mm256_set1_epi32(second))); \
-            } \
+          HALF(R, V, 0) \
+          for (int j = 0; j < V; j++) { \
+            w[j] = _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(eight + j), 4), _mm256_set1_epi8(15)); \
+            HERE(w[j]); \
           } \
+          HALF(R, V, 4) \
         } \
         for (int j = 0; j < V; j++) { \
-          const uint8_t *of = b + PANEL * 16 + (at + 8 * j) * 2; \
+          const uint8_t *of = b + PANEL * 16 + 16 * j - 2 * at; \
           __m256 d = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)of)); \
           __m256 low = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(of + PANEL * 2))); \
-          for (int i = 0; i < R; i++) { /* sums of blocks wait in memory: registers are few */ \
-            float *c = C + (m + i) * PANEL + at + 8 * j; \
+          for (int i = 0; i < R; i++) { \
             __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(two[i][j], _mm256_set1_epi16(1))); \
-            __m256 sum = g ? _mm256_loadu_ps(c) : _mm256_setzero_ps(); \
-            sum = _mm256_fmadd_ps(low, _mm256_set1_ps(sums[(m + i) * blocks + g]), sum); \
-            __m256 by = _mm256_mul_ps(d, _mm256_set1_ps(inputs[(m + i) * groups + g * BLOCK / GROUP])); \
-            _mm256_storeu_ps(c, _mm256_fmadd_ps(by, whole, sum)); \
+            sum[i][j] = _mm256_fmadd_ps(low, _mm256_set1_ps(by[2 * i + 1]), sum[i][j]); \
+            sum[i][j] = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(by[2 * i])), whole, sum[i][j]); \
           } \
         } \
       } \
+      for (int i = 0; i < R; i++) \
+        for (int j = 0; j < V; j++) _mm256_storeu_ps(C + (m + i) * PANEL + at + 8 * j, sum[i][j]); \
+    } \
     m += R; \
   }
-// C (M, PANEL) of a panel B: A (M, K) bytes with their scales `inputs` (M, groups) and `sums` (M, blocks), scaled
-static void product_int4(int64_t M, int64_t K, const uint8_t *A, const float *inputs, const float *sums, const uint8_t *B,
-                         float *C) {
-  int64_t blocks = K / BLOCK, groups = (K + GROUP - 1) / GROUP, m = 0;
+// C (M, PANEL) of a panel B: A (M, K) bytes with their `scales` (blocks, all, 2): an input's, and the block's scaled sum
+static void product_int4(int64_t M, int64_t all, int64_t K, const uint8_t *A, const float *scales, const uint8_t *B, float *C) {
+  int64_t m = 0;
   while (m + 4 <= M) ROWS(4, 2)
   if (m + 2 <= M) ROWS(2, 2)
   if (m < M) ROWS(1, 4)
 }
 #undef ROWS
+#undef HALF
 #endif

@@ -104,6 +104,22 @@ void linear_pack_int4(const float *w, int64_t N, int64_t K, int gated, uint8_t *
 #endif
 }
 
+// w (N, K / BLOCK, each) as GGUF's Q4_1 has them: d, m, and bytes that hold inputs j and j + 16; or as its Q4_0, where m is
+// -8 d -> panels, as above: the same numbers, none is rounded
+void linear_pack_blocks(const uint8_t *w, int64_t N, int64_t K, int64_t each, int gated, uint8_t *out) {
+#ifdef INT4
+#pragma omp parallel for schedule(static)
+  for (int64_t p = 0; p < PANELS(N); p++)
+    for (int64_t n = 0; n < PANEL; n++) {
+      int64_t row = row_of(N, gated, p, n);
+      for (int64_t g = 0; g < K / BLOCK; g++) {
+        uint8_t *to = out + (p * (K / BLOCK) + g) * BLOCK_BYTES;
+        block_of(row < 0 ? NULL : w + (row * (K / BLOCK) + g) * each, each == 18, to, n);
+      }
+    }
+#endif
+}
+
 // what becomes of PANEL sums of a row: outputs from n on, written from `at` on
 INLINE void put(const Plan *plan, const float *sums, int64_t n, void *out, int64_t at, int out_bf, int add, int kind) {
   const int regs = PANEL / WIDE, passes = plan->gated ? regs / 2 : regs;
@@ -147,7 +163,7 @@ static void put_rows(const Plan *plan, float *sums, int64_t rows, int64_t n, voi
         reg b[V]; \
         for (int j = 0; j < V; j++) b[j] = *(const reg *)(B + k * PANEL + at + j * WIDE); \
         for (int i = 0; i < R; i++) \
-          for (int j = 0; j < V; j++) acc[i][j] = reg_fma((reg){} + A[(m + i) * lda + k], b[j], acc[i][j]); \
+          for (int j = 0; j < V; j++) acc[i][j] = reg_fma(reg_all(A[(m + i) * lda + k]), b[j], acc[i][j]); \
       } \
       for (int i = 0; i < R; i++) \
         for (int j = 0; j < V; j++) *(reg *)(C + (m + i) * PANEL + at + j * WIDE) = acc[i][j]; \
@@ -166,16 +182,21 @@ static void product_float(int64_t M, int64_t K, const float *A, int64_t lda, con
 #undef ROWS
 
 int64_t linear_bytes(int64_t K, int64_t M) { return M * ((K + 3) / 4 * 4); }
-int64_t linear_scales(int64_t K, int64_t M) { return M * ((K + GROUP - 1) / GROUP + K / BLOCK); }
-// rows of x as bytes, their scales, and behind those of all M rows for int4 the scaled sums of blocks
+int64_t linear_scales(int64_t K, int64_t M) { return M * ((K + GROUP - 1) / GROUP + 2 * (K / BLOCK)); }
+// row m of M of x as bytes with its scales; those of int4 as product_int4 has them
 static void bytes_in(const Plan *plan, const void *x, int x_bf, int64_t m, int64_t M, uint8_t *bytes, float *scales) {
   int64_t K = plan->K, lda = (K + 3) / 4 * 4, groups = (K + GROUP - 1) / GROUP;
-  int four = plan->precision == INT4_BLOCKS;
-  to_bytes(x, x_bf, m * K, K, lda, four ? 0 : ZERO, bytes + m * lda, scales + m * groups);
+  if (plan->precision != INT4_BLOCKS) {
+    to_bytes(x, x_bf, m * K, K, lda, ZERO, bytes + m * lda, scales + m * groups);
+    return;
+  }
 #ifdef INT4
-  for (int64_t g = 0; four && g < K / BLOCK; g++)
-    scales[M * groups + m * (K / BLOCK) + g] = (float)block_sum(bytes + m * lda + g * BLOCK) *
-                                               scales[m * groups + g * BLOCK / GROUP];
+  float own[groups];
+  to_bytes(x, x_bf, m * K, K, lda, 0, bytes + m * lda, own);
+  for (int64_t g = 0; g < K / BLOCK; g++) {
+    float scale = own[g * BLOCK / GROUP], *to = scales + 2 * (g * M + m);
+    to[0] = scale, to[1] = scale * (float)block_sum(bytes + m * lda + g * BLOCK);
+  }
 #endif
 }
 
@@ -193,7 +214,7 @@ static void panel_by(const Plan *plan, const void *x, int64_t M, int64_t m, int6
                    sums);
 #ifdef INT4
     else if (plan->precision == INT4_BLOCKS)
-      product_int4(rows, K, bytes + m * K, scales + m * groups, scales + M * groups + m * (K / BLOCK),
+      product_int4(rows, M, K, bytes + m * K, scales + 2 * m,
                    (const uint8_t *)plan->panels + p * (K / BLOCK) * BLOCK_BYTES, sums);
 #endif
     else if (plan->precision == FLOAT32)

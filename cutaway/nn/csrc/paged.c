@@ -12,14 +12,15 @@ static void turned(const Look *S, const void *qkv, int64_t at, int64_t position,
     rotary_in(row, S->D, 1, S->D, S->D, cs, sn, scale, out, S->bf, 0);
     return;
   }
-  vec sum = {};
+  reg sum[REGS] = {};
   float normed[S->D];
-  for (int64_t i = 0; i < S->D; i += LANES) {
-    vec v = vec_in(row, i, S->bf);
-    sum += v * v;
-  }
-  float by = 1.0f / sqrtf(vec_sum(sum) / (float)S->D + S->eps);
-  for (int64_t i = 0; i < S->D; i += LANES) *(vec *)(normed + i) = vec_in(row, i, S->bf) * by * *(const vec *)(norm + i);
+  for (int64_t i = 0; i < S->D; i += LANES)
+    for (int j = 0; j < REGS; j++) {
+      reg v = reg_in(row, i + j * WIDE, S->bf);
+      sum[j] = reg_fma(v, v, sum[j]);
+    }
+  float by = 1.0f / sqrtf(regs_sum(sum) / (float)S->D + S->eps);
+  for (int64_t i = 0; i < S->D; i += WIDE) *(reg *)(normed + i) = reg_in(row, i, S->bf) * by * *(const reg *)(norm + i);
   rotary_in(normed, S->D, 1, S->D, S->D, cs, sn, scale, out, 0, 0);
 }
 
@@ -33,19 +34,26 @@ static void append(const Look *S, const void *qkv, int64_t token, int64_t g, int
   for (int64_t d = 0; d < S->D; d++) one_out(S->keys, at + d * PAGE + slot, room[d], S->cache_bf);
   const char *value = (const char *)qkv + (token * wide + (S->H + S->G + g) * S->D) * (S->bf ? 2 : 4);
   char *to = (char *)S->values + (at + slot * S->D) * size;
-  for (int64_t i = 0; i < S->D; i += LANES) vec_out(to, i, vec_in(value, i, S->bf), S->cache_bf);
+  for (int64_t i = 0; i < S->D; i += WIDE) reg_out(to, i, reg_in(value, i, S->bf), S->cache_bf);
 }
 
 // Q queries by P pages: 16 scores each, every one a chain over D
 #define SCORES(Q, P) { \
     reg acc[Q][P][PAGE / WIDE] = {}; \
-    for (int64_t d = 0; d < D; d++) { \
-      for (int p = 0; p < P; p++) \
-        for (int j = 0; j < PAGE / WIDE; j++) { \
-          reg k = reg_in(S->keys, (pages[n + p] * S->G + g) * PAGE * D + d * PAGE + j * WIDE, bf); \
-          for (int i = 0; i < Q; i++) acc[i][p][j] = reg_fma((reg){} + q[i * D + d], k, acc[i][p][j]); \
-        } \
+    int64_t of[P], next[P]; \
+    for (int p = 0; p < P; p++) { \
+      of[p] = (pages[n + p] * S->G + g) * PAGE * D; \
+      next[p] = n + P + p < until ? (pages[n + P + p] * S->G + g) * PAGE * D : of[p]; \
     } \
+    for (int64_t d = 0; d < D; d++) \
+      for (int p = 0; p < P; p++) { \
+        __builtin_prefetch(values + (of[p] + d * PAGE) * size); /* that come next, while these are multiplied */ \
+        __builtin_prefetch(keys + (next[p] + d * PAGE) * size); \
+        for (int j = 0; j < PAGE / WIDE; j++) { \
+          reg k = reg_in(keys, of[p] + d * PAGE + j * WIDE, bf); \
+          for (int i = 0; i < Q; i++) acc[i][p][j] = reg_fma(reg_all(q[i * D + d]), k, acc[i][p][j]); \
+        } \
+      } \
     for (int i = 0; i < Q; i++) \
       for (int p = 0; p < P; p++) \
         for (int j = 0; j < PAGE / WIDE; j++) *(reg *)(s + i * ld + (n - from + p) * PAGE + j * WIDE) = acc[i][p][j]; \
@@ -53,7 +61,8 @@ static void append(const Look *S, const void *qkv, int64_t token, int64_t g, int
   }
 INLINE void scores(const Look *S, const float *q, int rows, const int32_t *pages, int64_t from, int64_t until, int64_t g,
                    float *s, int64_t ld, int bf) {
-  int64_t D = S->D, n = from;
+  int64_t D = S->D, n = from, size = bf ? 2 : 4;
+  const char *keys = S->keys, *values = S->values;
   if (rows == 4) while (n < until) SCORES(4, 1)
   if (rows == 3) {  // enough chains side by side to hide how long a sum takes
     while (n + 2 <= until) SCORES(3, 2)
@@ -76,12 +85,12 @@ INLINE void scores(const Look *S, const float *q, int rows, const int32_t *pages
     reg acc[Q][V] = {}; \
     for (int64_t n = from; n < until; n++) \
       for (int64_t j = 0; j < PAGE; j++) { \
-        reg v[V]; \
-        for (int k = 0; k < V; k++) \
-          v[k] = reg_in(S->values, ((pages[n] * S->G + g) * PAGE + j) * D + c + k * WIDE, bf); \
-        for (int i = 0; i < Q; i++) \
-          for (int k = 0; k < V; k++) \
-            acc[i][k] = reg_fma((reg){} + s[i * ld + (n - from) * PAGE + j], v[k], acc[i][k]); \
+        reg by[Q]; \
+        for (int i = 0; i < Q; i++) by[i] = reg_all(s[i * ld + (n - from) * PAGE + j]); \
+        for (int k = 0; k < V; k++) { \
+          reg v = reg_in(S->values, ((pages[n] * S->G + g) * PAGE + j) * D + c + k * WIDE, bf); \
+          for (int i = 0; i < Q; i++) acc[i][k] = reg_fma(by[i], v, acc[i][k]); \
+        } \
       } \
     for (int i = 0; i < Q; i++) \
       for (int k = 0; k < V; k++) *(reg *)(o + i * D + c + k * WIDE) = acc[i][k]; \
@@ -114,21 +123,21 @@ int64_t paged_room(const Look *S, const Ragged *R) { return TOGETHER * (R->width
 static float shares(float *s, int64_t ld, int64_t low, int64_t high) {
   for (int64_t j = 0; j < low; j++) s[j] = -INFINITY;
   for (int64_t j = high; j < ld; j++) s[j] = -INFINITY;
-  reg top = (reg){} - INFINITY, strange = {};
+  reg top = reg_all(-INFINITY), strange = {};
   for (int64_t j = 0; j < ld; j += WIDE) {
     reg v = *(reg *)(s + j);
     top = reg_max(v, top);
     strange += picked(v != v, v, (reg){});
   }
   float most = reg_most(top) + reg_sum(strange);  // NaN stays
-  vec sum = {};
-  for (int64_t j = 0; j < ld; j += LANES) {
-    vec e = vec_exp(*(vec *)(s + j) - most);
-    *(vec *)(s + j) = e;
-    sum += e;
-  }
-  return 1.0f / vec_sum(sum);
+  reg sum[REGS] = {};
+  for (int64_t j = 0; j < ld; j += LANES)
+    for (int k = 0; k < REGS; k++) sum[k] += *(reg *)(s + j + k * WIDE) = reg_exp(*(reg *)(s + j + k * WIDE) - most);
+  return 1.0f / regs_sum(sum);
 }
+
+// whether each part is one token and one tile, which then appends itself: threads need not meet in between
+static int single(const Look *S, const Ragged *R) { return R->tokens == R->parts && tiles_of(S, 1) == 1; }
 
 // a tile of the queries of one part that share a key/value head
 static void tile(const Look *S, const Ragged *R, const void *qkv, void *out, int64_t part, int64_t g, int64_t row, float *room) {
@@ -138,6 +147,9 @@ static void tile(const Look *S, const Ragged *R, const void *qkv, void *out, int
   float *s = room, *q = s + TOGETHER * ld, *o = q + TOGETHER * D;
   const int32_t *pages = R->pages + part * R->width;
   int64_t low[TOGETHER], high[TOGETHER];
+  const char *first = (const char *)S->keys + (pages[0] * S->G + g) * PAGE * D * (S->cache_bf ? 2 : 4);
+  for (int64_t i = 0; i < PAGE * D * (S->cache_bf ? 2 : 4); i += 64) __builtin_prefetch(first + i);
+  if (single(S, R)) append(S, qkv, begin, g, R->before[part], pages[R->before[part] / PAGE], room);
   for (int i = 0; i < rows; i++) {
     int64_t t = (row + i) / group, h = g * group + (row + i) % group, position = R->before[part] + t;
     high[i] = position + 1, low[i] = S->window && high[i] > S->window ? high[i] - S->window : 0;
@@ -154,17 +166,19 @@ static void tile(const Look *S, const Ragged *R, const void *qkv, void *out, int
   else mixed(S, rows, pages, from, until, g, s, ld, o, 0);
   for (int i = 0; i < rows; i++) {
     int64_t at = ((begin + (row + i) / group) * S->H + g * group + (row + i) % group) * D;
-    for (int64_t d = 0; d < D; d += LANES) vec_out(out, at + d, *(vec *)(o + i * D + d) * by[i], S->bf);
+    for (int64_t d = 0; d < D; d += WIDE) reg_out(out, at + d, *(reg *)(o + i * D + d) * by[i], S->bf);
   }
 }
 
 void paged_shared(const Look *S, const Ragged *R, const void *qkv, void *out, const int64_t *units, float *room) {
+  if (!single(S, R)) {
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t at = 0; at < R->parts * S->G; at++) {
-    int64_t part = at / S->G, g = at % S->G;
-    for (int64_t token = R->begins[part]; token < R->begins[part + 1]; token++) {
-      int64_t position = R->before[part] + token - R->begins[part];
-      append(S, qkv, token, g, position, R->pages[part * R->width + position / PAGE], room);
+    for (int64_t at = 0; at < R->parts * S->G; at++) {
+      int64_t part = at / S->G, g = at % S->G;
+      for (int64_t token = R->begins[part]; token < R->begins[part + 1]; token++) {
+        int64_t position = R->before[part] + token - R->begins[part];
+        append(S, qkv, token, g, position, R->pages[part * R->width + position / PAGE], room);
+      }
     }
   }
 #pragma omp for schedule(dynamic, 1)

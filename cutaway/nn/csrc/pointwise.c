@@ -85,7 +85,7 @@ INLINE void gate_row(const void *gate_up, int64_t g, int64_t inner, void *y, int
     reg_out(y, o + i, activation(a, &slope, kind, bf) * reg_in(gate_up, u + i, bf), bf);
   }
   for (; i < inner; i++) {
-    reg a = (reg){} + one_in(gate_up, g + i, bf);
+    reg a = reg_all(one_in(gate_up, g + i, bf));
     one_out(y, o + i, activation(a, &slope, kind, bf)[0] * one_in(gate_up, u + i, bf), bf);
   }
 }
@@ -112,7 +112,7 @@ INLINE void gate_grad_row(const void *gate_up, int64_t g, int64_t inner, const v
     reg_out(out, g + i, d * b * slope, bf);
   }
   for (; i < inner; i++) {
-    reg a = (reg){} + one_in(gate_up, g + i, bf);
+    reg a = reg_all(one_in(gate_up, g + i, bf));
     float b = one_in(gate_up, u + i, bf), d = one_in(gy, o + i, bf), active = activation(a, &slope, kind, bf)[0];
     if (y) one_out(y, o + i, active * b, bf);
     one_out(out, u + i, d * active, bf);
@@ -141,7 +141,7 @@ void cross_entropy(void *logits, int bf, const int64_t *target, const float *wei
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < n; r++) {
       int64_t at = r * v, i = 0;
-      vec top = (vec){} - INFINITY;
+      vec top = (-INFINITY) - (vec){};
       float most = -INFINITY;
       for (; i + LANES <= v; i += LANES) {
         vec x = vec_in(logits, at + i, bf);

@@ -59,17 +59,26 @@ INLINE void one_out(void *p, int64_t i, float f, int bf) {
   if (bf) ((uint16_t *)p)[i] = to_bf16(f);
   else ((float *)p)[i] = f;
 }
-INLINE vec vec_in(const void *p, int64_t i, int bf) {
-  if (!bf) return *(const vec *)((const float *)p + i);
-  uvec bits = __builtin_convertvector(*(const half16 *)((const uint16_t *)p + i), uvec) << 16;
-  return (vec)bits;
-}
 typedef uint16_t half_reg __attribute__((vector_size(2 * WIDE), aligned(2)));
 typedef uint32_t ureg __attribute__((vector_size(4 * WIDE), aligned(4)));
 INLINE reg reg_in(const void *p, int64_t i, int bf) {
   if (!bf) return *(const reg *)((const float *)p + i);
+#if defined(__AVX512F__)
+  return (reg)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)((const uint16_t *)p + i))), 16);
+#elif defined(__AVX2__)  // one load: by __builtin_convertvector it takes five
+  return (reg)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)((const uint16_t *)p + i))), 16);
+#else
   return (reg)(__builtin_convertvector(*(const half_reg *)((const uint16_t *)p + i), ureg) << 16);
+#endif
 }
+typedef union { vec v; reg part[LANES / WIDE]; } parts;
+INLINE vec vec_in(const void *p, int64_t i, int bf) {
+  if (!bf) return *(const vec *)((const float *)p + i);
+  parts both;
+  for (int j = 0; j < LANES / WIDE; j++) both.part[j] = reg_in(p, i + j * WIDE, 1);
+  return both.v;
+}
+INLINE reg reg_all(float x) { return x - (reg){}; }  // x + 0 would be added up: it is not x for -0
 // a * b + c in one rounding wherever there is an instruction for it: left to the compiler, one of two loops had it
 INLINE reg reg_fma(reg a, reg b, reg c) {
 #if defined(__AVX512F__)
@@ -81,8 +90,14 @@ INLINE reg reg_fma(reg a, reg b, reg c) {
 #endif
 }
 INLINE half_reg reg_narrow(reg v) {  // to bfloat16, as to_bf16
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__)
   return (half_reg)_mm512_cvtneps_pbh((__m512)v);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  __m256i b = (__m256i)v, high = _mm256_srli_epi32(b, 16), one = _mm256_set1_epi32(1);
+  __m256i up = _mm256_add_epi32(_mm256_set1_epi32(0x7fff), _mm256_and_si256(high, one));
+  __m256i r = _mm256_srli_epi32(_mm256_add_epi32(b, up), 16), nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  r = _mm256_blendv_epi8(r, nan, (__m256i)_mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q));
+  return (half_reg)_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0xd8));
 #else
   ureg b = (ureg)v, nan = (ureg)(v != v);
   ureg r = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
@@ -94,17 +109,14 @@ INLINE void reg_out(void *p, int64_t i, reg v, int bf) {
   else *(reg *)((float *)p + i) = v;
 }
 INLINE half16 narrow(vec v) {
-#ifdef __AVX512BF16__
-  return (half16)_mm512_cvtneps_pbh((__m512)v);
-#else
-  uvec b = (uvec)v, nan = (uvec)(v != v);
-  uvec r = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
-  return __builtin_convertvector((r & ~nan) | (((b >> 16) | 0x40) & nan), half16);
-#endif
+  parts of = {v};
+  union { half16 whole; half_reg part[LANES / WIDE]; } out;
+  for (int j = 0; j < LANES / WIDE; j++) out.part[j] = reg_narrow(of.part[j]);
+  return out.whole;
 }
 INLINE void vec_out(void *p, int64_t i, vec v, int bf) {
-  if (bf) *(half16 *)((uint16_t *)p + i) = narrow(v);
-  else *(vec *)((float *)p + i) = v;
+  parts of = {v};
+  for (int j = 0; j < LANES / WIDE; j++) reg_out(p, i + j * WIDE, of.part[j], bf);
 }
 INLINE reg picked(ireg where, reg then, reg other) { return (reg)(((ireg)then & where) | ((ireg)other & ~where)); }
 #ifdef __AVX512F__
@@ -169,7 +181,7 @@ INLINE reg reg_scale2(reg x, reg n) { return (reg)((ireg)x + (__builtin_convertv
 #endif
 // exp to 2 ulp (Cephes' polynomial); NaN passes through, below -87.3 it is 0, above 88.3 exp(88.3)
 INLINE reg reg_exp(reg x) {
-  reg c = reg_min((reg){} + 88.3f, reg_max((reg){} - 87.3f, x));
+  reg c = reg_min(reg_all(88.3f), reg_max(reg_all(-87.3f), x));
   reg n = c * 1.44269504f + 12582912.0f - 12582912.0f;  // to the nearest whole number
   reg r = c - n * 0.693359375f + n * 2.12194440e-4f;
   reg p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -190,13 +202,19 @@ INLINE reg reg_inverse(reg x, int bf) {
 #endif
   return 1.0f / x;
 }
+// sixteen sums that lie in registers, which a loop over `vec` would keep in memory on AVX2
+#define REGS (LANES / WIDE)
+INLINE float regs_sum(const reg *v) {
+  reg all = v[0];
+  for (int j = 1; j < REGS; j++) all += v[j];
+  return reg_sum(all);
+}
 // the same of a vector: a register at a time, for whole ones on AVX2 would wait in memory between every two steps
 #if WIDE == LANES
 INLINE vec vec_max(vec x, vec y) { return reg_max(x, y); }
 INLINE vec vec_exp(vec x) { return reg_exp(x); }
 INLINE vec vec_inverse(vec x, int bf) { return reg_inverse(x, bf); }
 #else
-typedef union { vec v; reg part[LANES / WIDE]; } parts;
 INLINE vec vec_max(vec x, vec y) {
   parts a = {x}, b = {y};
   for (int i = 0; i < LANES / WIDE; i++) a.part[i] = reg_max(a.part[i], b.part[i]);
