@@ -16,7 +16,7 @@ from typing import Any
 from cutaway.errors import FOLDER_AGAIN, CutawayError, TokenizerError
 from cutaway.text import sentencepiece_file
 from cutaway.text.spelling import SPACE
-from cutaway.text.tokenizer import Roles, Tokenizer
+from cutaway.text.tokenizer import Roles, Tokenizer, backend
 from cutaway.text.vocabulary import added_token, letters_of, word_pattern
 
 NAMES = ("pad_token", "bos_token", "eos_token", "mask_token", "cls_token", "sep_token", "unk_token")
@@ -69,13 +69,11 @@ def _check_prefix(model: Any, where: object) -> None:
 
 def _made(tree: dict[str, Any], names: Mapping[str, Any], template: str, start: int | None, stops: Sequence[int],
           where: object) -> Tokenizer:
-    from tokenizers import Tokenizer as Backend
-
     tree = {**tree, "padding": None, "truncation": None}
     tree["added_tokens"] = list(tree.get("added_tokens") or [])
     _check_prefix(tree.get("model"), where)
     try:
-        whole = Backend.from_str(json.dumps(tree))
+        whole = backend(tree)
     except Exception as error:  # the library raises Exception itself
         raise TokenizerError(f"tokenizer.json is damaged ({error})", where=where, way_out=FOLDER_AGAIN) from None
     if (highest := max(whole.get_vocab(with_added_tokens=True).values(), default=0)) > LARGEST_ID:
@@ -96,8 +94,7 @@ def _made(tree: dict[str, Any], names: Mapping[str, Any], template: str, start: 
                   stops=tuple(dict.fromkeys(t for t in map(whole.id_to_token, stops) if t and t != eos)))
     control = {*begin, *finish, roles.pad, roles.bos, eos, *roles.stops, *filter(None, named.values())}
     _declare(tree, whole, control, where)
-    return Tokenizer(str((tree.get("model") or {}).get("type", "bpe")).lower(), json.dumps(tree, ensure_ascii=False),
-                     {}, roles)
+    return Tokenizer.of_tree(str((tree.get("model") or {}).get("type", "bpe")).lower(), tree, roles)
 
 
 def _named(value: object) -> str | None:

@@ -79,6 +79,13 @@ class Tokenizer:
     learned_from: dict[str, Any] = field(default_factory=dict)
     roles: Roles = OURS
 
+    @classmethod
+    def of_tree(cls, kind: str, tree: dict[str, Any], roles: Roles) -> Tokenizer:
+        """Of a tokenizer.json that was parsed already, and is not changed from now on."""
+        made = cls(kind, json.dumps(tree, ensure_ascii=False), {}, roles)
+        made.__dict__["_tree"] = tree  # where the cached property looks
+        return made
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.digest == other.digest
 
@@ -93,9 +100,7 @@ class Tokenizer:
     @cached_property
     def _model(self) -> tokenizers.Tokenizer:
         """The encoder without its control tokens: what is not there cannot be matched in anybody's text."""
-        from tokenizers import Tokenizer as Backend
-
-        return Backend.from_str(json.dumps(without_control(self._tree, self._hidden)))
+        return backend(without_control(self._tree, self._hidden))
 
     @cached_property
     def _hidden(self) -> dict[str, str]:
@@ -222,13 +227,11 @@ class Tokenizer:
     @cached_property
     def _inner(self) -> tokenizers.Tokenizer:
         """The encoder of what stands behind a control token: without the space that some put before a whole text."""
-        from tokenizers import Tokenizer as Backend
-
         cut = self._tree.get("pre_tokenizer") or {}
         if cut.get("type") != "Metaspace" or cut.get("prepend_scheme") != "first":
             return self._model
         tree = self._tree | {"pre_tokenizer": cut | {"prepend_scheme": "never"}}
-        return Backend.from_str(json.dumps(without_control(tree, self._hidden)))
+        return backend(without_control(tree, self._hidden))
 
     @property
     def control_flags(self) -> dict[str, tuple[int, bool, bool]]:
@@ -352,6 +355,14 @@ class Decoder:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
+
+
+def backend(tree: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """The library's own. Raises what it raises: Exception itself."""
+    from pydantic_core import to_json
+    from tokenizers import Tokenizer as Backend
+
+    return Backend.from_str(to_json(tree).decode())  # json takes six times as long
 
 
 def without_control(tree: Mapping[str, Any], hidden: Mapping[str, str]) -> dict[str, Any]:
