@@ -26,7 +26,7 @@ from cutaway.models.text_classifier import TextClassifier, TextEmbedder
 from cutaway.models.whole import CONFIG, read_json
 from cutaway.nn.linear import Linear, packs
 
-Asked = Precision | Literal["stored"]  # stored: what a file's numbers are, as near as this machine is fast in; see _stored
+Asked = Precision | Literal["stored"]  # stored: what is nearest to the file's numbers and fast here, see _stored
 LAID_OUT = ("bfloat16", "int8", "int4")  # precisions whose weights are not those that were read
 BAG = "bag"  # the kind in a bag of words' config.json
 
@@ -103,7 +103,9 @@ def _light(model: Model, folder: Path, precision: Asked, place: torch.device | N
     place = torch.device("cpu") if place is None else place
     if place.type != "cpu" and precision in ("int8", "int4"):
         raise MachineError(f"products of {precision} run on the CPU, not on {place.type}", way_out="ask for bfloat16")
-    light = for_reading(model.to(place), _stored(model, folder, place) if precision == "stored" else precision, in_place=True)
+    if precision == "stored":
+        precision = _stored(model, folder, place)
+    light = for_reading(model.to(place), precision, in_place=True)
     release_memory()  # of the weights as they were read
     return light
 

@@ -55,8 +55,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Lying(NamedTuple):
-    """Rows of a weight that lie in a file: how they are read, whether what is read is the mapped file itself, and, where
-    the file has four bits a number, how its blocks are read as they are: ``(rows, inputs / 32, bytes of one)``."""
+    """Rows of a weight that lie in a file: how they are read, whether what is read is the mapped file itself, and,
+    where the file has four bits a number, how its blocks are: ``(rows, inputs / 32, bytes of one)``."""
 
     read: Callable[[], Tensor]
     mapped: bool
