@@ -87,7 +87,7 @@ INLINE int32_t block_sum(const uint8_t *bytes) {
       const float *by = scales + 2 * m; \
       __m256 sum[R][V] = {}; \
       for (int64_t g = 0; g < K / BLOCK; g++, b += BLOCK_BYTES, a += BLOCK, by += 2 * all) { \
-        if (R == 1) \
+        if (m == 0) \
           for (int j = 0; j < BLOCK_BYTES; j += 64) _mm_prefetch((const char *)b + AHEAD + j, _MM_HINT_T0); \
         __m256i two[R][V] = {}, w[V]; \
         _Pragma("GCC unroll 1") for (int64_t k = 0; k < 4; k++) { \

@@ -100,7 +100,7 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
         int64_t until = (g + 1) * (GROUP / 4) < fours ? (g + 1) * (GROUP / 4) : fours; \
         for (int64_t k = g * (GROUP / 4); k < until; k++) { \
           __m256i b[V], size[V]; \
-          if (R == 1) \
+          if (m == 0) \
             for (int j = 0; j < 2; j++) _mm_prefetch((const char *)(B + k * PANEL + at) + AHEAD + 64 * j, _MM_HINT_T0); \
           for (int j = 0; j < V; j++) { \
             b[j] = _mm256_loadu_si256((const __m256i *)(B + k * PANEL + at + 8 * j)); \

@@ -14,7 +14,7 @@ typedef struct {
   int precision;
 } Plan;
 
-#define ALONE 4  // rows that every thread lays out for itself, which is sooner done than waited for
+#define ALONE 8  // rows that every thread lays out for itself, which is sooner done than waited for
 typedef struct {
   uint8_t *bytes;  // rows laid out in int8, of all threads
   float *scales;
