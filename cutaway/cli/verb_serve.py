@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -60,7 +61,8 @@ def command(
     listener = listening(host, port, keyed=bool(known))
     set_threads()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    service = Service(Shelf(places, limits, Engine, precision, pick(device).torch), limits)
+    engine_for = functools.partial(Engine, cache_bytes=limits.cache_bytes)
+    service = Service(Shelf(places, limits, engine_for, precision, pick(device).torch), limits)
     service.shelf.closed = service.metrics.closed
     app = build(service, keys=known, hosts=frozenset(h.lower() for h in allow_host or ()),
                 origins=frozenset(allow_origin or ()))

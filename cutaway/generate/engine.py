@@ -31,13 +31,15 @@ class Engine:
     those are themselves: see ``Scheduler``. What it keeps of prompts holds for the weights that the model has: make
     another engine when they have changed, or ``clear`` it. With a ``guess`` made for each request, which says what may
     follow, several tokens can come of one step; they are the same tokens. Raises ModelError where that cannot be.
+    Keys and values, those of prompts that may come again too, take at most ``cache_bytes`` where the model has pages
+    for them; a quarter of the machine's memory if not given. Raises MachineError where that is too little for one.
     """
 
     def __init__(self, model: LanguageModel, *, max_rows: int = 256, runner: Runner | None = None,
                  step_tokens: int = 2048, work: Work | None = None,
-                 guess: Callable[[], Guess] | None = None) -> None:
+                 guess: Callable[[], Guess] | None = None, cache_bytes: int | None = None) -> None:
         self.model, self.max_rows = model, max_rows
-        self.runner = runner_for(model, max_rows=max_rows) if runner is None else runner
+        self.runner = runner_for(model, max_rows=max_rows, cache_bytes=cache_bytes) if runner is None else runner
         self._loop = Loop(self.runner, max_rows=max_rows, step_tokens=step_tokens,
                           work=_work(model, self.runner) if work is None else work, guess=guess)
         self._outbox = Outbox()

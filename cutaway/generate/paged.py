@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from cutaway.device import memory_bytes
+from cutaway.errors import MachineError
 from cutaway.generate.track import Part
 from cutaway.models.model import Model
 from cutaway.nn.paged import PAGE, PagedStack, Reading
@@ -35,12 +36,16 @@ class PagedRunner:
         """See ``Runner``: pages are taken over by whoever writes to them."""
 
 
-def paged(model: Model, *, max_rows: int) -> PagedRunner | None:
+def paged(model: Model, *, max_rows: int, cache_bytes: int | None = None) -> PagedRunner | None:
     """A runner for a model that has pages and gives the same bits in any company; else None. There are pages for
-    ``max_rows`` whole contexts, or for as many as memory has room for."""
+    ``max_rows`` whole contexts, or for as many as ``cache_bytes`` (a quarter of memory, if not given) have room for.
+    Raises MachineError where that is not a single page."""
     each = model.page_bytes
     if each is None:
         return None
-    most = max_rows * -(-model.context_length // PAGE)
-    pages = model.new_pages(max(1, min(most, int(SHARE * memory_bytes()) // each)))
+    most, room = max_rows * -(-model.context_length // PAGE), int(SHARE * memory_bytes())
+    if cache_bytes is not None and cache_bytes < each:
+        raise MachineError(f"cache_bytes={cache_bytes} holds no page of this model's, which takes {each}",
+                           way_out=f"give it at least {each}, or leave it out")
+    pages = model.new_pages(max(1, min(most, (room if cache_bytes is None else cache_bytes) // each)))
     return PagedRunner(model, pages) if pages is not None and pages.exact else None

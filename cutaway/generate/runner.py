@@ -43,9 +43,10 @@ class Runner(Protocol):
         """A sequence is done, cancelled or gives up its pages; unknown ones are ignored."""
 
 
-def runner_for(model: LanguageModel, *, max_rows: int) -> Runner:
-    """The fastest there is for ``model``."""
-    if isinstance(model, Model) and (over_pages := paged(model, max_rows=max_rows)) is not None:
+def runner_for(model: LanguageModel, *, max_rows: int, cache_bytes: int | None = None) -> Runner:
+    """The fastest there is for ``model``; ``cache_bytes`` are for its pages, see ``paged``, if it has any."""
+    if isinstance(model, Model) and (
+            over_pages := paged(model, max_rows=max_rows, cache_bytes=cache_bytes)) is not None:
         return over_pages
     recurrent = isinstance(getattr(model, "config", None), RecurrentConfig)  # reads all rows in the time of the longest
     return StateRunner(model, max_rows=max_rows, alike=0.0 if recurrent else ALIKE)

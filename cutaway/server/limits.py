@@ -24,6 +24,7 @@ class Limits(Settings):
     waiting_tokens: int = Field(default=1 << 20, ge=1)  # of their prompts
     per_key: int = Field(default=64, ge=1)  # requests of one key at once
     tokens_per_minute: int | None = Field(default=None, ge=1)  # of one key, asked and answered
+    cache_bytes: int | None = Field(default=None, ge=1)  # for a model's keys and values; a quarter of memory
     head_seconds: float = Field(default=30, gt=0)  # until a connection has sent a request's head
     body_seconds: float = Field(default=30, gt=0)  # until its body is there
     send_seconds: float = Field(default=30, gt=0)  # that a reader may leave a stream unread

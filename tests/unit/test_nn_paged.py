@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from cutaway.batch import Batch
+from cutaway.errors import MachineError
+from cutaway.generate.engine import Engine
+from cutaway.generate.request import Request, Sampling
 from cutaway.models.light import Precision, for_reading
 from cutaway.models.model import Model, build
 from cutaway.models.transformer import TransformerConfig, Variant
 from cutaway.nn.linear import packs
-from cutaway.nn.paged import Reading
+from cutaway.nn.paged import PAGE, Reading
 
 SIZES: dict[str, Any] = {"vocab_size": 120, "hidden_size": 64, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2,
                          "intermediate_size": 96, "context_length": 96}
@@ -109,3 +112,15 @@ def test_bits_do_not_depend_on_company_chunks_or_pages(name: str, precision: Pre
             assert torch.equal(logits, model.read(whole, alone)[0])
 
 
+def test_pages_are_as_many_as_the_memory_given_to_them_holds() -> None:
+    """A quarter of the machine's, or what is said; one that holds none is refused, and answers do not depend on it."""
+    model = _model("plain", "float32")
+    assert model.page_bytes is not None
+    plain, small = Engine(model), Engine(model, cache_bytes=7 * model.page_bytes + 1)
+    if not small.runner.shares_pages:
+        pytest.skip("no pages without kernels")
+    assert (small.runner.num_pages, plain.runner.num_pages) == (7, 256 * 96 // PAGE)
+    asked = [Request(tuple(_tokens(20 + i, i)), 30, Sampling(temperature=0)) for i in range(6)]
+    assert [c.tokens for c in small.generate(asked)] == [c.tokens for c in plain.generate(asked)]
+    with pytest.raises(MachineError, match="holds no page"):
+        Engine(model, cache_bytes=model.page_bytes - 1)
