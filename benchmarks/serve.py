@@ -25,20 +25,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kernels
+import torch
 from train import Contender, Entry, race
 
 from cutaway import device, records
 from cutaway.models.folder import load_model, load_tokenizer, save_model
 from cutaway.models.gguf_write import write_gguf
+from cutaway.models.light import Precision
 from cutaway.models.model import build
 from cutaway.models.store import located
 from cutaway.models.transformer import TransformerConfig
+from cutaway.nn.linear import packs
 from cutaway.text.chat import Message, render
 from cutaway.text.tokenizer import train
 from cutaway.text.vocabulary import SubwordSettings
 
 HERE = Path(__file__).resolve().parent
-MODEL, PARAMETERS = "smollm2-135m-instruct", 134_515_008
+MODEL, PARAMETERS, HEAD = "smollm2-135m-instruct", 134_515_008, 49_152 * 576
 PLAIN: dict[str, Any] = {"num_layers": 0, "hidden_size": 0, "num_heads": 0, "vocab_size": 49_152}
 BITS = {"q4_0": 4.5, "q4_1": 5.0, "q8_0": 8.5, "bf16": 16.0}  # a weight in GGUF, scales included
 TASKS = ("Repeat this text with every number written in words:\n\n{}", "Correct the spelling of this text:\n\n{}",
@@ -178,16 +182,30 @@ def present(python: str) -> dict[str, str]:
     return dict(json.loads(done.stdout))
 
 
-def shares(name: str, contest: Contest, per_second: float, machine: Any) -> str:
-    """What the rate is in bytes of weights (one request) or in operations (a prompt), as shares of the bounds."""
-    bits = {"int4": 5.0, "int8": 8.5, "bfloat16": 16, "float32": 32, **BITS}.get(name.rpartition(" ")[2], 8)
+def shares(name: str, contest: Contest, per_second: float, bounds: dict[str, float]) -> str:
+    """What the rate is in bytes of weights (one request) or in operations (a prompt), as shares of what this machine's
+    memory and its fastest products were measured to do."""
+    layers = PARAMETERS - HEAD
     if contest.figure == "read":
-        done = 2 * PARAMETERS * per_second
-        return f"{done / 1e9:.0f} GFLOP/s, {done / max(machine.gemm_fp32_flops, machine.gemm_bf16_flops):.0%}"
+        done = 2 * layers * per_second / 1e9
+        return f"{done:.0f} GOP/s, {done / bounds['gops']:.0%}"
     if contest.batch > 1 or contest.work != "write":
         return ""
-    read = PARAMETERS * bits / 8 * per_second
-    return f"{read / 1e9:.1f} GB/s, {read / machine.read_bytes_per_s:.0%}"
+    form = name.rpartition(" ")[2]
+    bits = {"int4": 5.0, "int8": 8.0, "bfloat16": 16.0, "float32": 32.0, **BITS}.get(form, 8.0)
+    read = (layers * bits + HEAD * (8.0 if form == "int4" else bits)) / 8 * per_second / 1e9
+    return f"{read:.1f} GB/s, {read / bounds['gbytes']:.0%}"
+
+
+def bounded() -> dict[str, float]:
+    """The most that our products of any form reach on this machine: GB/s at one row, GOP/s at many."""
+    with torch.inference_mode():
+        kinds: tuple[Precision, ...] = ("int4", "int8", "float32")
+        found = kernels.measured([kernels.ours(k) for k in kinds if packs(torch.zeros(1, 2), k) is not None], 2)
+    rows = [{**row, "count": count, "bytes": kernels.BYTES[name]}
+            for name, by_rows in found.items() for count, row in by_rows.items()]
+    return {"gbytes": max(kernels.WEIGHTS * r["bytes"] / r["products"] / 1e6 for r in rows if r["count"] == 1),
+            "gops": max(2 * kernels.WEIGHTS * r["count"] / r["products"] / 1e6 for r in rows)}
 
 
 def arguments() -> argparse.Namespace:
@@ -219,7 +237,8 @@ def main() -> None:
         raise SystemExit(f"no contest is called {unknown[0]!r}; there are: {', '.join(CONTESTS)}")
     figures: dict[str, Any] = {}
     ratios: dict[str, float] = {}
-    machine = device.known(device.pick("cpu"))
+    bounds = bounded()
+    print("products alone reach " + ", ".join(f"{v:.0f} {k.upper()}/s" for k, v in bounds.items()), file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="cutaway-serve-") as name:
         asked = material(root, Path(name), options.python, there)
         for title in wanted:
@@ -230,14 +249,13 @@ def main() -> None:
             for racer, f in sorted(figures[title].items(), key=lambda item: -item[1]["per_second"]):
                 print(f"  {racer:<24}{f['per_second']:>9,.1f}  {f['low']:>8,.1f}–{f['high']:<8,.1f} whole"
                       f"{f['whole_per_second']:>8,.1f}{f['memory_bytes'] / 2**30:>6.2f} GiB  "
-                      f"{shares(racer, contest, f['per_second'], machine)}", flush=True)
+                      f"{shares(racer, contest, f['per_second'], bounds)}", flush=True)
             judge(title, contest, racers, ratios)
     targets = {n: CLAIMS[n].wanted if n in CLAIMS else LOOKED_UP for n in ratios}
     print(json.dumps({"name": "serve", "figures": figures, "ratios": ratios, "targets": targets,
                       "ok": bool(ratios) and not left_out and all(r >= targets[n] for n, r in ratios.items()),
                       "left_out": left_out,
-                      "machine": {f: getattr(machine, f) for f in ("device", "cpu", "cores", "gemm_fp32_flops",
-                                                                   "gemm_bf16_flops", "read_bytes_per_s")},
+                      "machine": {"cpu": device.describe(device.pick("cpu")).cpu, "cores": device.cores(), **bounds},
                       "versions": {"peers": versions, **records.environment()["versions"]}}))
 
 

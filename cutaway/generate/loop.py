@@ -197,9 +197,12 @@ class Loop:
                         and len(rounds) <= len(proposed[live])
                         and live.track.tokens[-1] == proposed[live][len(rounds) - 1]]:
             logits = torch.stack([behind[live][len(rounds) - 1] for live in going])
-            draw = Draw(going, rounds[-1].draw, vocab_size=self.runner.vocab_size, device=logits.device)
+            draw = rounds[-1].draw
+            if going != draw.lives:
+                draw = Draw(going, draw, vocab_size=self.runner.vocab_size, device=logits.device)
             rounds.append(_Round(draw, *draw(logits)))
-        self._draw = None  # its rows have come unequally far
+        if any(one.draw is not self._draw for one in rounds):
+            self._draw = None  # its rows have come unequally far
         for live, tokens in proposed.items():
             accepted = sum(live in one.draw.lives for one in rounds) - 1
             live.track.refused = len(tokens) - accepted
