@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutaway.cli.console import Json, note, progress, result
+from cutaway.cli.machine import compiled_beside
 
 if TYPE_CHECKING:
     from cutaway.records import Bar
@@ -26,5 +27,6 @@ def command(
     def bar(name: str, total: float) -> AbstractContextManager[Bar]:
         return progress(name, total=total, unit="MiB", quiet=json)
 
-    folder = pull(name, revision=revision, say=note, progress=bar)
+    with compiled_beside():  # the first thing that a model would wait for
+        folder = pull(name, revision=revision, say=note, progress=bar)
     result({"name": name, "folder": str(folder)}, str(folder), json=json)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutaway.cli.console import Json, note, result
+from cutaway.cli.machine import ready
 from cutaway.cli.writing import DeviceName, PrecisionName
 from cutaway.errors import MachineError, SettingsError
 
@@ -47,7 +48,7 @@ def command(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MachineError(f"{error.name} is not installed", way_out="pip install 'cutaway[serve]'") from None
-    from cutaway.device import pick, set_threads
+    from cutaway.device import pick
     from cutaway.generate.engine import Engine
     from cutaway.server.app import build
     from cutaway.server.limits import Limits
@@ -59,7 +60,7 @@ def command(
     limits = decode(Limits, override({}, limit or [], of=Limits), where="--limit")
     known, places = _keys(keys), _places(models or [])
     listener = listening(host, port, keyed=bool(known))
-    set_threads()
+    ready()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     engine_for = functools.partial(Engine, cache_bytes=limits.cache_bytes)
     service = Service(Shelf(places, limits, engine_for, precision, pick(device).torch), limits)

@@ -67,9 +67,13 @@ def _openmp() -> list[str]:
     return [str(p) for p in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))]
 
 
+def _compiler() -> str | None:
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
 def compiled(target: Path, processor: tuple[str, ...] = NATIVE) -> str:
     """Build the library at ``target`` for a processor's flags; why it failed, or an empty line."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = _compiler()
     if compiler is None:
         return "no C compiler was found"
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # beside it, so that it can be moved
@@ -96,22 +100,37 @@ def _call(command: list[str]) -> str:
     return ""
 
 
+def _target() -> Path:
+    """Where the library for these sources, this compiler's settings and this processor lies, or is to lie."""
+    sources = sorted(SOURCES.glob("*.[ch]"))
+    key = "|".join((*(p.read_text() for p in sources), *FLAGS, *_openmp(), _processor(), platform.platform()))
+    return _folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+
+
 @functools.cache
 def built() -> Built:
     """Build or find the library; asked once a process. ``CUTAWAY_KERNELS=off`` is PyTorch alone, for comparison."""
     if os.environ.get("CUTAWAY_KERNELS", "") == "off":
         return Built(None, "switched off by CUTAWAY_KERNELS=off")
-    sources = sorted(SOURCES.glob("*.[ch]"))
-    if not sources:
+    if not any(SOURCES.glob("*.c")):
         return Built(None, "the sources of the kernels are not installed")
-    key = "|".join((*(p.read_text() for p in sources), *FLAGS, *_openmp(), _processor(), platform.platform()))
     try:
-        target = _folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+        target = _target()
         if not target.exists() and (reason := compiled(target)):
             return Built(None, reason)
         return Built(ctypes.CDLL(str(target)), "compiled for this processor")
     except OSError as error:
         return Built(None, f"the compiled kernels cannot be used: {error}")
+
+
+def to_compile() -> bool:
+    """Whether ``built`` would have to compile now, which takes a quarter of a minute."""
+    if os.environ.get("CUTAWAY_KERNELS", "") == "off" or not any(SOURCES.glob("*.c")):
+        return False
+    try:
+        return _compiler() is not None and not _target().exists()
+    except OSError:
+        return False
 
 
 def status() -> str:

@@ -6,9 +6,12 @@ import os
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from cutaway.cli import machine
+from cutaway.nn import kernels
 from cutaway.nn.kernels import FLAGS, SOURCES
 
 PROCESSORS = {"no vectors to speak of": "x86-64", "AVX2": "x86-64-v3", "AVX2 alone": "haswell -mno-fma",
@@ -25,3 +28,27 @@ def test_every_processor_can_be_compiled_for(processor: str) -> None:
                                "-Wno-unused-function", "-Werror", "-S", "-o", os.devnull, str(source)],
                               capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_what_is_to_be_compiled_is_said_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the library is there, cannot be made or is switched off, nobody has to wait and nothing is said."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CUTAWAY_KERNELS", raising=False)
+    monkeypatch.setenv("CC", "cc")
+    assert kernels.to_compile()
+    machine.ready()
+    assert machine.COMPILING in capsys.readouterr().err.replace("\n", " ")
+    made: list[int] = []
+    monkeypatch.setattr(kernels, "built", lambda: made.append(1))
+    with machine.compiled_beside():
+        pass
+    assert made == [1]
+    monkeypatch.setenv("CUTAWAY_KERNELS", "off")
+    assert not kernels.to_compile()
+    with machine.compiled_beside():
+        pass
+    assert made == [1]
+    monkeypatch.delenv("CUTAWAY_KERNELS")
+    kernels._target().write_bytes(b"")
+    assert not kernels.to_compile()
