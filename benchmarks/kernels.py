@@ -120,6 +120,8 @@ def main() -> None:
     with torch.inference_mode():
         kinds: tuple[Precision, ...] = ("int4", "int8", "bfloat16", "float32")
         forms = [ours(kind) for kind in kinds if packs(torch.zeros(1, 2), kind) is not None]
+        if not forms:
+            raise SystemExit("there are no kernels here: see `cutaway doctor`")
         forms += [torchs(name) for name in ("float32", "bfloat16") if name == "float32" or len(forms) == len(kinds)]
         found = measured(forms, 2 if options.quick else options.rounds)
     print(f"{'':<16}{'rows':>5}{'products':>11}{'':>11}{'':>11}{'step':>10}{'tokens/s':>10}")

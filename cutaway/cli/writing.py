@@ -25,8 +25,8 @@ Frequency = Annotated[float, typer.Option("--frequency-penalty", help="Above 0: 
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")]
 PrecisionName = Annotated[Literal["stored", "float32", "bfloat16", "int8", "int4"], typer.Option(
-    "--precision", help="Of products; stored: int4 for a file of four bits a number, bfloat16 where it is fast for "
-                        "one of fewer than 32, else float32.")]
+    "--precision", help="Of products; stored: int4 for GGUF of Q4_0 and Q4_1, bfloat16 where it is fast for a file of "
+                        "fewer than 32 bits a number, else float32.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 
 

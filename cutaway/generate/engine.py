@@ -32,7 +32,8 @@ class Engine:
     another engine when they have changed, or ``clear`` it. With a ``guess`` made for each request, which says what may
     follow, several tokens can come of one step; they are the same tokens. Raises ModelError where that cannot be.
     Keys and values, those of prompts that may come again too, take at most ``cache_bytes`` where the model has pages
-    for them; a quarter of the machine's memory if not given. Raises MachineError where that is too little for one.
+    for them (a decoder on a CPU has); a quarter of the machine's memory if not given. Raises MachineError where a
+    context does not fit.
     """
 
     def __init__(self, model: LanguageModel, *, max_rows: int = 256, runner: Runner | None = None,

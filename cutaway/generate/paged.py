@@ -39,13 +39,14 @@ class PagedRunner:
 def paged(model: Model, *, max_rows: int, cache_bytes: int | None = None) -> PagedRunner | None:
     """A runner for a model that has pages and gives the same bits in any company; else None. There are pages for
     ``max_rows`` whole contexts, or for as many as ``cache_bytes`` (a quarter of memory, if not given) have room for.
-    Raises MachineError where that is not a single page."""
-    each = model.page_bytes
-    if each is None:
+    Raises MachineError where those are fewer than one context, for then no request might ask for all of it."""
+    each, trial = model.page_bytes, model.new_pages(1)
+    if each is None or trial is None or not trial.exact:
         return None
-    most, room = max_rows * -(-model.context_length // PAGE), int(SHARE * memory_bytes())
-    if cache_bytes is not None and cache_bytes < each:
-        raise MachineError(f"cache_bytes={cache_bytes} holds no page of this model's, which takes {each}",
-                           way_out=f"give it at least {each}, or leave it out")
-    pages = model.new_pages(max(1, min(most, (room if cache_bytes is None else cache_bytes) // each)))
-    return PagedRunner(model, pages) if pages is not None and pages.exact else None
+    whole = -(-model.context_length // PAGE)
+    if cache_bytes is not None and cache_bytes < whole * each:
+        raise MachineError(f"cache_bytes={cache_bytes} holds {cache_bytes // each * PAGE} tokens, and a context of "
+                           f"this model has {model.context_length}", way_out=f"give it at least {whole * each}")
+    room = int(SHARE * memory_bytes()) if cache_bytes is None else cache_bytes
+    pages = model.new_pages(max(1, min(max_rows * whole, room // each)))
+    return None if pages is None else PagedRunner(model, pages)

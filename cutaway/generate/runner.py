@@ -7,6 +7,7 @@ to it. R rows, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +22,7 @@ from cutaway.generate.track import Part
 from cutaway.models.model import LanguageModel, Model, State
 from cutaway.models.recurrent import RecurrentConfig
 
+log = logging.getLogger(__name__)
 COMPACT = 0.75  # leave finished rows in place until a quarter is idle: a selection copies all the others
 ENOUGH, ALIKE = 192, 0.7  # tokens that keep a processor busy; what part of the longest pads little
 
@@ -44,10 +46,13 @@ class Runner(Protocol):
 
 
 def runner_for(model: LanguageModel, *, max_rows: int, cache_bytes: int | None = None) -> Runner:
-    """The fastest there is for ``model``; ``cache_bytes`` are for its pages, see ``paged``, if it has any."""
+    """The fastest there is for ``model``. ``cache_bytes`` are for its pages, see ``paged``; a runner that has none says
+    so."""
     if isinstance(model, Model) and (
             over_pages := paged(model, max_rows=max_rows, cache_bytes=cache_bytes)) is not None:
         return over_pages
+    if cache_bytes is not None:
+        log.warning("cache_bytes does not bound this model: it keeps no pages")
     recurrent = isinstance(getattr(model, "config", None), RecurrentConfig)  # reads all rows in the time of the longest
     return StateRunner(model, max_rows=max_rows, alike=0.0 if recurrent else ALIKE)
 

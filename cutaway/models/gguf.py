@@ -107,7 +107,8 @@ def public_tensors(file: GGUF, config: Mapping[str, Any]) -> Tensors:
         public, part = form.public(stem), stem.rpartition(".")[2]
         read, shape, blocks = stored.read, stored.shape, stored.blocks
         if form.paired and part in heads:
-            read, blocks = _halves(read, heads[part]), None if blocks is None else _halves(blocks, heads[part])
+            read = _halves(read, heads[part])
+            blocks = None if blocks is None else blocks._replace(read=_halves(blocks.read, heads[part]))
         elif form.shifted and "norm" in stem:
             read = _less_one(read)
         elif part in form.turned and end == "weight":

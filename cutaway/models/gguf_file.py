@@ -23,6 +23,7 @@ from torch import Tensor
 from cutaway.errors import FILE_AGAIN, ModelError
 from cutaway.models.gguf_numbers import BLOCK, FOUR_BITS, numbers
 from cutaway.models.stored import Stored, Tensors
+from cutaway.nn.linear import Blocks
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -103,12 +104,12 @@ def _later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable
     return lambda: numbers(data[place.start : place.start + place.size], place.kind).view(place.shape)
 
 
-def _blocks_later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Callable[[], Tensor] | None:
+def _blocks_later(data: np.ndarray[Any, np.dtype[np.uint8]], place: Placed) -> Blocks | None:
     if place.kind not in FOUR_BITS or len(place.shape) != 2:
         return None
-    rows, inputs = place.shape
-    return lambda: torch.from_numpy(data[place.start : place.start + place.size]).view(
-        rows, inputs // BLOCK, FOUR_BITS[place.kind])
+    (rows, inputs), size = place.shape, FOUR_BITS[place.kind]
+    raw = data[place.start : place.start + place.size]
+    return Blocks(lambda: torch.from_numpy(raw).view(rows, inputs // BLOCK, size), size)
 
 
 def read_gguf(path: str | Path) -> GGUF:

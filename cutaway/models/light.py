@@ -1,5 +1,5 @@
 """Copies of a model that read and write faster and learn nothing: weights in the dtype of their products, or laid out
-for this processor's kernels in bfloat16 or int8."""
+for this processor's kernels in float32, bfloat16, int8 or int4."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from cutaway.models.model import Model, blank
 from cutaway.models.tensors_file import Mapped, places
 from cutaway.models.transformer import TransformerConfig
 from cutaway.models.whole import AGAIN, WEIGHTS, check_digest, damaged, read_json
-from cutaway.nn.linear import Linear, Lying
+from cutaway.nn.linear import Blocks, Linear, Lying
 
 INDEX = "model.safetensors.index.json"
 
@@ -40,7 +40,7 @@ class Stored:
     small: bool = False
     file: Mapped | None = None
     begin: int = 0
-    blocks: Callable[[], Tensor] | None = None
+    blocks: Blocks | None = None
 
 
 Tensors = dict[str, Stored]
@@ -157,7 +157,7 @@ def _take(model: Model, tensors: Tensors, family: Family) -> None:
     for ours, public in family.names(model.config, model.head_spec):
         if ours in products and products[ours].called and not family.forms(ours, model.config):
             taken = (tensors.pop(name) for name in public)
-            products[ours].lying = tuple(Lying(tensor.read, tensor.mapped, tensor.blocks) for tensor in taken)
+            products[ours].lying = tuple(Lying(t.read, t.mapped, t.blocks) for t in taken)
 
 
 def _borrow(model: Model, tensors: Tensors, family: Family) -> None:

@@ -54,13 +54,20 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+class Blocks(NamedTuple):
+    """Rows of four bits a number as a file has them: ``read`` gives ``(rows, inputs / 32, size)`` bytes."""
+
+    read: Callable[[], Tensor]
+    size: int
+
+
 class Lying(NamedTuple):
-    """Rows of a weight that lie in a file: how they are read, whether what is read is the mapped file itself, and,
-    where the file has four bits a number, how its blocks are: ``(rows, inputs / 32, bytes of one)``."""
+    """Rows of a weight that lie in a file: how they are read, whether what is read is the mapped file itself, and their
+    blocks, where the file has four bits a number."""
 
     read: Callable[[], Tensor]
     mapped: bool
-    blocks: Callable[[], Tensor] | None = None
+    blocks: Blocks | None = None
 
 
 class Linear(nn.Module):
@@ -78,8 +85,9 @@ class Linear(nn.Module):
 
     @property
     def in_blocks(self) -> bool:
-        """Whether all its weights lie in a file in blocks of four bits."""
-        return bool(self.lying) and all(piece.blocks is not None for piece in self.lying)
+        """Whether all its weights lie in a file in blocks of four bits, of one kind."""
+        return (bool(self.lying) and all(piece.blocks is not None for piece in self.lying)
+                and len({piece.blocks.size for piece in self.lying if piece.blocks is not None}) == 1)
 
     def forward(self, x: Tensor) -> Tensor:
         assert not self.lying, "its weight was never read"
@@ -113,11 +121,11 @@ class Room:
         return taken
 
     def blocks(self, linear: Linear) -> Tensor | None:
-        """A weight's blocks of four bits as a file has them, all alike, or None where it has not."""
+        """A weight's blocks of four bits as a file has them, or None where it has not."""
         if not linear.in_blocks:
             return None
-        pieces = [piece.blocks() for piece in linear.lying if piece.blocks is not None]
-        return torch.cat(pieces) if len({piece.shape[1:] for piece in pieces}) == 1 else None
+        pieces = [piece.blocks.read() for piece in linear.lying if piece.blocks is not None]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def read(self, linear: Linear) -> Tensor:
         """A weight, wherever it lies, until the next one is asked for: memory for each would be left in pieces."""
@@ -177,6 +185,7 @@ class PackedLinear(nn.Module):
 
     def _lay_out(self, weight: Tensor, padded: int, precision: Packing, gated: bool) -> None:
         if weight.dtype == torch.uint8:
+            assert precision == "int4", "blocks of four bits are int4"
             weight = weight.contiguous()
             self.lib.linear_pack_blocks(pointer(weight), c_int64(len(weight)), c_int64(weight.shape[1] * _BLOCK),
                                         c_int64(weight.shape[2]), c_int(gated), pointer(self.panels))

@@ -46,6 +46,7 @@ class Reading:
     def of(cls, parts: Sequence[tuple[Sequence[int], int, Sequence[int]]], wanted: Sequence[int]) -> Reading:
         """Of ``(tokens, tokens before them, pages)`` for each sequence."""
         counts = [len(tokens) for tokens, _, _ in parts]
+        assert all(counts), "every sequence reads something"
         pages = np.zeros((len(parts), max(len(own) for _, _, own in parts)), np.int32)
         for row, (_, _, own) in zip(pages, parts, strict=True):
             row[: len(own)] = own

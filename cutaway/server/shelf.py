@@ -220,7 +220,8 @@ class Shelf:
         if kind == "labels":
             return Reader(name, open_classifier(place), self.limits)
         model = open_language_model(place, precision=self.precision, place=self.place)
-        worker = Worker(name, lambda: self.engine_for(model), self.limits)
+        made = [self.engine_for(model)]  # here, where what is wrong with it can be answered
+        worker = Worker(name, lambda: made.pop() if made else self.engine_for(model), self.limits)
         return Language(name, open_tokenizer(place), model.vocab_size, model.context_length, model.reads_source, worker)
 
     async def close_idle(self) -> None:

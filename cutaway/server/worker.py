@@ -141,7 +141,7 @@ class Worker:
                 return
             except Exception:
                 log.exception("the engine of %s failed and is made again", self.name)
-                if not self._tell(self._failed):
+                if self.state == "closed" or not self._tell(self._failed):
                     return
             del owners
             pause = AGAIN if time.monotonic() - began > SLOWEST else min(2 * pause, SLOWEST)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.errors import TokenizerError
+from cutaway.errors import FOLDER_AGAIN, TokenizerError
 from cutaway.records import atomic_write, digest
 from cutaway.text.spelling import Spelling, spelling_of
 from cutaway.text.template import CHAT_TEMPLATE
@@ -100,7 +100,10 @@ class Tokenizer:
     @cached_property
     def _model(self) -> tokenizers.Tokenizer:
         """The encoder without its control tokens: what is not there cannot be matched in anybody's text."""
-        return backend(without_control(self._tree, self._hidden))
+        try:
+            return backend(without_control(self._tree, self._hidden))
+        except Exception as error:  # the library raises Exception itself
+            raise TokenizerError(f"tokenizer.json is damaged ({str(error)[:200]})", way_out=FOLDER_AGAIN) from None
 
     @cached_property
     def _hidden(self) -> dict[str, str]:
@@ -204,8 +207,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``; ``<|end|>`` and its like inside are text as any other."""
+        model = self._model
         try:
-            return list(self._model.encode(text, add_special_tokens=False).ids)
+            return list(model.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError):
             raise _no_utf8(text) from None
         except Exception as error:  # the library raises Exception itself
@@ -216,8 +220,9 @@ class Tokenizer:
         stands before it, which some vocabularies show by a space."""
         if not text:
             return [], []
+        model = self._model if first else self._inner
         try:
-            found = (self._model if first else self._inner).encode(text, add_special_tokens=False)
+            found = model.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
             raise _no_utf8(text) from None
         except Exception as error:  # the library raises Exception itself

@@ -18,6 +18,8 @@ from cutaway.generate.speculate import PromptLookup
 from cutaway.models import light, whole
 from cutaway.models.adapter import Lora, adapt
 from cutaway.models.folder import load_model, save_model, stored_small
+from cutaway.models.gguf import public_config, public_tensors
+from cutaway.models.gguf_file import read_gguf
 from cutaway.models.gguf_numbers import FOUR_BITS, numbers
 from cutaway.models.gguf_write import write_gguf
 from cutaway.models.heads import Vector
@@ -28,7 +30,7 @@ from cutaway.models.open import open_embedder, open_language_model
 from cutaway.models.recurrent import RecurrentConfig
 from cutaway.models.transformer import TransformerConfig
 from cutaway.nn import linear
-from cutaway.nn.linear import Linear, PackedLinear, packs
+from cutaway.nn.linear import Blocks, Linear, Lying, PackedLinear, packed, packs
 from cutaway.objectives.likelihood import token_logprobs
 from cutaway.records import digest
 from cutaway.text.tokenizer import ByteSettings, SubwordSettings, train
@@ -211,6 +213,52 @@ def test_blocks_of_four_bits_are_multiplied_as_the_file_has_them(kind: int, gate
     if gated:
         wanted = wanted[:, :32] * wanted[:, 32:]
     torch.testing.assert_close(found, wanted, rtol=2e-5, atol=float(wanted.abs().max()) * 1e-5)
+
+
+def test_blocks_have_the_order_of_rows_that_reading_gives(tmp_path: Path) -> None:
+    """Llama's files have the two of a rotary pair side by side."""
+    path, tokenizer = tmp_path / "m.gguf", train(SubwordSettings(vocab_size=275), ["a few words of text"] * 40)
+    write_gguf(path, build(CONFIG, seed=4), tokenizer, kind="q4_0")
+    file = read_gguf(path)
+    tensors = [t for t in public_tensors(file, public_config(file)).values() if t.blocks is not None]
+    assert len(tensors) >= 7 * CONFIG.num_layers
+    for tensor in tensors:
+        assert tensor.blocks is not None and tensor.blocks.size == FOUR_BITS[2]
+        raw = tensor.blocks.read()
+        assert torch.equal(numbers(raw.numpy().reshape(-1), 2).view(tensor.shape), tensor.read())
+
+
+def test_blocks_of_two_kinds_are_joined_as_numbers() -> None:
+    """One cannot be laid beside the other as it is."""
+    draw, lib, joined = torch.Generator().manual_seed(5), packs(torch.zeros(1, 2), "int4"), Linear(64, 64)
+    if lib is None:
+        pytest.skip("int4 needs AVX2 here")
+    raws = {kind: torch.randint(0, 256, (32, 2, size), generator=draw, dtype=torch.uint8)
+            for kind, size in FOUR_BITS.items()}
+    for raw in raws.values():
+        scales = torch.rand(32, 2, raw.shape[2] // 2 - 8, generator=draw).half()
+        raw[:, :, : raw.shape[2] - 16] = scales.view(torch.uint8)
+    floats = {kind: numbers(raw.flatten().numpy().copy(), kind).view(32, 64) for kind, raw in raws.items()}
+    joined.lying = tuple(Lying(lambda kind=kind: floats[kind], False,  # type: ignore[misc]
+                               Blocks(lambda raw=raw: raw, raw.shape[2])) for kind, raw in raws.items())  # type: ignore[misc]
+    made = packed(joined, "int4")
+    assert not joined.in_blocks and made is not None
+    x = torch.randn(3, 64, generator=draw)
+    wanted = x @ torch.cat([*floats.values()]).T
+    assert (made(x.bfloat16(), dtype=torch.float32) - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("inputs", [64, 96, 192])
+def test_a_row_of_a_product_does_not_depend_on_the_rows_beside_it(inputs: int, precision: Precision) -> None:
+    """In any number: tiles have one row, two, three, four or six, and up to eight are laid out by each thread."""
+    lib, draw = packs(torch.zeros(1, 2), precision), torch.Generator().manual_seed(6)
+    if lib is None:
+        pytest.skip(f"no products of {precision} here")
+    product = PackedLinear(lib, torch.randn(80, inputs, generator=draw), torch.randn(80, generator=draw), precision)
+    x = torch.randn(100, inputs, generator=draw).to(product.dtype)
+    alone = torch.cat([product(row[None]) for row in x])
+    for rows in (2, 3, 4, 5, 6, 7, 8, 9, 13, 24, 25, 97, 100):
+        assert torch.equal(product(x[:rows]), alone[:rows]), rows
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0"])

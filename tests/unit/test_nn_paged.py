@@ -122,5 +122,20 @@ def test_pages_are_as_many_as_the_memory_given_to_them_holds() -> None:
     assert (small.runner.num_pages, plain.runner.num_pages) == (7, 256 * 96 // PAGE)
     asked = [Request(tuple(_tokens(20 + i, i)), 30, Sampling(temperature=0)) for i in range(6)]
     assert [c.tokens for c in small.generate(asked)] == [c.tokens for c in plain.generate(asked)]
-    with pytest.raises(MachineError, match="holds no page"):
-        Engine(model, cache_bytes=model.page_bytes - 1)
+    with pytest.raises(MachineError, match="holds 80 tokens, and a context of this model has 96"):
+        Engine(model, cache_bytes=6 * model.page_bytes - 1)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1), (6, 1), (8, 1)])
+def test_token_by_token_beside_others_is_the_whole(heads: tuple[int, int], precision: Precision) -> None:
+    """Steps in which every sequence reads one token, where a tile holds all queries of a head and where it does not."""
+    sizes = SIZES | {"num_heads": heads[0], "num_kv_heads": heads[1], "hidden_size": 16 * heads[0]}
+    model = for_reading(build(TransformerConfig(**sizes), seed=3), precision)
+    pages, alone = model.new_pages(9), model.new_pages(3)
+    assert pages is not None and alone is not None
+    rows = [_tokens(37, seed) for seed in range(3)]
+    found = [model.read(Reading.of([([row[t]], t, [i, 3 + i, 6 + i]) for i, row in enumerate(rows)], range(3)), pages)
+             for t in range(37)]
+    for i, row in enumerate(rows):
+        whole = model.read(Reading.of([(row, 0, range(3))], range(37)), alone)
+        assert torch.equal(torch.stack([step[i] for step in found]), whole)

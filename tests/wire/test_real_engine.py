@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,14 @@ def test_biases_and_the_price_of_saying_it_again(real: Wired) -> None:
     assert set(two.choices[0].text) == {"z", "y"} and two.choices[0].text.startswith("zz")
     with pytest.raises(BadRequestError, match="outside the vocabulary"):
         create(model="tiny", prompt="abc", max_tokens=1, logit_bias={"999999": 1})
+
+
+def test_an_engine_that_cannot_be_made_is_said_to_the_client_and_the_server_ends(places: dict[str, Path]) -> None:
+    """Too little memory for keys and values: every request hears why, and nothing is left to wait for."""
+    with serving(places, engine_for=partial(Engine, cache_bytes=1000)) as server, server.http() as client:
+        for _ in range(2):
+            answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 2})
+            if not open_language_model(places["tiny"], precision="stored").page_bytes:  # type: ignore[union-attr]
+                pytest.skip("this model keeps no pages here")
+            assert answer.status_code == 503 and "cache_bytes=1000 holds" in answer.json()["error"]["message"]
+        assert client.get("/health").status_code == 200

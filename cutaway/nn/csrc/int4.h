@@ -39,7 +39,8 @@ static void block_in(const float *w, uint8_t *q, uint16_t *d, uint16_t *m) {
   }
 }
 
-// output n of a panel's block from a file's, NULL: zeros; `even`: it has no m, which is -8 d
+// output n of a panel's block from a file's, NULL: zeros; `even`: it has no m, which is -8 d (infinite where
+// that is no float16, for weights of 65,504 and more)
 INLINE void block_of(const uint8_t *from, int even, uint8_t *to, int64_t n) {
   uint16_t d = 0, m = 0;
   uint32_t w[4] = {0, 0, 0, 0}, low = 0x0f0f0f0f;
@@ -128,4 +129,5 @@ static void product_int4(int64_t M, int64_t all, int64_t K, const uint8_t *A, co
 }
 #undef ROWS
 #undef HALF
+#undef HERE
 #endif

@@ -4,7 +4,7 @@
 #define TOGETHER 4  // queries that pass by a page at once
 
 // one head of a row: normalised, turned and scaled, in float32
-static void turned(const Look *S, const void *qkv, int64_t at, int64_t position, const float *norm, float scale, float *out) {
+static ONCE void turned(const Look *S, const void *qkv, int64_t at, int64_t position, const float *norm, float scale, float *out) {
   int64_t half = S->D / 2;
   const float *cs = S->cosines ? S->cosines + position * half : NULL, *sn = S->cosines ? S->sines + position * half : NULL;
   const char *row = (const char *)qkv + at * (S->bf ? 2 : 4);
@@ -24,14 +24,20 @@ static void turned(const Look *S, const void *qkv, int64_t at, int64_t position,
   rotary_in(normed, S->D, 1, S->D, S->D, cs, sn, scale, out, 0, 0);
 }
 
-static void append(const Look *S, const void *qkv, int64_t token, int64_t g, int64_t position, int64_t page, float *room) {
+static ONCE void append(const Look *S, const void *qkv, int64_t token, int64_t g, int64_t position, int64_t page, float *room) {
   int64_t wide = (S->H + 2 * S->G) * S->D, slot = position % PAGE, size = S->cache_bf ? 2 : 4, at = (page * S->G + g) * PAGE * S->D;
   if (slot == 0) {  // what another sequence left there must not be NaN: it is multiplied by 0
     memset((char *)S->keys + at * size, 0, (size_t)(PAGE * S->D * size));
     memset((char *)S->values + at * size, 0, (size_t)(PAGE * S->D * size));
   }
   turned(S, qkv, token * wide + (S->H + g) * S->D, position, S->key_norm, 1, room);
-  for (int64_t d = 0; d < S->D; d++) one_out(S->keys, at + d * PAGE + slot, room[d], S->cache_bf);
+  if (S->cache_bf) {
+    uint16_t *narrow = (uint16_t *)(room + S->D), *to = (uint16_t *)S->keys + at + slot;
+    for (int64_t d = 0; d < S->D; d += WIDE) reg_out(narrow, d, reg_in(room, d, 0), 1);
+    for (int64_t d = 0; d < S->D; d++) to[d * PAGE] = narrow[d];
+  } else {
+    for (int64_t d = 0; d < S->D; d++) ((float *)S->keys)[at + d * PAGE + slot] = room[d];
+  }
   const char *value = (const char *)qkv + (token * wide + (S->H + S->G + g) * S->D) * (S->bf ? 2 : 4);
   char *to = (char *)S->values + (at + slot * S->D) * size;
   for (int64_t i = 0; i < S->D; i += WIDE) reg_out(to, i, reg_in(value, i, S->bf), S->cache_bf);

@@ -1,5 +1,5 @@
 // All layers of a decoder in one parallel region: what some sequences read now, one behind another, against their pages.
-// A call for a token instead of two hundred; threads meet five times a layer.
+// A call for a token instead of two hundred; threads meet five or six times a layer.
 #include "linear.h"
 #include "norm.h"
 #include "paged.h"
@@ -18,7 +18,7 @@ typedef struct {
   Scale last;
 } Net;
 
-static void norm_row(const Net *net, const Scale *scale, const float *x, float *total, void *y, int64_t at, int bf) {
+static ONCE void norm_row(const Net *net, const Scale *scale, const float *x, float *total, void *y, int64_t at, int bf) {
   float by, middle;
   if (!scale->weight)
     for (int64_t i = 0; i < net->width; i++) one_out(y, at + i, x[i], bf);

@@ -33,6 +33,7 @@ typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef float reg __attribute__((vector_size(4 * WIDE), aligned(4)));
 typedef int32_t ireg __attribute__((vector_size(4 * WIDE), aligned(4)));
 #define INLINE static inline __attribute__((always_inline))
+#define ONCE __attribute__((noinline))  // where two callers must get the same bits: one copy is compiled one way
 
 // scratch of a thread, on a cache line's border
 static void *scratch(size_t bytes) {
