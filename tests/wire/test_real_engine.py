@@ -15,7 +15,10 @@ from wired import BYTES, Wired, serving
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Sampling
 from cutaway.generate.writer import Options, Writer
+from cutaway.models.folder import save_model
+from cutaway.models.model import build
 from cutaway.models.open import open_language_model
+from cutaway.models.transformer import TransformerConfig
 from cutaway.server.worker import Worker
 from cutaway.text.chat import Message
 
@@ -138,12 +141,16 @@ def test_biases_and_the_price_of_saying_it_again(real: Wired) -> None:
         create(model="tiny", prompt="abc", max_tokens=1, logit_bias={"999999": 1})
 
 
-def test_an_engine_that_cannot_be_made_is_said_to_the_client_and_the_server_ends(places: dict[str, Path]) -> None:
+def test_an_engine_that_cannot_be_made_is_said_to_the_client_and_the_server_ends(tmp_path: Path) -> None:
     """Too little memory for keys and values: every request hears why, and nothing is left to wait for."""
-    with serving(places, engine_for=partial(Engine, cache_bytes=1000)) as server, server.http() as client:
+    sizes = TransformerConfig(vocab_size=BYTES.vocab_size, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1,
+                              intermediate_size=32, context_length=64)
+    save_model(tmp_path / "m", build(sizes, seed=1), BYTES)
+    if not Engine(open_language_model(tmp_path / "m")).runner.shares_pages:
+        pytest.skip("no pages without kernels")
+    short = partial(Engine, cache_bytes=1000)
+    with serving({"m": tmp_path / "m"}, engine_for=short) as server, server.http() as client:
         for _ in range(2):
-            answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 2})
-            if not open_language_model(places["tiny"], precision="stored").page_bytes:  # type: ignore[union-attr]
-                pytest.skip("this model keeps no pages here")
+            answer = client.post("/v1/completions", json={"model": "m", "prompt": "x", "max_tokens": 2})
             assert answer.status_code == 503 and "cache_bytes=1000 holds" in answer.json()["error"]["message"]
         assert client.get("/health").status_code == 200
