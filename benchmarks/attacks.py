@@ -1,8 +1,8 @@
 """What a hostile client or a hostile model folder can do to ``cutaway serve``: every attack sent to a real server, how
 it was answered, how long that took, what memory it cost, and what an honest client waited meanwhile.
 
-Wanted: each is refused with a status of 4xx (or its connection ended), within its time, and the server goes on; an
-honest request during the slow attacks is answered; the time of a wrong key says nothing of how wrong it is (the
+Wanted: each is refused with a status of 4xx (or its connection ended), within its time, and the server goes on (a schema
+that would explode elsewhere may be answered, if that takes less than a second and 64 MiB); an honest request during the slow attacks is answered; the time of a wrong key says nothing of how wrong it is (the
 difference's interval holds 0). Needs `cutaway pull smollm2-135m-instruct`.
 """
 
@@ -60,9 +60,11 @@ class Outcome:
 
     @property
     def held(self) -> bool:
-        """Whether the server did what is wanted."""
+        """Whether the server did what is wanted: it refused, or, of a bomb that is none to it, answered at no cost."""
         served = self.honest is None or self.honest < LONGEST
-        return self.alive and served and (self.status == 0 or 400 <= self.status < 500) and "NOT" not in self.note
+        harmless = self.name.startswith("schema") and self.status == 200 and self.seconds < 1 and self.grown < 64 << 20
+        refused = self.status == 0 or 400 <= self.status < 500
+        return self.alive and served and (refused or harmless) and "NOT" not in self.note
 
 
 class Target:
@@ -262,14 +264,15 @@ def serving(*models: str) -> Iterator[Target]:
     """``cutaway serve`` with a key for the attacker and one for the honest client."""
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w") as log:
         keys = Path(folder, "keys")
-        keys.write_text(f"honest {hashed(OTHER)}\n")
+        keys.write_text(f"honest {hashed(OTHER).hex()}\n")
         process = subprocess.Popen([sys.executable, "-m", "cutaway", "serve", *models, "--port", "0", "--json",
                                     "--precision", "int8", "--keys", str(keys)], stdout=subprocess.PIPE, stderr=log,
                                    text=True, env={**os.environ, "CUTAWAY_API_KEY": KEY})
         try:
             assert process.stdout is not None
-            if not (said := process.stdout.readline()):
-                raise SystemExit(f"the server did not start: {Path(folder, 'log').read_text().strip()}")
+            said = process.stdout.readline()
+            if "address" not in said:
+                raise SystemExit(f"the server did not start: {said} {Path(folder, 'log').read_text().strip()}")
             yield Target(process, int(json.loads(said)["address"].rsplit(":", 1)[1]))
         finally:
             process.kill()

@@ -24,7 +24,7 @@ def writing(case: Case, asked: dict[str, Any]) -> Write:
         path = asked["cutaway"] if case.dtype in ("int4", "int8") else asked["folder"]
     model = open_language_model(path, precision=case.dtype)  # type: ignore[arg-type]
     engine = Engine(model, guess=PromptLookup if case.attention == "lookup" else None)
-    stops = tuple(asked["stop_ids"] if case.work == "repeat" else ())
+    stops = tuple(asked["stop_ids"] if case.work in ("repeat", "ordinary") else ())
 
     def write(rows: Rows, count: int) -> Rows:
         greedy = Sampling(temperature=0)

@@ -35,7 +35,7 @@ def prompts(case: Case, number: int) -> Rows:
 
 def go(turns: Turns, build: Callable[[Case, dict[str, Any]], Write]) -> None:
     """Load, then as many steps as are asked for: each answers prompts with one token, and others with all. A step of
-    "repeat" answers every text, one after another. Seconds are summed over a turn."""
+    "repeat" or "ordinary" answers every text, one after another. Seconds are summed over a turn."""
     case = turns.case
     asked = given(case)
     began = time.perf_counter()
@@ -45,8 +45,8 @@ def go(turns: Turns, build: Callable[[Case, dict[str, Any]], Write]) -> None:
     for number in turns:
         if turns.left == turns.asked - 1:  # the first of a turn
             turns.note |= {"read_seconds": 0.0, "whole_seconds": 0.0, "written": 0}
-        if case.work == "repeat":
-            for text in asked["repeat"]:
+        if case.work in asked:
+            for text in asked[case.work]:
                 seconds, out = timed(write, [text], case.inner)
                 turns.note["whole_seconds"] += seconds
                 turns.note["written"] += len(out[0])

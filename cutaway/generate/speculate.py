@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-LONGEST, SHORTEST = 4, 2  # of the n-grams; one token alone says too little about the next
+LONGEST, SHORTEST = 4, 3  # of the n-grams; two tokens say too little about the next (docs/lab/serving.md)
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class Pace:
 class PromptLookup:
     """What an engine takes as its ``guess``: as many tokens of ``Lookup`` as ``Pace`` finds worth while."""
 
-    cost: float = 0.5  # of a row more beside one, in all precisions on two cores with AVX2
+    cost: float = 0.3  # of a row more beside one, in int4 and int8 on two cores with AVX2
     lookup: Lookup = field(default_factory=Lookup)
     pace: Pace = field(init=False)
 
