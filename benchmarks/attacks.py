@@ -1,9 +1,10 @@
 """What a hostile client or a hostile model folder can do to ``cutaway serve``: every attack sent to a real server, how
 it was answered, how long that took, what memory it cost, and what an honest client waited meanwhile.
 
-Wanted: each is refused with a status of 4xx (or its connection ended), within its time, and the server goes on (a schema
-that would explode elsewhere may be answered, if that takes less than a second and 64 MiB); an honest request during the slow attacks is answered; the time of a wrong key says nothing of how wrong it is (the
-difference's interval holds 0). Needs `cutaway pull smollm2-135m-instruct`.
+Wanted: each is refused with a status of 4xx (or its connection ended), within its time, and the server goes on (a
+schema that would explode elsewhere may be answered, if that takes less than a second and 64 MiB); an honest request
+during the slow attacks is answered; the time of a wrong key says nothing of how wrong it is (the difference's interval
+holds 0). Needs `cutaway pull smollm2-135m-instruct`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Speed of serving: SmolLM2-135M-Instruct answering 1, 8 and 32 requests at once, reading a long prompt, and answering
 by repeating its prompt, beside llama.cpp, OpenVINO GenAI, CTranslate2 and transformers on the same weights; and an
-encoder-decoder of T5's shape (random numbers) beside CTranslate2 and transformers. Alternated as in ``train.py``. "ordinary" is what proposals cost where nothing repeats.
+encoder-decoder of T5's shape (random numbers) beside CTranslate2 and transformers. Alternated as in ``train.py``.
+"ordinary" is what proposals cost where nothing repeats.
 
 Prompts are random ids, new ones at every step, 128 of them, and 128 tokens follow, greedy. A step answers prompts with
 one token and others with all: "read" is the first, "write" what the second takes longer for the tokens behind the
