@@ -49,7 +49,7 @@ def command(
     except ImportError as error:
         raise MachineError(f"{error.name} is not installed", way_out="pip install 'cutaway[serve]'") from None
     from cutaway.device import pick
-    from cutaway.generate.engine import Engine
+    from cutaway.generate.engine import engine_for
     from cutaway.server.app import build
     from cutaway.server.limits import Limits
     from cutaway.server.serve import listening, run
@@ -62,8 +62,8 @@ def command(
     listener = listening(host, port, keyed=bool(known))
     ready()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    engine_for = functools.partial(Engine, cache_bytes=limits.cache_bytes)
-    service = Service(Shelf(places, limits, engine_for, precision, pick(device).torch), limits)
+    made = functools.partial(engine_for, cache_bytes=limits.cache_bytes)
+    service = Service(Shelf(places, limits, made, precision, pick(device).torch), limits)
     service.shelf.closed = service.metrics.closed
     app = build(service, keys=known, hosts=frozenset(h.lower() for h in allow_host or ()),
                 origins=frozenset(allow_origin or ()))

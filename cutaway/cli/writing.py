@@ -50,7 +50,7 @@ def open_writer(name: str, device: str, precision: Asked = "stored") -> Writer:
 
     from cutaway.device import pick
     from cutaway.errors import SettingsError
-    from cutaway.generate.engine import Engine
+    from cutaway.generate.engine import engine_for
     from cutaway.generate.writer import Writer
     from cutaway.models.adapted import open_tokenizer
     from cutaway.models.model import Model
@@ -65,4 +65,4 @@ def open_writer(name: str, device: str, precision: Asked = "stored") -> Writer:
         tokenizer = opening.result()
     if not isinstance(model, Model) and device not in ("auto", "cpu"):
         raise SettingsError(f"an n-gram model is counted on the CPU, not on {device}", way_out="leave --device out")
-    return Writer(Engine(model), tokenizer)
+    return Writer(engine_for(model), tokenizer)

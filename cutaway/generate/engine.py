@@ -16,11 +16,13 @@ from cutaway.generate.prefill import checked
 from cutaway.generate.request import Completion, Event, Request
 from cutaway.generate.runner import Runner, runner_for
 from cutaway.generate.session import Outbox, Session
+from cutaway.generate.speculate import PromptLookup
 from cutaway.generate.track import Work
 from cutaway.models.model import LanguageModel
 from cutaway.models.recurrent import RecurrentConfig
 
-PAGED_STEP = 5.0  # a step of a token through pages takes as long as so many of a prompt (135M, two cores, AVX2)
+MAX_ROWS = 256  # requests at once
+PAGED_STEP = 2.5  # what a step of one token takes beside itself, in tokens more (135M, int4 and int8, two cores, AVX2)
 
 
 class Engine:
@@ -36,7 +38,7 @@ class Engine:
     context does not fit.
     """
 
-    def __init__(self, model: LanguageModel, *, max_rows: int = 256, runner: Runner | None = None,
+    def __init__(self, model: LanguageModel, *, max_rows: int = MAX_ROWS, runner: Runner | None = None,
                  step_tokens: int = 2048, work: Work | None = None,
                  guess: Callable[[], Guess] | None = None, cache_bytes: int | None = None) -> None:
         self.model, self.max_rows = model, max_rows
@@ -100,6 +102,13 @@ class Engine:
             raise RequestError("an engine that has requests under way keeps what they have read",
                                way_out="wait until it is idle, or cancel them")
         self._loop.pages.clear()
+
+
+def engine_for(model: LanguageModel, *, cache_bytes: int | None = None) -> Engine:
+    """The engine that verbs and the server have: it proposes from the prompt what may follow (``speculate``), where
+    what was read of a proposal can be taken back. ``cache_bytes`` as ``Engine`` says."""
+    runner = runner_for(model, max_rows=MAX_ROWS, cache_bytes=cache_bytes)
+    return Engine(model, runner=runner, guess=PromptLookup if runner.shares_pages else None)
 
 
 def _work(model: LanguageModel, runner: Runner) -> Work:

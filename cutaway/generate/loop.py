@@ -20,6 +20,7 @@ from cutaway.generate.runner import Runner
 from cutaway.generate.scheduler import Scheduler
 from cutaway.generate.track import Part, Track, Work
 
+PROPOSED = 5  # tokens of a step at most, of all rows: five more cost as much as a step and a half (int4, AVX2)
 LOGITS = 1 << 25  # numbers of logits that exist at once where a prompt's are wanted: 128 MiB
 
 
@@ -55,8 +56,8 @@ class _Round:
 class Loop:
     """Requests under way, each with the taker that its tokens go to.
 
-    What a request's own ``Guess``, if they are made, says may follow is read along with its last token, as much as
-    costs no more than a step; tokens are drawn behind it one after another while they are the proposed ones.
+    What a request's own ``Guess``, if they are made, says may follow is read along with its last token, a few tokens
+    of all rows together; tokens are drawn behind it one after another while they are the proposed ones.
     """
 
     def __init__(self, runner: Runner, *, max_rows: int, step_tokens: int, work: Work,
@@ -65,7 +66,7 @@ class Loop:
             raise ModelError("what was read of proposed tokens cannot be taken back here",
                              way_out="leave speculation out: only a model whose cache has pages can do it")
         self.runner, self.pages = runner, Pages(runner.num_pages, runner.page_size)
-        self._guess, self._work = guess, work
+        self._guess = guess
         self._scheduler = Scheduler(self.pages, max_rows=max_rows, step_tokens=step_tokens, work=work,
                                     shares=runner.shares_pages)
         self._live: dict[int, Live] = {}
@@ -136,12 +137,12 @@ class Loop:
         self._forget()
 
     def _proposals(self) -> dict[int, tuple[int, ...]]:
-        """What may follow the last token of those that write, for so many tokens as cost no more than a step; nothing
-        while there are prompts to read, which are worth more."""
+        """What may follow the last token of those that write; nothing while there are prompts to read, which are worth
+        more."""
         writing = self._scheduler.writing
         if self._guess is None or not writing or self._scheduler.reading or self._scheduler.waiting:
             return {}
-        room, found = int(self._work.step) // len(writing), {}
+        room, found = PROPOSED // len(writing), {}
         for track in writing if room else ():
             guess = self._live[track.number].guess
             if guess is not None and (tokens := guess.propose(track.tokens, room)):
@@ -154,19 +155,23 @@ class Loop:
                 and (live.track.anew is not None or (live.track.writes and len(part.tokens) > 1))]
         if not wide:
             return self._whose(parts), self.runner.run(parts), {}
-        rest = [part for part in parts if part not in wide]
+        along = [part for part in parts if len(part.tokens) == 1 and part.sequence in self._live and part not in wide]
+        rest = [part for part in parts if part not in wide and part not in along]
         found = [self.runner.run(rest)] if rest else []
-        logits, start, behind = self.runner.run(wide, every=True), 0, {}
-        for part in wide:
-            live = self._live[part.sequence]
-            mine, start = logits[start : start + len(part.tokens)], start + len(part.tokens)
+        every = [*wide, *along]  # in one pass over the weights
+        logits, start, behind = self.runner.run(every, every=True), 0, {}
+        for part in every:
+            live, count = self._live[part.sequence], len(part.tokens)
+            mine, start = logits[start : start + count], start + count
             if live.track.writes:
-                behind[live] = mine[1:]
+                if count > 1:
+                    behind[live] = mine[1:]
                 found.append(mine[:1])
                 continue
-            self._score(live, part, mine)
+            if live.track.anew is not None:
+                self._score(live, part, mine)
             found += [mine[-1:]] if part.samples else []
-        return self._whose([*rest, *wide]), torch.cat(found) if found else logits[:0], behind
+        return self._whose([*rest, *every]), torch.cat(found) if found else logits[:0], behind
 
     def _whose(self, parts: Sequence[Part]) -> list[tuple[Live, Part]]:
         return [(self._live[part.sequence], part) for part in parts if part.samples]
