@@ -129,6 +129,10 @@ def material(root: Path, folder: Path, python: str, there: dict[str, bool]) -> P
     for model_name, kinds in converted.items():
         for kind, place in kinds.items():
             subprocess.run([python, "-c", make, str(folder / model_name), place, kind], check=True)
+            config = Path(place, "config.json")
+            said = json.loads(config.read_text())  # it writes null for a token that a tokenizer has not, and reads none
+            config.write_text(json.dumps({k: said["eos_token"] if v is None and k.endswith("_token") else v
+                                          for k, v in said.items()}))
     path = folder / "asked.json"
     path.write_text(json.dumps({"folder": str(folder / "model"), "cutaway": str(source), "gguf": files,
                                 "openvino": files, "t5": str(folder / "t5"), "ctranslate2": converted,
