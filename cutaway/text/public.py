@@ -16,8 +16,8 @@ from typing import Any
 from cutaway.errors import FOLDER_AGAIN, CutawayError, TokenizerError
 from cutaway.text import sentencepiece_file
 from cutaway.text.spelling import SPACE
-from cutaway.text.tokenizer import Roles, Tokenizer, backend
-from cutaway.text.vocabulary import added_token, letters_of, word_pattern
+from cutaway.text.tokenizer import Roles, Tokenizer
+from cutaway.text.vocabulary import added_token, backend, letters_of, word_pattern
 
 NAMES = ("pad_token", "bos_token", "eos_token", "mask_token", "cls_token", "sep_token", "unk_token")
 CUSTOM = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

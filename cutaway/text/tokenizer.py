@@ -30,6 +30,7 @@ from cutaway.text.vocabulary import (
     CharSettings,
     SubwordSettings,
     TokenizerSettings,
+    backend,
     control_tokens,
     learn,
     span_token,
@@ -360,14 +361,6 @@ class Decoder:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
-
-
-def backend(tree: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """The library's own. Raises what it raises: Exception itself."""
-    from pydantic_core import to_json
-    from tokenizers import Tokenizer as Backend
-
-    return Backend.from_str(to_json(tree).decode())  # json takes six times as long
 
 
 def without_control(tree: Mapping[str, Any], hidden: Mapping[str, str]) -> dict[str, Any]:

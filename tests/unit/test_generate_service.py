@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.engine import Engine
+from cutaway.generate.loop import PROPOSED
 from cutaway.generate.request import Request, Sampling
 from cutaway.generate.runner import Runner, StateRunner
 from cutaway.generate.track import Part, Work
@@ -338,8 +339,9 @@ def test_proposed_tokens_that_come_true_save_steps_and_change_nothing() -> None:
         desk.finish()
         compare(desk)
         counts.append(len(runner.steps))
-    assert counts[0] == counts[2] == len(wanted.tokens) and counts[1] == 1 + -(-(len(wanted.tokens) - 1) // 7)
-    assert always.notes[0] == (6, 6) and {kept for _, kept in never.notes} == {0}
+    rest = len(wanted.tokens) - 1
+    assert counts[0] == counts[2] == 1 + rest and counts[1] == 1 + -(-rest // (PROPOSED + 1))
+    assert always.notes[0] == (PROPOSED, PROPOSED) and {kept for _, kept in never.notes} == {0}
 
 
 def test_nothing_is_proposed_while_prompts_wait_nor_where_it_could_not_be_taken_back() -> None:
