@@ -103,7 +103,9 @@ CLAIMS = {
     "1 request": Claim("1 request", "", 1.3), "8 requests": Claim("8 requests", "", 1.3),
     "32 requests": Claim("32 requests", "", 1.3), "prompt of 512": Claim("prompt of 512", "", 1.0),
     "prompt of 512, llama.cpp": Claim("prompt of 512", "llama.cpp", 2.0),
-    "translate 1": Claim("translate 1", "CTranslate2", 1.0), "translate 16": Claim("translate 16", "CTranslate2", 1.0)}
+    "translate 1": Claim("translate 1", "CTranslate2", 1.0), "translate 16": Claim("translate 16", "CTranslate2", 1.0),
+    "translate 1, int8": Claim("translate 1", "CTranslate2 int8", 1.0),
+    "translate 16, int8": Claim("translate 16", "CTranslate2 int8", 1.0)}
 T5 = TransformerConfig(shape="encoder-decoder", vocab_size=8192, hidden_size=512, num_layers=6, num_heads=8,
                        num_kv_heads=8, intermediate_size=1024, context_length=512)
 LOOKED_UP = {"repeat": 1.5, "ordinary": 1.0}  # wanted of proposing from the prompt, beside our own plain writing
