@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.cli.console import Json, note, result, table
-from cutaway.cli.machine import ready
 from cutaway.cli.verb_generate import stdin_text
 from cutaway.errors import RequestError
 
@@ -26,10 +25,11 @@ def command(
     json: Json = False,
 ) -> None:
     """Give texts their labels, with how likely each is."""
+    from cutaway.device import set_threads
     from cutaway.models.bag import Bag
     from cutaway.models.open import open_classifier, read_in_windows
 
-    ready()
+    set_threads()
     classifier = open_classifier(model)
     if why and not isinstance(classifier, Bag):
         raise RequestError("only a linear model's score can be taken apart", where=model, way_out="leave --why out")

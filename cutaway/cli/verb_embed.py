@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import typer
 
 from cutaway.cli.console import Json, note, row
-from cutaway.cli.machine import ready
 from cutaway.cli.verb_classify import texts_or_lines
 from cutaway.cli.writing import PrecisionName
 
@@ -24,10 +23,11 @@ def command(
     json: Json = False,
 ) -> None:
     """Give each text its vector: a line of numbers a text, or a line of JSON."""
+    from cutaway.device import set_threads
     from cutaway.models.open import open_embedder
     from cutaway.run.place import model_folder
 
-    ready()
+    set_threads()
     embedder = open_embedder(model_folder(model), too_long=too_long, precision=precision)
     given = texts_or_lines(texts, "embed")
     if too_long != "refuse" and (long := len(embedder.too_long_of(given))):

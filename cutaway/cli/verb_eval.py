@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cutaway.cli.console import Json, note, progress, result, table
-from cutaway.cli.machine import ready
 
 if TYPE_CHECKING:
     from cutaway.device import Device
@@ -34,14 +33,14 @@ def command(
     json: Json = False,
 ) -> None:
     """Measure a model: bits per byte, answers, tasks, with n and interval."""
-    from cutaway.device import pick
+    from cutaway.device import pick, set_threads
     from cutaway.errors import SettingsError
     from cutaway.evaluate.task import is_task
     from cutaway.run.suites import check_suite, measure, models_of
 
     check_suite(task)
     run, folders = models_of(model, runs)
-    ready()
+    set_threads()
     where = pick(device)
     if is_task(task):
         given = [] if data is None else [f"path={_json.dumps(str(data), ensure_ascii=False)}"]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutaway.cli.console import Json, note, progress, result
-from cutaway.cli.machine import compiled_beside
 
 if TYPE_CHECKING:
     from cutaway.records import Bar
@@ -22,11 +21,20 @@ def command(
     json: Json = False,
 ) -> None:
     """Fetch a model, so that other verbs know it by its name. Nothing that is fetched is executed."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from cutaway.models.pull import pull
 
     def bar(name: str, total: float) -> AbstractContextManager[Bar]:
         return progress(name, total=total, unit="MiB", quiet=json)
 
-    with compiled_beside():  # the first thing that a model would wait for
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(_compiled)  # the first thing that a model would wait for
         folder = pull(name, revision=revision, say=note, progress=bar)
     result({"name": name, "folder": str(folder)}, str(folder), json=json)
+
+
+def _compiled() -> None:
+    from cutaway.nn.kernels import built
+
+    built()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutaway.cli.console import Json, note, result
-from cutaway.cli.machine import ready
 from cutaway.cli.writing import DeviceName, PrecisionName
 from cutaway.errors import MachineError, SettingsError
 
@@ -48,7 +47,7 @@ def command(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MachineError(f"{error.name} is not installed", way_out="pip install 'cutaway[serve]'") from None
-    from cutaway.device import pick
+    from cutaway.device import pick, set_threads
     from cutaway.generate.engine import engine_for
     from cutaway.server.app import build
     from cutaway.server.limits import Limits
@@ -60,7 +59,7 @@ def command(
     limits = decode(Limits, override({}, limit or [], of=Limits), where="--limit")
     known, places = _keys(keys), _places(models or [])
     listener = listening(host, port, keyed=bool(known))
-    ready()
+    set_threads()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     made = functools.partial(engine_for, cache_bytes=limits.cache_bytes)
     service = Service(Shelf(places, limits, made, precision, pick(device).torch), limits)

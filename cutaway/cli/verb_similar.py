@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from cutaway.cli.console import Json, result, row, stdout, table
-from cutaway.cli.machine import ready
 from cutaway.cli.verb_embed import TooLong
 from cutaway.cli.writing import PrecisionName
 from cutaway.errors import RequestError
@@ -24,12 +23,13 @@ def command(
     json: Json = False,
 ) -> None:
     """The cosine of the vectors of two texts, or of each pair of several, the most alike first."""
+    from cutaway.device import set_threads
     from cutaway.models.open import open_embedder
     from cutaway.run.place import model_folder
 
     if len(texts) < 2:
         raise RequestError("one text is like nothing", way_out="give two texts or more, each in quotation marks")
-    ready()
+    set_threads()
     found = open_embedder(model_folder(model), too_long=too_long, precision=precision).cosines(texts)
     pairs = sorted(((float(found[i, j]), i, j) for j in range(len(texts)) for i in range(j)), reverse=True)
     if len(texts) == 2:

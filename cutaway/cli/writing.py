@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cutaway.cli.machine import ready
-
 if TYPE_CHECKING:
 
     from cutaway.generate.writer import Options, Writer
@@ -48,7 +46,7 @@ def open_writer(name: str, device: str, precision: Asked = "stored") -> Writer:
     """The model of that name on the device. Raises ModelError for one that writes no text, and says what it does."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from cutaway.device import pick
+    from cutaway.device import pick, set_threads
     from cutaway.errors import SettingsError
     from cutaway.generate.engine import engine_for
     from cutaway.generate.writer import Writer
@@ -58,7 +56,7 @@ def open_writer(name: str, device: str, precision: Asked = "stored") -> Writer:
     from cutaway.run.place import model_folder
 
     folder = model_folder(name)
-    ready()
+    set_threads()
     with ThreadPoolExecutor(1) as beside:  # weights are laid out without Python
         opening = beside.submit(open_tokenizer, folder)
         model = open_language_model(folder, precision=precision, place=pick(device).torch)

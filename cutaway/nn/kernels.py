@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ import torch
 
 from cutaway.device import cores
 
+log = logging.getLogger(__name__)
 SOURCES = Path(__file__).with_name("csrc")
 FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
          "-fno-strict-aliasing")  # rows of bfloat16 are also read as pairs
@@ -67,15 +69,12 @@ def _openmp() -> list[str]:
     return [str(p) for p in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))]
 
 
-def _compiler() -> str | None:
-    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-
-
 def compiled(target: Path, processor: tuple[str, ...] = NATIVE) -> str:
     """Build the library at ``target`` for a processor's flags; why it failed, or an empty line."""
-    compiler = _compiler()
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return "no C compiler was found"
+    log.warning("compiling kernels for this processor, once: about a quarter of a minute")  # somebody waits for it
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # beside it, so that it can be moved
         draft = Path(folder) / "kernels.so"
         pieces = [(source, str(Path(folder) / f"{source.stem}.o")) for source in sorted(SOURCES.glob("*.c"))]
@@ -100,37 +99,22 @@ def _call(command: list[str]) -> str:
     return ""
 
 
-def _target() -> Path:
-    """Where the library for these sources, this compiler's settings and this processor lies, or is to lie."""
-    sources = sorted(SOURCES.glob("*.[ch]"))
-    key = "|".join((*(p.read_text() for p in sources), *FLAGS, *_openmp(), _processor(), platform.platform()))
-    return _folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-
-
 @functools.cache
 def built() -> Built:
     """Build or find the library; asked once a process. ``CUTAWAY_KERNELS=off`` is PyTorch alone, for comparison."""
     if os.environ.get("CUTAWAY_KERNELS", "") == "off":
         return Built(None, "switched off by CUTAWAY_KERNELS=off")
-    if not any(SOURCES.glob("*.c")):
+    sources = sorted(SOURCES.glob("*.[ch]"))
+    if not sources:
         return Built(None, "the sources of the kernels are not installed")
+    key = "|".join((*(p.read_text() for p in sources), *FLAGS, *_openmp(), _processor(), platform.platform()))
     try:
-        target = _target()
+        target = _folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
         if not target.exists() and (reason := compiled(target)):
             return Built(None, reason)
         return Built(ctypes.CDLL(str(target)), "compiled for this processor")
     except OSError as error:
         return Built(None, f"the compiled kernels cannot be used: {error}")
-
-
-def to_compile() -> bool:
-    """Whether ``built`` would have to compile now, which takes a quarter of a minute."""
-    if os.environ.get("CUTAWAY_KERNELS", "") == "off" or not any(SOURCES.glob("*.c")):
-        return False
-    try:
-        return _compiler() is not None and not _target().exists()
-    except OSError:
-        return False
 
 
 def status() -> str:

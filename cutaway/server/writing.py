@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -89,6 +90,7 @@ class Writing:
     prompt_scores: dict[int, Scores] = field(default_factory=dict)  # by prompt, where they were asked for
     last: float | None = None  # when the newest token was there
     _before: list[float | None] = field(init=False)
+    _gaps: dict[int, float] = field(init=False, default_factory=dict)  # of a step, shared by the tokens that came of it
     _closed: bool = False
 
     def __post_init__(self) -> None:
@@ -145,23 +147,26 @@ class Writing:
 
     def _news(self) -> list[tuple[int, Delta]]:
         found: dict[int, list[Delta]] = {}
+        together = Counter((i[0], i[2]) for i in self.call.inbox if isinstance(i, tuple))  # tokens of one step
         while self.call.inbox:
             item = self.call.inbox.popleft()
             if isinstance(item, Problem | Gone):
                 raise item
             index, event, when = item
             if self.choices[index].finish is None:
-                found.setdefault(index, []).append(self._pushed(index, event, when))
+                found.setdefault(index, []).append(self._pushed(index, event, when, together[index, when]))
         return [(index, joined(deltas)) for index, deltas in sorted(found.items())]
 
-    def _pushed(self, index: int, event: Event, when: float) -> Delta:
+    def _pushed(self, index: int, event: Event, when: float, together: int) -> Delta:
         before, self._before[index], self.last = self._before[index], when, when
         if before is None:
             self.cached += event.cached if index % self.plan.n == 0 else 0
             if event.prompt is not None:
                 self.prompt_scores.setdefault(index // self.plan.n, event.prompt)
         else:
-            self.service.metrics.between.labels(self.plan.model.name).observe(when - before)
+            if when != before:
+                self._gaps[index] = (when - before) / together
+            self.service.metrics.between.labels(self.plan.model.name).observe(self._gaps.get(index, 0.0))
         delta = self.choices[index].push(event)
         if delta.finish is not None and event.finish is None:  # a stop string, of which the engine knows nothing
             self.plan.model.worker.cancel(self.call, index)

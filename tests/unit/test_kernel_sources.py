@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cutaway.cli import machine
 from cutaway.nn import kernels
 from cutaway.nn.kernels import FLAGS, SOURCES
 
@@ -30,25 +29,12 @@ def test_every_processor_can_be_compiled_for(processor: str) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_what_is_to_be_compiled_is_said_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the library is there, cannot be made or is switched off, nobody has to wait and nothing is said."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("CUTAWAY_KERNELS", raising=False)
+def test_compiling_is_said_when_it_begins_and_only_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                       caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(kernels, "_call", lambda command: "failed: not tried here")
     monkeypatch.setenv("CC", "cc")
-    assert kernels.to_compile()
-    machine.ready()
-    assert machine.COMPILING in capsys.readouterr().err.replace("\n", " ")
-    made: list[int] = []
-    monkeypatch.setattr(kernels, "built", lambda: made.append(1))
-    with machine.compiled_beside():
-        pass
-    assert made == [1]
-    monkeypatch.setenv("CUTAWAY_KERNELS", "off")
-    assert not kernels.to_compile()
-    with machine.compiled_beside():
-        pass
-    assert made == [1]
-    monkeypatch.delenv("CUTAWAY_KERNELS")
-    kernels._target().write_bytes(b"")
-    assert not kernels.to_compile()
+    assert kernels.compiled(tmp_path / "kernels.so") == "failed: not tried here"
+    assert caplog.messages == ["compiling kernels for this processor, once: about a quarter of a minute"]
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    assert kernels.compiled(tmp_path / "kernels.so") == "no C compiler was found" and len(caplog.messages) == 1

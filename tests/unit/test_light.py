@@ -12,7 +12,7 @@ import torch
 
 from cutaway.batch import Batch
 from cutaway.errors import MachineError, ModelError
-from cutaway.generate.engine import Engine
+from cutaway.generate.engine import Engine, engine_for
 from cutaway.generate.request import Request, Sampling
 from cutaway.generate.speculate import PromptLookup
 from cutaway.models import light, whole
@@ -279,9 +279,10 @@ def test_what_is_proposed_from_the_prompt_changes_no_answer(decoder: Model, prec
     asked = [Request(tuple(range(7, 7 + n)) * 3, 24, Sampling(temperature=temperature), seed=n) for n in (2, 5)]
     model = for_reading(decoder, precision)
     plain = Engine(model)
-    if plain.runner.shares_pages:
-        quick = Engine(model, guess=PromptLookup)
-        assert [c.tokens for c in quick.generate(asked)] == [c.tokens for c in plain.generate(asked)]
+    quick = engine_for(model)
+    assert [c.tokens for c in quick.generate(asked)] == [c.tokens for c in plain.generate(asked)]
+    assert (quick._loop._guess is not None) == quick.runner.shares_pages
+    assert engine_for(build(RecurrentConfig(vocab_size=300, hidden_size=16), seed=1))._loop._guess is None
     with pytest.raises(ModelError, match="cannot be taken back"):
         Engine(build(RecurrentConfig(vocab_size=300, hidden_size=16), seed=1), guess=PromptLookup)
 
