@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from cutaway.generate.request import COLDEST
+from cutaway.server import agreements
 from cutaway.server.limits import (
     BIASES,
     CHOICES,
@@ -25,37 +26,66 @@ from cutaway.server.limits import (
 from cutaway.settings import Settings
 
 Name = Annotated[str, Field(min_length=1, max_length=NAME_LETTERS)]
-Ids = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_WHOLE = BeforeValidator(_whole)  # 2.0 is an integer to JSON
+Count = Annotated[int, Field(ge=1), _WHOLE]
+Choices = Annotated[int, Field(ge=1, le=CHOICES), _WHOLE]
+Likeliest = Annotated[int, Field(ge=0, le=TOP_LOGPROBS), _WHOLE]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), _WHOLE]
+Id = Annotated[int, Field(ge=0), _WHOLE]
+Ids = Annotated[tuple[Id, ...], Field(min_length=1)]
 StopText = Annotated[str, Field(min_length=1, max_length=STOP_LETTERS)]
 Stop = StopText | Annotated[tuple[StopText, ...], Field(max_length=STOPS)]
 Tier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,7}$")]
-Biases = Annotated[dict[TokenText, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=BIASES)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+Biases = Annotated[dict[TokenText, Annotated[float, Field(ge=-100, le=100)]],
+                   Field(max_length=BIASES, json_schema_extra={"additionalProperties": False})]
+
+
+def _draws(value: float) -> float:
+    if 0 < value < COLDEST:
+        raise ValueError(f"must be 0 (the likeliest token) or at least {COLDEST}")
+    return value
+
+
+def _no(value: bool) -> bool:
+    if value:
+        raise ValueError("true is not supported; leave it out")
+    return value
+
+
+Temperature = Annotated[float, Field(ge=0, le=2), AfterValidator(_draws), WithJsonSchema(
+    {"anyOf": [{"const": 0}, {"type": "number", "minimum": COLDEST, "maximum": 2}]})]
+No = Annotated[bool, AfterValidator(_no), WithJsonSchema({"type": "boolean", "const": False})]  # Literal takes a 0
 
 
 class StreamOptions(Settings):
     """How a stream ends."""
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: No | None = None
 
 
 class Drawing(Settings):
     """How tokens are drawn, and what is common to all that write."""
 
     model: Name
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_tokens: Count | None = None
+    temperature: Temperature | None = None
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: Count | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: Biases | None = None
     seed: Seed | None = None
-    n: int | None = Field(default=None, ge=1, le=CHOICES)
+    n: Choices | None = None
     stop: Stop | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -66,13 +96,6 @@ class Drawing(Settings):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
-
-    @field_validator("temperature")
-    @classmethod
-    def _divides(cls, value: float | None) -> float | None:
-        if value is not None and 0 < value < COLDEST:
-            raise ValueError(f"must be 0 (the likeliest token) or at least {COLDEST}")
-        return value
 
     @model_validator(mode="after")
     def _streams(self) -> Drawing:
@@ -128,6 +151,8 @@ class UserMessage(Settings):
 
 class AssistantTurn(Settings):
     """What the model said or called. What an answer's message has besides is taken while it is null."""
+
+    model_config = ConfigDict(json_schema_extra=agreements.TURN)
 
     role: Literal["assistant"]
     content: Content | None = None
@@ -226,10 +251,12 @@ AnswerFormat = Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discrimin
 class ChatAsk(Drawing):
     """POST /v1/chat/completions."""
 
+    model_config = ConfigDict(json_schema_extra=agreements.CHAT)
+
     messages: tuple[ChatMessage, ...] = Field(min_length=1, max_length=MESSAGES)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS)
+    top_logprobs: Likeliest | None = None
     response_format: AnswerFormat | None = None
     tools: Annotated[tuple[Tool, ...], Field(max_length=TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
@@ -240,28 +267,28 @@ class ChatAsk(Drawing):
     def _agree(self) -> ChatAsk:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs need logprobs: true")
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens say different things; give one")
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise ValueError("max_tokens and max_completion_tokens say the same; give one")
         if self.tool_choice is not None and self.tool_choice != "none" and not self.tools:
             raise ValueError("tool_choice needs tools")
-        if self.stops and self.response_format is not None and self.response_format.type != "text":
-            raise ValueError("stop strings could cut what response_format asks for; leave one of them out")
-        if self.tool_choice not in (None, "none", "auto") and self.response_format is not None:
-            raise ValueError("an answer cannot be a call and have a response_format; give one")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in {
-                t.function.name for t in self.tools or ()}:
-            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is not among the tools")
+        if self.response_format is not None and self.response_format.type != "text":
+            if self.stops:
+                raise ValueError("stop strings could cut what response_format asks for; leave one of them out")
+            if self.tool_choice not in (None, "none", "auto"):
+                raise ValueError("an answer cannot be a call and have a response_format; give one")
         return self
 
 
 class CompletionAsk(Drawing):
     """POST /v1/completions. For a model that reads a source the prompt is what it reads."""
 
+    model_config = ConfigDict(json_schema_extra=agreements.COMPLETION)
+
     prompt: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=PROMPTS)] | Ids | Annotated[
         tuple[Ids, ...], Field(min_length=1, max_length=PROMPTS)]
     echo: bool | None = None
-    logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS)
-    best_of: int | None = Field(default=None, ge=1, le=CHOICES)
+    logprobs: Likeliest | None = None
+    best_of: Choices | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> CompletionAsk:

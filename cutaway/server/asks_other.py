@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from cutaway.server.asks import ChatMessage, Ids, JsonFormat, Name, Tier, Tool
-from cutaway.server.limits import DOCUMENTS, INPUTS, MESSAGES, TOP_LOGPROBS
+from cutaway.server import agreements
+from cutaway.server.asks import (
+    ChatMessage,
+    Count,
+    Id,
+    Ids,
+    JsonFormat,
+    Likeliest,
+    Name,
+    No,
+    Temperature,
+    Tier,
+    Tool,
+)
+from cutaway.server.limits import DOCUMENTS, INPUTS, MESSAGES
 from cutaway.settings import Settings
 
 Text = Annotated[str, Field(min_length=1)]
@@ -20,7 +33,7 @@ class EmbeddingAsk(Settings):
     model: Name
     input: Texts | Ids | Annotated[tuple[Ids, ...], Field(min_length=1, max_length=INPUTS)]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(default=None, ge=1)
+    dimensions: Count | None = None
     user: str | None = None
 
     @property
@@ -39,7 +52,7 @@ class RerankAsk(Settings):
     model: Name
     query: Text
     documents: Annotated[tuple[Text, ...], Field(min_length=1, max_length=DOCUMENTS)]
-    top_n: int | None = Field(default=None, ge=1)
+    top_n: Count | None = None
     return_documents: bool | None = None
 
 
@@ -53,6 +66,8 @@ class ClassifyAsk(Settings):
 
 class TokenizeAsk(Settings):
     """POST /tokenize: a text as it is (``prompt``), or a conversation by the chat template (``messages``)."""
+
+    model_config = ConfigDict(json_schema_extra=agreements.TOKENIZE)
 
     model: Name
     prompt: str | None = None
@@ -75,7 +90,7 @@ class DetokenizeAsk(Settings):
     """POST /detokenize."""
 
     model: Name
-    tokens: tuple[Annotated[int, Field(ge=0)], ...] = Field(max_length=1 << 18)
+    tokens: tuple[Id, ...] = Field(max_length=1 << 18)
 
 
 class InputText(Settings):
@@ -131,15 +146,15 @@ class ResponseAsk(Settings):
     model: Name
     input: Text | Annotated[tuple[InputMessage, ...], Field(min_length=1, max_length=MESSAGES)]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_output_tokens: Count | None = None
+    temperature: Temperature | None = None
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS)
+    top_logprobs: Likeliest | None = None
     text: TextSettings | None = None
     truncation: Literal["disabled"] | None = None
     stream: bool | None = None
     store: bool | None = None
-    background: Literal[False] | None = None
+    background: No | None = None
     include: Annotated[tuple[Literal["message.output_text.logprobs"], ...], Field(max_length=1)] | None = None
     parallel_tool_calls: bool | None = None
     tools: Annotated[tuple[str, ...], Field(max_length=0)] | None = None

@@ -42,6 +42,7 @@ from cutaway.server.asks_other import (
     TokenizeAsk,
 )
 from cutaway.server.guard import PUBLIC
+from cutaway.server.problem import UNSAYABLE
 from cutaway.server.route_chat import chat
 from cutaway.server.route_completions import completions
 from cutaway.server.route_page import page
@@ -53,9 +54,15 @@ Run = Callable[[Request, Service], Awaitable[Response]]
 _GUARDED = {400: "A header is wrong.", 401: "No key, or one that is not known.", 403: "This host or origin may not "
             "ask.", 429: "Too many requests; come again after Retry-After.", 431: "Headers too large.",
             500: "A fault of the server.", 503: "Ending, or an engine is being made again."}
-_POSTED = {**_GUARDED, 400: "The body or a header is wrong; param names the field.", 404: "No model of that name.",
+_WRONG = ("The body or a header is wrong; param names the field. What no schema can say is refused, too: "
+          + "; ".join(f"{code} ({why})" for code, why in UNSAYABLE.items()))
+_POSTED = {**_GUARDED, 400: _WRONG, 404: "No model of that name.",
            408: "The body did not arrive in time.", 413: "The body is too large.",
            415: "The body is not application/json.", 504: "The answer took too long."}
+NAME = {"$ref": "#/components/schemas/ServedModel"}
+EVENT = {"type": "object", "required": ["data"], "additionalProperties": False, "properties": {
+    "event": {"type": "string", "description": "What it is, in the Responses API."},
+    "data": {"type": "string", "description": "JSON; the last of all may be [DONE]."}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ class Endpoint:
         """Every status, for the schema."""
         content: dict[str, Any] = {}
         if self.streams:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {"schema": EVENT}  # of each event, as OpenAPI before 3.2 has it
         if self.kind != "application/json":
             content[self.kind] = {"schema": {"type": "string"}}
         good: dict[str, Any] = {"description": "The answer."}
@@ -127,6 +134,9 @@ ENDPOINTS = (
 def extra(endpoint: Endpoint) -> dict[str, Any]:
     """The body in the schema, and that a public route asks for no key."""
     out: dict[str, Any] = {"security": []} if endpoint.public else {}
+    if "{name" in endpoint.path:
+        out["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": NAME,
+                              "description": "The model's name, which may have a slash."}]
     if endpoint.asks:
         refs = [{"$ref": f"#/components/schemas/{cls.__name__}"} for cls in endpoint.asks]
         schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
@@ -140,5 +150,5 @@ def ask_schemas(models: list[str]) -> dict[str, Any]:
     _, tree = models_json_schema([(cls, "validation") for cls in every], ref_template="#/components/schemas/{model}")
     schemas: dict[str, Any] = tree["$defs"]
     for cls in every:
-        schemas[cls.__name__]["properties"]["model"] = {"type": "string", "enum": models}
-    return schemas
+        schemas[cls.__name__]["properties"]["model"] = NAME
+    return {**schemas, "ServedModel": {"type": "string", "enum": models, "description": "A model of this server."}}

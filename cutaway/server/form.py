@@ -33,7 +33,7 @@ def constraints(made: Rules | None, most: int, *, count: int, param: str) -> tup
     try:
         return tuple(made.begin(most) for _ in range(count))
     except CutawayError as error:
-        raise Problem(400, str(error), param=param) from None
+        raise Problem(400, str(error), param=param, code="answer_too_short") from None
 
 
 def call_schema(tools: Sequence[Tool], way: Way) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def call_schema(tools: Sequence[Tool], way: Way) -> dict[str, Any]:
         for name in ("$defs", "definitions"):
             for inside, value in parameters.pop(name, {}).items():
                 if shared.setdefault(name, {}).setdefault(inside, value) != value:
-                    raise Problem(400, f"two tools define {inside!r} differently; name them apart", param="tools")
+                    raise Problem(400, f"two tools define {inside!r} differently; name them apart", param="tools",
+                                  code="invalid_tool")
         options.append({"type": "object", "properties": {"name": {"const": tool.function.name}, key: parameters},
                         "required": ["name", key], "additionalProperties": False})
     return {**(options[0] if len(options) == 1 else {"anyOf": options}), **shared}

@@ -15,6 +15,17 @@ _CODES = {400: "invalid_value", 404: "not_found", 405: "method_not_allowed", 408
           413: "body_too_large", 429: "rate_limit_exceeded", 431: "headers_too_large", 500: "internal_error",
           503: "unavailable", 504: "deadline_exceeded"}
 
+# Why a body that is as the schema says is refused all the same: no schema can say these. Every other 400 breaks it.
+UNSAYABLE = {
+    "context_length_exceeded": "prompt and answer do not fit the model's context, or a request has too many",
+    "model_unsuited": "the model gives something else, or has no tools, roles, letters or dimensions like these",
+    "token_out_of_range": "a token is outside the model's vocabulary",
+    "empty_prompt": "nothing is left to read",
+    "invalid_json_schema": "a schema to which no answer can be held",
+    "answer_too_short": "no whole answer of the form asked for fits max_tokens",
+    "invalid_tool": "tool_choice names none of the tools, two of them disagree, or arguments of a call are not JSON",
+    "rate_limit_exceeded": "more tokens than a key has in a minute"}
+
 
 class Problem(Exception):
     """An answer that is an error: ``param`` names the field at fault, ``code`` what programs tell it by."""
@@ -46,5 +57,5 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, MachineError):
         return Problem(503, str(error), headers={"Retry-After": "30"})
     if isinstance(error, CutawayError):
-        return Problem(400, str(error))
+        return Problem(400, str(error), code="model_unsuited")
     return Problem(500, "a fault of the server; its log has the details under this request's id")

@@ -37,13 +37,13 @@ def chat_ids(messages: Sequence[ChatMessage], tools: Sequence[Tool], tokenizer: 
     public = tokenizer.roles.public
     if tools and not takes_tools(tokenizer):
         raise Problem(400, "this model's chat template knows no tools; leave them out, or name a model whose does",
-                      code="unsupported_parameter", param="tools")
+                      code="model_unsuited", param="tools")
     rows = [_row(message, at, public) for at, message in enumerate(messages)]
     try:
         return tuple(render(rows, tokenizer, add_generation_prompt=True,
                             tools=[tool.model_dump(exclude_none=True) for tool in tools]).ids)
     except CutawayError as error:
-        raise Problem(400, str(error), param="messages") from None
+        raise Problem(400, str(error), param="messages", code="model_unsuited") from None
 
 
 def takes_tools(tokenizer: Tokenizer) -> bool:
@@ -58,7 +58,7 @@ def _row(message: ChatMessage, at: int, public: bool) -> Message | Mapping[str, 
     if not public:
         if calls or isinstance(message, ToolMessage):
             raise Problem(400, "this model's chat template knows no tools; leave their messages out",
-                          code="unsupported_parameter", param=f"messages[{at}]")
+                          code="model_unsuited", param=f"messages[{at}]")
         return Message(role, text or "")
     row: dict[str, Any] = {"role": role, "content": text}
     if calls:
@@ -73,7 +73,8 @@ def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
     try:
         arguments = json.loads(call["function"]["arguments"])
     except (ValueError, RecursionError):
-        raise Problem(400, "the arguments of a call must be JSON", param=f"{where}.function.arguments") from None
+        raise Problem(400, "the arguments of a call must be JSON", param=f"{where}.function.arguments",
+                      code="invalid_tool") from None
     return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
@@ -86,7 +87,8 @@ def text_prompt(given: str | Ids, tokenizer: Tokenizer, *, reads_source: bool) -
         else:
             ids = given
         if not ids:
-            raise Problem(400, "the prompt is empty, and this model has no token that begins a text", param="prompt")
+            raise Problem(400, "the prompt is empty, and this model has no token that begins a text", param="prompt",
+                          code="empty_prompt")
         return Prompt((tokenizer.bos_id,), ids) if reads_source else Prompt(ids)
     except CutawayError as error:
         raise problem_of(error) from None
@@ -96,7 +98,8 @@ def check_room(prompt: Prompt, max_tokens: int | None, *, context_length: int, v
                param: str) -> None:
     """Raises Problem ``context_length_exceeded`` with both numbers where prompt and answer do not fit."""
     if (worst := max(prompt.read)) >= vocab_size:
-        raise Problem(400, f"token {worst} is outside the vocabulary of {vocab_size}", param=param)
+        raise Problem(400, f"token {worst} is outside the vocabulary of {vocab_size}", param=param,
+                      code="token_out_of_range")
     for ids, least in ((prompt.tokens, 1 if max_tokens is None else max_tokens), (prompt.source or (), 0)):
         if len(ids) + least > context_length:
             asked = f" and {least} for the answer" if max_tokens is not None and least else ""

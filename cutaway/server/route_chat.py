@@ -75,6 +75,9 @@ def _schema(ask: ChatAsk, model: Language) -> dict[str, Any] | None:
     if forced(ask):
         wanted = [tool for tool in ask.tools or () if not isinstance(ask.tool_choice, NamedTool)
                   or tool.function.name == ask.tool_choice.function.name]
+        if isinstance(ask.tool_choice, NamedTool) and not wanted:
+            raise Problem(400, f"tool_choice names {ask.tool_choice.function.name!r}, which is not among the tools",
+                          param="tool_choice", code="invalid_tool")
         return call_schema(wanted, way_of(model.tokenizer))
     if isinstance(ask.response_format, SchemaFormat):
         return ask.response_format.json_schema.schema_

@@ -35,7 +35,8 @@ async def completions(request: Request, service: Service) -> Response:
 def completion_plan(ask: CompletionAsk, model: Language) -> Plan:
     """What the prompts become. Raises Problem for one that the model cannot take."""
     if model.reads_source and ask.echo:
-        raise Problem(400, f"{model.name} writes beside what it reads, and has nothing to echo", param="echo")
+        raise Problem(400, f"{model.name} writes beside what it reads, and has nothing to echo", param="echo",
+                      code="model_unsuited")
     most = SHORT if ask.max_tokens is None else ask.max_tokens
     prompts = tuple(text_prompt(given, model.tokenizer, reads_source=model.reads_source) for given in ask.prompts)
     for at, prompt in enumerate(prompts):

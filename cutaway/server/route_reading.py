@@ -41,7 +41,7 @@ async def embeddings(request: Request, service: Service) -> Response:
     width = model.what.width
     if ask.dimensions is not None and ask.dimensions != width:
         raise Problem(400, f"{ask.model} gives {width} dimensions and was not made to be cut to {ask.dimensions}",
-                      param="dimensions", code="unsupported_parameter")
+                      param="dimensions", code="model_unsuited")
 
     def read(embedder: TextEmbedder) -> tuple[Floats, int]:
         rows = rows_of(ask.inputs, embedder)
@@ -119,7 +119,7 @@ def rows_of(inputs: Sequence[str | tuple[int, ...]], embedder: TextEmbedder,
         for at, given in enumerate(inputs):
             if (worst := max(i for i in given if isinstance(i, int))) >= embedder.model.vocab_size:
                 raise Problem(400, f"token {worst} is outside the vocabulary of {embedder.model.vocab_size}",
-                              param=f"input[{at}]")
+                              param=f"input[{at}]", code="token_out_of_range")
         rows = [np.array((*tokenizer.begin_ids, *given, *tokenizer.finish_ids), np.int64) for given in inputs]
     _check(rows, embedder.model.context_length, names)
     return rows

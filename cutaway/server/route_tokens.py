@@ -44,7 +44,7 @@ def _ids(ask: TokenizeAsk, tokenizer: Tokenizer) -> Ids:
         begin = () if ask.add_special_tokens is False else tokenizer.begin_ids
         return (*begin, *tokenizer.encode(ask.prompt))
     except CutawayError as error:
-        raise Problem(400, str(error), param="prompt") from None
+        raise Problem(400, str(error), param="prompt", code="model_unsuited") from None
 
 
 async def detokenize(request: Request, service: Service) -> Response:
@@ -53,7 +53,8 @@ async def detokenize(request: Request, service: Service) -> Response:
     tokenizer, _ = await service.shelf.tokenizer(ask.model)
     worst = max(ask.tokens, default=0)
     if worst >= tokenizer.vocab_size:
-        raise Problem(400, f"token {worst} is outside the vocabulary of {tokenizer.vocab_size}", param="tokens")
+        raise Problem(400, f"token {worst} is outside the vocabulary of {tokenizer.vocab_size}", param="tokens",
+                      code="token_out_of_range")
     return JSONResponse(DetokenizeAnswer(prompt=tokenizer.decode(ask.tokens)).model_dump())
 
 

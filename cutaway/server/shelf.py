@@ -181,7 +181,7 @@ class Shelf:
         if found is None:
             raise last
         if not hasattr(what, "tokenizer"):
-            raise Problem(400, f"{name} cuts texts into words and has no tokens", param="model")
+            raise Problem(400, f"{name} cuts texts into words and has no tokens", param="model", code="model_unsuited")
         return what.tokenizer, what.model.context_length
 
     async def _open(self, name: str, kind: Kind) -> Opened:

@@ -36,7 +36,7 @@ def way_of(tokenizer: Tokenizer) -> Way:
     if '"parameters"' in template or "'parameters'" in template or "\\\"parameters\\\"" in template:
         return "bare"
     raise Problem(400, "this model writes calls of tools in a way that is not known here; leave tools out",
-                  code="unsupported_parameter", param="tools")
+                  code="model_unsuited", param="tools")
 
 
 def beginning(way: Way) -> str:

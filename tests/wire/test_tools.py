@@ -86,7 +86,7 @@ def test_the_answer_of_a_tool_goes_back(tooled: Wired) -> None:
     ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
     ({"tool_choice": "auto"}, None),
     ({"tools": TOOLS * 129}, "tools"),
-    ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, None),
+    ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {
         "name": "f", "arguments": "{"}}]}, *HI]}, "messages[0].tool_calls[0].function.arguments"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
