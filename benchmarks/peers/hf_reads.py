@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -34,11 +35,17 @@ def language(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def vectors(asked: dict[str, Any]) -> dict[str, Any]:
-    """Of a folder: every text's vector."""
-    from sentence_transformers import SentenceTransformer
+    """Of a folder: every text's vector, by sentence-transformers or by ONNX Runtime in int8."""
+    if asked["by"] == "onnxruntime int8":
+        from reads_hf import by_onnx
 
-    found = SentenceTransformer(asked["folder"], device="cpu").encode(asked["texts"], batch_size=32,
-                                                                     show_progress_bar=False)
+        read, texts = by_onnx(asked["folder"], int8=True, threads=torch.get_num_threads()), asked["texts"]
+        found = np.concatenate([read(texts[at : at + 32]) for at in range(0, len(texts), 32)])
+    else:
+        from sentence_transformers import SentenceTransformer
+
+        found = SentenceTransformer(asked["folder"], device="cpu").encode(asked["texts"], batch_size=32,
+                                                                         show_progress_bar=False)
     save_file({"vectors": torch.from_numpy(found)}, asked["vectors"])
     return {"count": len(found)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +26,42 @@ def sentences(case: Case, asked: dict[str, Any]) -> Step:
                                              show_progress_bar=False).sum())
 
 
-def runtime(case: Case, asked: dict[str, Any]) -> Step:
-    """The same by ONNX Runtime, dynamically quantised where the case says int8."""
+def by_onnx(encoder: str, *, int8: bool, threads: int) -> Callable[[list[str]], np.ndarray]:
+    """What turns texts into vectors by ONNX Runtime, dynamically quantised where it is asked for."""
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(asked["encoder"])
-    model = AutoModel.from_pretrained(asked["encoder"], attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    model = AutoModel.from_pretrained(encoder, attn_implementation="eager").eval()
     folder = Path(tempfile.mkdtemp(prefix="cutaway-onnx-"))
     path, names = folder / "model.onnx", ["input_ids", "attention_mask", "token_type_ids"]
     sample = tokenizer(["one two three", "four"], padding=True, return_tensors="pt")
     axes = {name: {0: "rows", 1: "tokens"} for name in names}
     torch.onnx.export(_Hidden(model), tuple(sample[n] for n in names), str(path), input_names=names,
                       output_names=["hidden"], dynamic_axes={**axes, "hidden": {0: "rows", 1: "tokens"}}, dynamo=False)
-    if case.dtype == "int8":
+    if int8:
         quantize_dynamic(str(path), str(folder / "int8.onnx"), weight_type=QuantType.QInt8)
         path = folder / "int8.onnx"
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = case.threads
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    batches = texts(case, asked)
 
-    def step(number: int) -> float:
-        rows = tokenizer(batches[number % len(batches)], padding=True, truncation=True, max_length=256,
-                         return_tensors="np")
+    def vectors(given: list[str]) -> np.ndarray:
+        rows = tokenizer(given, padding=True, truncation=True, max_length=256, return_tensors="np")
         hidden = session.run(None, {n: rows[n].astype(np.int64) for n in names})[0]
         real = rows["attention_mask"][..., None].astype(np.float32)
         mean = (hidden * real).sum(1) / real.sum(1)
-        return float((mean / np.linalg.norm(mean, axis=1, keepdims=True)).sum())
+        return np.asarray(mean / np.linalg.norm(mean, axis=1, keepdims=True))
 
-    return step
+    return vectors
+
+
+def runtime(case: Case, asked: dict[str, Any]) -> Step:
+    """A batch of sentences to vectors by ONNX Runtime."""
+    vectors = by_onnx(asked["encoder"], int8=case.dtype == "int8", threads=case.threads)
+    batches = texts(case, asked)
+    return lambda number: float(vectors(batches[number % len(batches)]).sum())
 
 
 class _Hidden(torch.nn.Module):

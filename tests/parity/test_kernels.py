@@ -119,6 +119,19 @@ def _product(x: Tensor, linear: Linear, precision: Packing) -> Tensor:
 
 
 @needs_kernels
+@pytest.mark.parametrize("rows", [1, 2, 5, 9])
+def test_int8_is_exact_at_its_ends(rows: int) -> None:
+    """The largest magnitudes in every pair and every order of signs: what has sixteen bits on the way must hold them."""
+    signs = torch.randint(0, 2, (rows + 64, 132)) * 2.0 - 1
+    x, linear = signs[:rows].bfloat16(), Linear(132, 64)
+    linear.weight.data = signs[rows:]
+    linear.weight.data[:3] = torch.tensor([[1.0], [-1.0], [1.0]])
+    x[0] = -1
+    found = _packed(linear, "int8")(x, dtype=torch.float32)
+    assert (found - x.float() @ linear.weight.T).abs().max() <= 1e-4  # 127 * (1 / 127) is 1 but for a rounding
+
+
+@needs_kernels
 @pytest.mark.parametrize("precision", get_args(Packing))
 @pytest.mark.parametrize("after", get_args(After))
 def test_what_follows_a_packed_weight(after: After, precision: Packing) -> None:

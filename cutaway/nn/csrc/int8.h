@@ -7,7 +7,8 @@
 #define ZERO 128  // what an input is raised by, for a unit that multiplies unsigned by signed
 #elif defined(__AVX2__) && defined(__FMA__)
 #define INT8
-#define ZERO 0  // the sign of an input moves to the weight: 2 * 127 * 127 fit in 16 bits, 2 * 255 * 127 do not
+#define ZERO 0
+#define TURNED  // where a weight is negative its magnitude meets -1 - x, and what is missing is added at the beginning
 #else
 #define ZERO 0
 #endif
@@ -18,6 +19,15 @@
 #define AHEAD 2048       // bytes of weights that are on their way while one row passes by
 #endif
 #define ROWS_AT_ONCE 24  // rows whose sums exist at once, of which some are in registers
+
+// what a weight adds to the sum that its group begins with
+INLINE int32_t missing(int8_t q) {
+#ifdef TURNED
+  return q < 0 ? -q : 0;
+#else
+  return -ZERO * q;
+#endif
+}
 
 // inputs of a group as bytes around `zero`, to the nearest, of two the even one; its scale, NaN by one that is no number
 static float group_in(const void *x, int bf, int64_t at, int64_t count, int zero, uint8_t *out) {
@@ -66,6 +76,10 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
   for (int64_t i = K; i < wide; i++) out[i] = (uint8_t)zero;
 }
 
+// Nothing that follows comes before `v` is what it was made: left to itself, the compiler begins all products at once and
+// runs out of registers.
+#define HERE(v) __asm__ volatile("" : "+x"(v))
+
 // R rows of sums of a panel, by V vectors at a time: those of a group are whole numbers, and are scaled before they are
 // added up
 #if defined(__AVX512VNNI__)
@@ -93,25 +107,31 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
     m += R; \
   }
 #elif defined(INT8)
+// |w| by x where w is positive, else by -1 - x, which takes half as long as giving x the sign of w: 2 * 127 * 128 fit
+// into 16 bits, 2 * 127 * 255 of an input without a sign would not
 #define ROWS(R, V) { \
     for (int64_t at = 0; at < PANEL; at += 8 * V) \
       for (int64_t g = 0; g < groups; g++) { \
-        __m256i whole[R][V] = {}; \
+        __m256i whole[R][V]; \
+        for (int i = 0; i < R; i++) \
+          for (int j = 0; j < V; j++) whole[i][j] = _mm256_loadu_si256((const __m256i *)(sums + g * PANEL + at + 8 * j)); \
         int64_t until = (g + 1) * (GROUP / 4) < fours ? (g + 1) * (GROUP / 4) : fours; \
         for (int64_t k = g * (GROUP / 4); k < until; k++) { \
-          __m256i b[V], size[V]; \
+          __m256i size[V], minus[V]; \
           if (m == 0) \
             for (int j = 0; j < 2; j++) _mm_prefetch((const char *)(B + k * PANEL + at) + AHEAD + 64 * j, _MM_HINT_T0); \
           for (int j = 0; j < V; j++) { \
-            b[j] = _mm256_loadu_si256((const __m256i *)(B + k * PANEL + at + 8 * j)); \
-            size[j] = _mm256_abs_epi8(b[j]); \
+            __m256i w = _mm256_loadu_si256((const __m256i *)(B + k * PANEL + at + 8 * j)); \
+            size[j] = _mm256_abs_epi8(w), minus[j] = _mm256_cmpgt_epi8(_mm256_setzero_si256(), w); \
+            HERE(size[j]); \
+            HERE(minus[j]); \
           } \
           for (int i = 0; i < R; i++) { \
             int32_t four; \
             memcpy(&four, A + (m + i) * lda + 4 * k, 4); \
-            __m256i a = _mm256_set1_epi32(four); \
+            __m256i x = _mm256_set1_epi32(four); \
             for (int j = 0; j < V; j++) { \
-              __m256i two = _mm256_maddubs_epi16(size[j], _mm256_sign_epi8(a, b[j])); \
+              __m256i two = _mm256_maddubs_epi16(size[j], _mm256_xor_si256(x, minus[j])); \
               whole[i][j] = _mm256_add_epi32(whole[i][j], _mm256_madd_epi16(two, _mm256_set1_epi16(1))); \
             } \
           } \
@@ -131,7 +151,7 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
 #define ROWS(R, V) m += R;  // linear_packs says that this processor does not
 #endif
 // C (M, PANEL) of a panel: A (M, lda) bytes with their scales `inputs` (M, groups) by B (fours, PANEL) with `scales`;
-// `sums` (groups, PANEL) is what ZERO adds
+// `sums` (groups, PANEL) is what the form of an input takes away, see `missing`
 static void product_int8(int64_t M, int64_t K, const uint8_t *A, int64_t lda, const float *inputs, const int32_t *B,
                          const float *scales, const int32_t *sums, float *C) {
   int64_t m = 0;

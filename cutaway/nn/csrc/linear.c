@@ -78,7 +78,7 @@ void linear_pack_int8(const float *w, int64_t N, int64_t K, int gated, int8_t *o
       for (int64_t k = 0; k < 4 * fours; k++) {
         int8_t q = row >= 0 && k < K && strange == 0 ? (int8_t)lrintf(w[row * K + k] * inverse) : 0;
         out[((p * fours + k / 4) * PANEL + n) * 4 + k % 4] = q;
-        sums[(p * groups + k / GROUP) * PANEL + n] -= ZERO * q;
+        sums[(p * groups + k / GROUP) * PANEL + n] += missing(q);
       }
       scales[p * PANEL + n] = most / 127.0f + strange;
     }

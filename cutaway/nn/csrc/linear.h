@@ -8,7 +8,7 @@ typedef struct {
   int64_t K, N;          // a row is K numbers; N outputs, of which a gate makes N / 2
   const void *panels;
   const float *scales;   // (N, filled up to PANEL) of int8 weights
-  const int32_t *sums;   // (panels, groups, PANEL) of the int8 weights that a group of inputs meets, times -ZERO
+  const int32_t *sums;   // (panels, groups, PANEL): where the sums of int8 weights by a group of inputs begin
   const float *bias;     // (N, filled up) or NULL
   int kind, gated;       // gated: a panel holds 16 gates, then what they let through
   int precision;

@@ -32,6 +32,9 @@ typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4)));
 #endif
 typedef float reg __attribute__((vector_size(4 * WIDE), aligned(4)));
 typedef int32_t ireg __attribute__((vector_size(4 * WIDE), aligned(4)));
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
+#define BF16_UNITS  // products of bfloat16 are an instruction
+#endif
 #define INLINE static inline __attribute__((always_inline))
 #define ONCE __attribute__((noinline))  // where two callers must get the same bits: one copy is compiled one way
 
