@@ -29,39 +29,61 @@ INLINE int32_t missing(int8_t q) {
 #endif
 }
 
+#ifdef INT8
+INLINE ireg most_bits(ireg x, ireg y) {
+#if WIDE == 16
+  return (ireg)_mm512_max_epi32((__m512i)x, (__m512i)y);
+#else
+  return (ireg)_mm256_max_epi32((__m256i)x, (__m256i)y);
+#endif
+}
+INLINE int beyond(ireg bits, int32_t limit) {  // whether any is larger
+#if WIDE == 16
+  return _mm512_cmpgt_epi32_mask((__m512i)bits, _mm512_set1_epi32(limit)) != 0;
+#else
+  return _mm256_movemask_epi8(_mm256_cmpgt_epi32((__m256i)bits, _mm256_set1_epi32(limit))) != 0;
+#endif
+}
+// 32 numbers in bytes
+INLINE void bytes_out(const reg *v, float inverse, int zero, uint8_t *out) {
+#if WIDE == 16
+  for (int j = 0; j < 2; j++)
+    *(bytes16 *)(out + j * WIDE) = __builtin_convertvector((ireg)_mm512_cvtps_epi32((__m512)(v[j] * inverse)) + zero, bytes16);
+#else
+  __m256i q[4];
+  for (int j = 0; j < 4; j++) q[j] = _mm256_cvtps_epi32((__m256)(v[j] * inverse));
+  __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+  bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));  // packing goes by halves
+  _mm256_storeu_si256((__m256i *)out, _mm256_add_epi8(bytes, _mm256_set1_epi8((char)zero)));
+#endif
+}
+// `count` numbers, a multiple of 32 that is known where this is called, so that all are in registers
+INLINE float group_of(const void *x, int bf, int64_t at, int count, int zero, uint8_t *out) {
+  reg v[GROUP / WIDE];
+  ireg top = {};  // magnitudes are ordered as the whole numbers of their bits, and what is no number is the largest
+  for (int j = 0; j < count / WIDE; j++) {
+    v[j] = reg_in(x, at + j * WIDE, bf);
+    top = most_bits(top, (ireg)v[j] & 0x7fffffff);
+  }
+  float most = reg_most((reg)top), inverse = most > 0 ? 127.0f / most : 0;
+  for (int j = 0; j < count / WIDE; j += 32 / WIDE) bytes_out(v + j, inverse, zero, out + j * WIDE);
+  return beyond(top, 0x7f7fffff) ? NAN : most / 127.0f;
+}
+#endif
+
 // inputs of a group as bytes around `zero`, to the nearest, of two the even one; its scale, NaN by one that is no number
 static float group_in(const void *x, int bf, int64_t at, int64_t count, int zero, uint8_t *out) {
-  float most = 0, strange = 0;  // 0 times what is no number is none
-  int64_t i = 0;
 #ifdef INT8
-  reg top = {}, none = {};
-  for (; i + WIDE <= count; i += WIDE) {
-    reg v = reg_in(x, at + i, bf);
-    none += v * 0.0f;
-    top = reg_max(top, (reg)((ireg)v & 0x7fffffff));
-  }
-  most = reg_most(top), strange = reg_sum(none);
+  if (count == GROUP) return group_of(x, bf, at, GROUP, zero, out);
+  if (count == GROUP / 2) return group_of(x, bf, at, GROUP / 2, zero, out);
 #endif
-  for (; i < count; i++) {
+  float most = 0, strange = 0;  // 0 times what is no number is none
+  for (int64_t i = 0; i < count; i++) {
     most = fmaxf(most, fabsf(one_in(x, at + i, bf)));
     strange += one_in(x, at + i, bf) * 0.0f;
   }
   float inverse = most > 0 ? 127.0f / most : 0;
-  i = 0;
-#if defined(INT8) && WIDE == 16
-  for (; i + WIDE <= count; i += WIDE)
-    *(bytes16 *)(out + i) = __builtin_convertvector(
-        (ireg)_mm512_cvtps_epi32((__m512)(reg_in(x, at + i, bf) * inverse)) + zero, bytes16);
-#elif defined(INT8)
-  for (; i + 32 <= count; i += 32) {
-    __m256i q[4];
-    for (int j = 0; j < 4; j++) q[j] = _mm256_cvtps_epi32((__m256)(reg_in(x, at + i + j * WIDE, bf) * inverse));
-    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));  // packing goes by halves
-    _mm256_storeu_si256((__m256i *)(out + i), _mm256_add_epi8(bytes, _mm256_set1_epi8((char)zero)));
-  }
-#endif
-  for (; i < count; i++) {
+  for (int64_t i = 0; i < count; i++) {
     float q = one_in(x, at + i, bf) * inverse;
     out[i] = (uint8_t)(q == q ? lrintf(q) + zero : zero);
   }

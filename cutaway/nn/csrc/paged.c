@@ -1,7 +1,7 @@
 #include "paged.h"
 #include "attention.h"
 
-#define TOGETHER 4  // queries that pass by a page at once
+#define TOGETHER 6  // queries that pass by a page at once
 
 // one head of a row: normalised, turned and scaled, in float32
 static ONCE void turned(const Look *S, const void *qkv, int64_t at, int64_t position, const float *norm, float scale, float *out) {
@@ -43,8 +43,9 @@ static ONCE void append(const Look *S, const void *qkv, int64_t token, int64_t g
   for (int64_t i = 0; i < S->D; i += WIDE) reg_out(to, i, reg_in(value, i, S->bf), S->cache_bf);
 }
 
-// Q queries by P pages: 16 scores each, every one a chain over D
-#define SCORES(Q, P) { \
+// Q queries by P pages: 16 scores each, every one a chain over D. FEW: the queries' numbers stay in registers, else those
+// of the keys do
+#define SCORES(Q, P, FEW) { \
     reg acc[Q][P][PAGE / WIDE] = {}; \
     int64_t of[P], next[P]; \
     for (int p = 0; p < P; p++) { \
@@ -55,9 +56,18 @@ static ONCE void append(const Look *S, const void *qkv, int64_t token, int64_t g
       for (int p = 0; p < P; p++) { \
         __builtin_prefetch(values + (of[p] + d * PAGE) * size); /* that come next, while these are multiplied */ \
         __builtin_prefetch(keys + (next[p] + d * PAGE) * size); \
-        for (int j = 0; j < PAGE / WIDE; j++) { \
-          reg k = reg_in(keys, of[p] + d * PAGE + j * WIDE, bf); \
-          for (int i = 0; i < Q; i++) acc[i][p][j] = reg_fma(reg_all(q[i * D + d]), k, acc[i][p][j]); \
+        if (FEW) \
+          for (int j = 0; j < PAGE / WIDE; j++) { \
+            reg k = reg_in(keys, of[p] + d * PAGE + j * WIDE, bf); \
+            for (int i = 0; i < Q; i++) acc[i][p][j] = reg_fma(reg_all(q[i * D + d]), k, acc[i][p][j]); \
+          } \
+        else { \
+          reg k[PAGE / WIDE]; \
+          for (int j = 0; j < PAGE / WIDE; j++) k[j] = reg_in(keys, of[p] + d * PAGE + j * WIDE, bf); \
+          for (int i = 0; i < Q; i++) { \
+            reg by = reg_all(q[i * D + d]); \
+            for (int j = 0; j < PAGE / WIDE; j++) acc[i][p][j] = reg_fma(by, k[j], acc[i][p][j]); \
+          } \
         } \
       } \
     for (int i = 0; i < Q; i++) \
@@ -69,50 +79,69 @@ INLINE void scores(const Look *S, const float *q, int rows, const int32_t *pages
                    float *s, int64_t ld, int bf) {
   int64_t D = S->D, n = from, size = bf ? 2 : 4;
   const char *keys = S->keys, *values = S->values;
-  if (rows == 4) while (n < until) SCORES(4, 1)
+  if (rows == 6) while (n < until) SCORES(6, 1, 0)
+  if (rows == 5) while (n < until) SCORES(5, 1, 0)
+  if (rows == 4) while (n < until) SCORES(4, 1, 0)
   if (rows == 3) {  // enough chains side by side to hide how long a sum takes
-    while (n + 2 <= until) SCORES(3, 2)
-    if (n < until) SCORES(3, 1)
+    while (n + 2 <= until) SCORES(3, 2, 1)
+    if (n < until) SCORES(3, 1, 1)
   }
   if (rows == 2) {
-    while (n + 2 <= until) SCORES(2, 2)
-    if (n < until) SCORES(2, 1)
+    while (n + 2 <= until) SCORES(2, 2, 1)
+    if (n < until) SCORES(2, 1, 1)
   }
   if (rows == 1) {
-    while (n + 4 <= until) SCORES(1, 4)
-    while (n < until) SCORES(1, 1)
+    while (n + 4 <= until) SCORES(1, 4, 1)
+    while (n < until) SCORES(1, 1, 1)
   }
 }
 #undef SCORES
 
-// Q rows of shares by the values of all pages, V registers of a head at a time: chains over the keys
-#define MIXED(Q, V) \
+// Q rows of shares by the values of all pages, V registers of a head at a time: chains over the keys. FEW: shares stay in
+// registers, else values do
+#define MIXED(Q, V, FEW) \
   for (; c + V * WIDE <= D; c += V * WIDE) { \
     reg acc[Q][V] = {}; \
-    for (int64_t n = from; n < until; n++) \
+    for (int64_t n = from; n < until; n++) { \
+      int64_t of = (pages[n] * S->G + g) * PAGE * D + c; \
+      const float *to = s + (n - from) * PAGE; \
       for (int64_t j = 0; j < PAGE; j++) { \
-        reg by[Q]; \
-        for (int i = 0; i < Q; i++) by[i] = reg_all(s[i * ld + (n - from) * PAGE + j]); \
-        for (int k = 0; k < V; k++) { \
-          reg v = reg_in(S->values, ((pages[n] * S->G + g) * PAGE + j) * D + c + k * WIDE, bf); \
-          for (int i = 0; i < Q; i++) acc[i][k] = reg_fma(by[i], v, acc[i][k]); \
+        if (FEW) { \
+          reg by[Q]; \
+          for (int i = 0; i < Q; i++) by[i] = reg_all(to[i * ld + j]); \
+          for (int k = 0; k < V; k++) { \
+            reg v = reg_in(S->values, of + j * D + k * WIDE, bf); \
+            for (int i = 0; i < Q; i++) acc[i][k] = reg_fma(by[i], v, acc[i][k]); \
+          } \
+        } else { \
+          reg v[V]; \
+          for (int k = 0; k < V; k++) v[k] = reg_in(S->values, of + j * D + k * WIDE, bf); \
+          for (int i = 0; i < Q; i++) { \
+            reg by = reg_all(to[i * ld + j]); \
+            for (int k = 0; k < V; k++) acc[i][k] = reg_fma(by, v[k], acc[i][k]); \
+          } \
         } \
       } \
+    } \
     for (int i = 0; i < Q; i++) \
       for (int k = 0; k < V; k++) *(reg *)(o + i * D + c + k * WIDE) = acc[i][k]; \
   }
 INLINE void mixed(const Look *S, int rows, const int32_t *pages, int64_t from, int64_t until, int64_t g, const float *s,
                   int64_t ld, float *o, int bf) {
   int64_t D = S->D, c = 0;
-  if (rows == 4) MIXED(4, 2)
-  if (rows == 3) MIXED(3, 4)
-  if (rows == 2) MIXED(2, 4)
-  if (rows == 1) MIXED(1, 4)
-  if (rows >= 4) MIXED(4, 1)
-  if (rows == 3) MIXED(3, 2)
-  if (rows == 3) MIXED(3, 1)
-  if (rows == 2) MIXED(2, 1)
-  if (rows == 1) MIXED(1, 1)
+  if (rows == 6) MIXED(6, 2, 0)
+  if (rows == 5) MIXED(5, 2, 0)
+  if (rows == 4) MIXED(4, 2, 0)
+  if (rows == 3) MIXED(3, 4, 1)
+  if (rows == 2) MIXED(2, 4, 1)
+  if (rows == 1) MIXED(1, 4, 1)
+  if (rows == 6) MIXED(6, 1, 0)
+  if (rows == 5) MIXED(5, 1, 0)
+  if (rows == 4) MIXED(4, 1, 0)
+  if (rows == 3) MIXED(3, 2, 1)
+  if (rows == 3) MIXED(3, 1, 1)
+  if (rows == 2) MIXED(2, 1, 1)
+  if (rows == 1) MIXED(1, 1, 1)
 }
 #undef MIXED
 
@@ -129,13 +158,9 @@ int64_t paged_room(const Look *S, const Ragged *R) { return TOGETHER * (R->width
 static float shares(float *s, int64_t ld, int64_t low, int64_t high) {
   for (int64_t j = 0; j < low; j++) s[j] = -INFINITY;
   for (int64_t j = high; j < ld; j++) s[j] = -INFINITY;
-  reg top = reg_all(-INFINITY), strange = {};
-  for (int64_t j = 0; j < ld; j += WIDE) {
-    reg v = *(reg *)(s + j);
-    top = reg_max(v, top);
-    strange += picked(v != v, v, (reg){});
-  }
-  float most = reg_most(top) + reg_sum(strange);  // NaN stays
+  reg top = reg_all(-INFINITY);
+  for (int64_t j = 0; j < ld; j += WIDE) top = reg_max(*(reg *)(s + j), top);
+  float most = reg_most(top);  // what is no number stays so below
   reg sum[REGS] = {};
   for (int64_t j = 0; j < ld; j += LANES)
     for (int k = 0; k < REGS; k++) sum[k] += *(reg *)(s + j + k * WIDE) = reg_exp(*(reg *)(s + j + k * WIDE) - most);
