@@ -9,8 +9,9 @@ from typing import Any
 
 import openai
 import pytest
-from wired import Fake, Wired, serving
+from wired import Fake, FakeEngine, Wired, serving
 
+from cutaway.generate.request import Event
 from cutaway.server.limits import Limits
 
 HI: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -180,3 +181,22 @@ def test_timings_part_the_queue_from_the_prompt(places: dict[str, Path]) -> None
         tree = wired.http().post("/v1/chat/completions", json=HI | {"max_tokens": 3}).json()["timings"]
         assert tree["queue_ms"] < 150 and 150 < tree["prefill_ms"] < 1000 and 350 < tree["decode_ms"] < 3000
         assert 0.5 < tree["tokens_per_second"] < 6
+
+
+class _Pairs(FakeEngine):
+    """Two tokens of a request come of one step, as of one whose proposals were right."""
+
+    def step(self) -> list[Event]:
+        first = super().step()
+        return [*first, *(super().step() if self.live else ())]
+
+
+def test_the_time_of_a_step_is_shared_by_its_tokens(places: dict[str, Path]) -> None:
+    fake = Fake(pause=0.05)
+    with serving(places, fake=fake, engine_for=lambda model: _Pairs(model, fake)) as wired:
+        wired.openai().chat.completions.create(**HI, max_tokens=9)
+        found, name = figures(wired), 'model_name="tiny"'
+    quick = found[f'vllm:inter_token_latency_seconds_bucket{{le="0.005",{name}}}']
+    assert found[f"vllm:inter_token_latency_seconds_count{{{name}}}"] == 8
+    assert quick <= 1  # the second of the first step's two comes with it
+    assert 0.3 <= found[f"vllm:inter_token_latency_seconds_sum{{{name}}}"] <= 1  # four steps of two pauses
