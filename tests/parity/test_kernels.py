@@ -121,7 +121,7 @@ def _product(x: Tensor, linear: Linear, precision: Packing) -> Tensor:
 @needs_kernels
 @pytest.mark.parametrize("rows", [1, 2, 5, 9])
 def test_int8_is_exact_at_its_ends(rows: int) -> None:
-    """The largest magnitudes in every pair and every order of signs: what has sixteen bits on the way must hold them."""
+    """The largest magnitudes in every pair and every order of signs: sixteen bits must hold what is on the way."""
     signs = torch.randint(0, 2, (rows + 64, 132)) * 2.0 - 1
     x, linear = signs[:rows].bfloat16(), Linear(132, 64)
     linear.weight.data = signs[rows:]
