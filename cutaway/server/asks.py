@@ -268,7 +268,7 @@ class ChatAsk(Drawing):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs need logprobs: true")
         if None not in (self.max_tokens, self.max_completion_tokens):
-            raise ValueError("max_tokens and max_completion_tokens say the same; give one")
+            raise ValueError("max_tokens and max_completion_tokens are two names of one limit; give one")
         if self.tool_choice is not None and self.tool_choice != "none" and not self.tools:
             raise ValueError("tool_choice needs tools")
         if self.response_format is not None and self.response_format.type != "text":

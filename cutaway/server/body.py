@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -72,7 +73,7 @@ def parsed(data: bytes) -> Any:
         if depth > JSON_DEPTH:
             raise Problem(400, f"the body is nested deeper than {JSON_DEPTH} levels", code="invalid_json")
     try:
-        return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_constant)
+        return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise Problem(400, f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
     except (ValueError, RecursionError) as error:
@@ -90,6 +91,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(word: str) -> Any:
     raise ValueError(f"{word} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"{digits[:20]} is beyond the largest number")
+    return value
 
 
 def decode(cls: type[S], data: bytes, unsupported: Mapping[str, str] | None = None) -> S:

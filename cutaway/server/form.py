@@ -22,7 +22,8 @@ def rules(schema: dict[str, Any] | None, tokenizer: Tokenizer, *, param: str) ->
     try:
         return json_schema(schema, tokenizer)
     except CutawayError as error:
-        raise Problem(400, str(error), param=param, code="invalid_json_schema") from None
+        code = "model_unsuited" if tokenizer.spelling.name == "words" else "invalid_json_schema"
+        raise Problem(400, str(error), param=param, code=code) from None
 
 
 def constraints(made: Rules | None, most: int, *, count: int, param: str) -> tuple[Constraint, ...]:
@@ -45,7 +46,11 @@ def call_schema(tools: Sequence[Tool], way: Way) -> dict[str, Any]:
     for tool in tools:
         parameters = dict(tool.function.parameters or {"type": "object", "properties": {}})
         for name in ("$defs", "definitions"):
-            for inside, value in parameters.pop(name, {}).items():
+            found = parameters.get(name)
+            if not isinstance(found, dict):  # what it is instead is refused where the schema is read
+                continue
+            del parameters[name]
+            for inside, value in found.items():
                 if shared.setdefault(name, {}).setdefault(inside, value) != value:
                     raise Problem(400, f"two tools define {inside!r} differently; name them apart", param="tools",
                                   code="invalid_tool")

@@ -17,6 +17,7 @@ _CODES = {400: "invalid_value", 404: "not_found", 405: "method_not_allowed", 408
 
 # Why a body that is as the schema says is refused all the same: no schema can say these. Every other 400 breaks it.
 UNSAYABLE = {
+    "invalid_json": "no JSON, nested deeper than 64 levels, or with a number or a letter that is out of range",
     "context_length_exceeded": "prompt and answer do not fit the model's context, or a request has too many",
     "model_unsuited": "the model gives something else, or has no tools, roles, letters or dimensions like these",
     "token_out_of_range": "a token is outside the model's vocabulary",

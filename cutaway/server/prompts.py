@@ -94,6 +94,13 @@ def text_prompt(given: str | Ids, tokenizer: Tokenizer, *, reads_source: bool) -
         raise problem_of(error) from None
 
 
+def check_biases(biases: Mapping[str, float] | None, vocab_size: int) -> None:
+    """Raises Problem for a token that the model does not have."""
+    if biases and (worst := max(map(int, biases))) >= vocab_size:
+        raise Problem(400, f"token {worst} is outside the vocabulary of {vocab_size}", param=f"logit_bias.{worst}",
+                      code="token_out_of_range")
+
+
 def check_room(prompt: Prompt, max_tokens: int | None, *, context_length: int, vocab_size: int,
                param: str) -> None:
     """Raises Problem ``context_length_exceeded`` with both numbers where prompt and answer do not fit."""

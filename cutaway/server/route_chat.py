@@ -22,7 +22,7 @@ from cutaway.server.asks import CHAT_UNSUPPORTED, ChatAsk, JsonFormat, NamedTool
 from cutaway.server.assemble import Delta, Drawn, Finish
 from cutaway.server.form import call_schema, constraints, rules
 from cutaway.server.problem import Problem
-from cutaway.server.prompts import Prompt, chat_ids, check_room
+from cutaway.server.prompts import Prompt, chat_ids, check_biases, check_room
 from cutaway.server.service import Service, new_id, now
 from cutaway.server.shelf import Language
 from cutaway.server.stream import DONE, EventStream, event
@@ -51,6 +51,7 @@ def chat_plan(ask: ChatAsk, model: Language) -> Plan:
     prompt = Prompt((*chat_ids(ask.messages, tools, tokenizer), *begun))
     most = ask.max_completion_tokens or ask.max_tokens
     check_room(prompt, most, context_length=model.context_length, vocab_size=model.vocab_size, param="messages")
+    check_biases(ask.logit_bias, model.vocab_size)
     param = "tools" if forced(ask) else "response_format"
     held = rules(_schema(ask, model), tokenizer, param=param)
     room = model.context_length - len(prompt.tokens) if most is None else most

@@ -13,7 +13,7 @@ from cutaway.server.answers import CompletionAnswer, TextChoice, TextLogprobs
 from cutaway.server.asks import COMPLETION_UNSUPPORTED, CompletionAsk
 from cutaway.server.assemble import Delta
 from cutaway.server.problem import Problem
-from cutaway.server.prompts import Prompt, check_room, text_prompt
+from cutaway.server.prompts import Prompt, check_biases, check_room, text_prompt
 from cutaway.server.service import Service, new_id, now
 from cutaway.server.shelf import Language
 from cutaway.server.stream import DONE, EventStream, event
@@ -37,6 +37,7 @@ def completion_plan(ask: CompletionAsk, model: Language) -> Plan:
     if model.reads_source and ask.echo:
         raise Problem(400, f"{model.name} writes beside what it reads, and has nothing to echo", param="echo",
                       code="model_unsuited")
+    check_biases(ask.logit_bias, model.vocab_size)
     most = SHORT if ask.max_tokens is None else ask.max_tokens
     prompts = tuple(text_prompt(given, model.tokenizer, reads_source=model.reads_source) for given in ask.prompts)
     for at, prompt in enumerate(prompts):

@@ -225,7 +225,15 @@ class Worker:
                 call.started = begun if call.started is None else call.started
                 if call in self._unread:
                     self._unread.remove(call)
-            call.put((index, event, when) if event.error is None else problem_of(event.error))
+            call.put((index, event, when) if event.error is None else self._lost(call.requests[index], event.error))
+
+    @staticmethod
+    def _lost(request: Request, error: CutawayError) -> Problem:
+        """Why one request cannot go on: what it is held to cannot be followed."""
+        problem = problem_of(error)
+        if problem.status == 400 and request.constraint is not None:
+            problem.code = "invalid_json_schema"
+        return problem
 
     def _note_started(self, waiting: int, when: float) -> None:
         """The engine takes requests in order: all but the last ``waiting`` of those without a token began in this

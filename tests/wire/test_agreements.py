@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cutaway.server.asks import ChatAsk, CompletionAsk
 from cutaway.server.asks_other import ResponseAsk, TokenizeAsk
 from cutaway.server.body import decode
-from cutaway.server.endpoints import ask_schemas
+from cutaway.server.endpoints import UNSUPPORTED, ask_schemas
 from cutaway.server.problem import UNSAYABLE, Problem
 from cutaway.settings import Settings
 
@@ -35,9 +35,10 @@ FIELDS: dict[type[Settings], dict[str, list[Any]]] = {
     ChatAsk: {**DRAWN, "messages": TURNS, "max_completion_tokens": [None, 1, 2], "logprobs": [None, False, True],
               "top_logprobs": [None, 0, 3, 21], "tools": [None, [], [TOOL]],
               "tool_choice": [None, "none", "auto", "required", NAMED],
+              "functions": [None, []], "reasoning_effort": [None, "low"],
               "response_format": [None, {"type": "text"}, {"type": "json_object"}, SHAPE, {}]},
     CompletionAsk: {**DRAWN, "prompt": ["x", ["x", "y"], [1, 2.0], [[1], [2]], [], [[]], 1], "best_of": [None, 1, 2, 8],
-                    "logprobs": [None, 0, 2]},
+                    "logprobs": [None, 0, 2], "suffix": [None, "x"]},
     TokenizeAsk: {"prompt": [None, "", "x"], "messages": [None, *TURNS], "tools": [None, [], [TOOL]],
                   "add_special_tokens": [None, False, True]},
     ResponseAsk: {"input": ["x", "", [{"role": "user", "content": "x"}]], "background": [None, False, True, 0],
@@ -61,7 +62,7 @@ def test_schema_and_server_agree(ask: type[Settings]) -> None:
         allowed = check.is_valid(body)
         seen[allowed] += 1
         try:
-            decode(ask, json.dumps(body).encode())
+            decode(ask, json.dumps(body).encode(), UNSUPPORTED.get(ask))
         except Problem as problem:
             assert not allowed, (body, problem.message)
         else:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
-from wired import Wired, serving
+from wired import Wired, serving, tool_tokenizer, write_model
 
 from cutaway.generate.engine import engine_for
 from cutaway.server.endpoints import ENDPOINTS
@@ -42,7 +42,8 @@ def test_no_answer_is_a_surprise(places: dict[str, Path], tmp_path: Path) -> Non
         f"hooks = {json.dumps(str(Path(__file__).with_name('schema_check.py')))}\n"
         "[checks.positive_data_acceptance]\n"
         'expected-statuses = ["2xx", "400", "404", "429"]  # 400 only for what refused_for_what_no_schema_says takes\n')
-    with serving(places, limits=Limits(answer_seconds=20), engine_for=engine_for) as server:
+    tools = write_model(tmp_path / "tools", tool_tokenizer(), context=2048)  # one that may call
+    with serving({"tools": tools, **places}, limits=Limits(answer_seconds=20), engine_for=engine_for) as server:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.address}/openapi.json", "--mode", "all",
                    "--checks", "all", "--continue-on-failure", "--max-examples", str(EXAMPLES), "--no-color",
                    "--generation-deterministic", "--report-json-path", str(tmp_path / "report.json")]
