@@ -21,7 +21,7 @@ from cutaway.nn.mask import Interval, across, within
 from cutaway.nn.position import RelativeBias, rotary_table
 
 Many = Callable[..., Tensor | tuple[Tensor, ...]]
-# both round the probabilities to bfloat16 between two products, and each its own way: 2^-8 relative, twice
+# probabilities are rounded to bfloat16 between two products, by the kernels where it has instructions: 2^-8, twice
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2}
 
 needs_kernels = pytest.mark.skipif(kernels.built().library is None, reason=kernels.status())

@@ -1,4 +1,5 @@
-// Attention over intervals of keys in float32; attention_bf16.c is the same on pairs of bfloat16.
+// Attention over intervals of keys in float32, of rows in float32 or bfloat16; attention_bf16.c is the same on pairs of
+// bfloat16, where they are multiplied by an instruction, and the gradient of bfloat16 everywhere.
 #include "attention.h"
 
 // C[m][n] (+)= sum_k A[m * am + k * ak] * B[k * ldb + n]; n runs in steps of 16
@@ -88,8 +89,8 @@ INLINE void forward(const Shape *shape, const void *q, const void *k, const void
       plain_in(from(v, at, bf), S.key_stride, S.K, S.D, m.ld, m.v, bf);
       for (int64_t h = first; h < first + each; h++) {
         rotary_in(from(q, to + h * S.D, bf), S.query_stride, S.T, S.D, m.ld, cs, sn, S.scale, m.q, bf, 0);
-        for (int64_t i0 = 0; i0 < S.T; i0 += TILE) {
-          int64_t rows = S.T - i0 < TILE ? S.T - i0 : TILE;
+        for (int64_t i0 = 0, rows; i0 < S.T; i0 += rows) {
+          rows = tile_rows(&S, b, i0);
           Span span = tile_span(&S, b, i0, rows, LANES);
           int64_t keys = span.until - span.from, width = up16(keys);
           product(rows, width, S.D, m.q + i0 * m.ld, m.ld, 1, m.kt + span.from, m.ldt, m.s, m.ldt, 0);

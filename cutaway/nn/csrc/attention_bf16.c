@@ -90,6 +90,7 @@ static void read_group(Room *m, const Shape *S, const uint16_t *k, const uint16_
   else stack_pairs(m->row, m->keys, m->width, m->vp);
 }
 
+#ifdef BF16_UNITS
 void attention_bf16(const Shape *shape, const void *q, const void *k, const void *v, void *out) {
   const Shape S = *shape;
   int64_t group = S.H / S.G;
@@ -122,6 +123,7 @@ void attention_bf16(const Shape *shape, const void *q, const void *k, const void
     free(m.base);
   }
 }
+#endif
 
 // dS = P (dP - sum P dP) of a tile: rows of bfloat16 for dQ, stacked pairs of P and dS for dV and dK
 static void score_gradient(Room *m, int64_t rows, int64_t keys) {

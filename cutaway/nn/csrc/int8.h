@@ -98,10 +98,6 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
   for (int64_t i = K; i < wide; i++) out[i] = (uint8_t)zero;
 }
 
-// Nothing that follows comes before `v` is what it was made: left to itself, the compiler begins all products at once and
-// runs out of registers.
-#define HERE(v) __asm__ volatile("" : "+x"(v))
-
 // R rows of sums of a panel, by V vectors at a time: those of a group are whole numbers, and are scaled before they are
 // added up
 #if defined(__AVX512VNNI__)
@@ -129,31 +125,30 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
     m += R; \
   }
 #elif defined(INT8)
-// |w| by x where w is positive, else by -1 - x, which takes half as long as giving x the sign of w: 2 * 127 * 128 fit
-// into 16 bits, 2 * 127 * 255 of an input without a sign would not
+// |w| by x where w is positive, else by -1 - x: giving x the sign of w would take the units that multiply. A row alone does
+// that, for what it saves is shared by all rows. 2 * 127 * 128 fit into 16 bits, 2 * 127 * 255 of an unsigned x would not.
 #define ROWS(R, V) { \
     for (int64_t at = 0; at < PANEL; at += 8 * V) \
       for (int64_t g = 0; g < groups; g++) { \
-        __m256i whole[R][V]; \
-        for (int i = 0; i < R; i++) \
+        __m256i whole[R][V] = {}; \
+        for (int i = 0; i < R && R > 1; i++) \
           for (int j = 0; j < V; j++) whole[i][j] = _mm256_loadu_si256((const __m256i *)(sums + g * PANEL + at + 8 * j)); \
         int64_t until = (g + 1) * (GROUP / 4) < fours ? (g + 1) * (GROUP / 4) : fours; \
         for (int64_t k = g * (GROUP / 4); k < until; k++) { \
-          __m256i size[V], minus[V]; \
+          __m256i size[V], sign[V]; \
           if (m == 0) \
             for (int j = 0; j < 2; j++) _mm_prefetch((const char *)(B + k * PANEL + at) + AHEAD + 64 * j, _MM_HINT_T0); \
           for (int j = 0; j < V; j++) { \
             __m256i w = _mm256_loadu_si256((const __m256i *)(B + k * PANEL + at + 8 * j)); \
-            size[j] = _mm256_abs_epi8(w), minus[j] = _mm256_cmpgt_epi8(_mm256_setzero_si256(), w); \
-            HERE(size[j]); \
-            HERE(minus[j]); \
+            size[j] = _mm256_abs_epi8(w), sign[j] = R > 1 ? _mm256_cmpgt_epi8(_mm256_setzero_si256(), w) : w; \
           } \
           for (int i = 0; i < R; i++) { \
             int32_t four; \
             memcpy(&four, A + (m + i) * lda + 4 * k, 4); \
             __m256i x = _mm256_set1_epi32(four); \
             for (int j = 0; j < V; j++) { \
-              __m256i two = _mm256_maddubs_epi16(size[j], _mm256_xor_si256(x, minus[j])); \
+              __m256i by = R > 1 ? _mm256_xor_si256(x, sign[j]) : _mm256_sign_epi8(x, sign[j]); \
+              __m256i two = _mm256_maddubs_epi16(size[j], by); \
               whole[i][j] = _mm256_add_epi32(whole[i][j], _mm256_madd_epi16(two, _mm256_set1_epi16(1))); \
             } \
           } \
@@ -179,9 +174,6 @@ static void product_int8(int64_t M, int64_t K, const uint8_t *A, int64_t lda, co
   int64_t m = 0;
 #ifdef INT8
   int64_t fours = (K + 3) / 4, groups = (K + GROUP - 1) / GROUP;
-#endif
-#ifdef __AVX512VNNI__
-  while (m + 4 <= M) ROWS(4, 2)
 #endif
   while (m + 4 <= M) ROWS(4, 2)
   if (m + 2 <= M) ROWS(2, 2)
