@@ -135,10 +135,17 @@ Content = str | Annotated[tuple[TextPart, ...], Field(min_length=1)]
 Nothing = Annotated[tuple[str, ...], Field(max_length=0)] | None
 
 
-class InstructionMessage(Settings):
-    """How to behave; templates know the developer's as the system's."""
+class SystemMessage(Settings):
+    """How to behave."""
 
-    role: Literal["developer", "system"]
+    role: Literal["system"]
+    content: Content
+
+
+class DeveloperMessage(Settings):
+    """The same by its newer name; templates know it as the system's."""
+
+    role: Literal["developer"]
     content: Content
 
 
@@ -178,7 +185,8 @@ class ToolMessage(Settings):
     name: str | None = None
 
 
-ChatMessage = Annotated[InstructionMessage | UserMessage | AssistantTurn | ToolMessage, Field(discriminator="role")]
+ChatMessage = Annotated[SystemMessage | DeveloperMessage | UserMessage | AssistantTurn | ToolMessage,
+                        Field(discriminator="role")]
 
 
 def text_of(message: ChatMessage) -> str | None:

@@ -5,7 +5,7 @@ The OpenAPI schema is made of this table; a client that believes it is never sur
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,8 @@ from cutaway.server.answers_other import (
     RerankAnswer,
     TokenizeAnswer,
 )
-from cutaway.server.asks import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, ChatAsk, CompletionAsk
+from cutaway.server.asks import ChatAsk, CompletionAsk
 from cutaway.server.asks_other import (
-    RESPONSE_UNSUPPORTED,
     ClassifyAsk,
     DetokenizeAsk,
     EmbeddingAsk,
@@ -60,8 +59,6 @@ _WRONG = ("The body or a header is wrong; param names the field. What no schema 
 _POSTED = {**_GUARDED, 400: _WRONG, 404: "No model of that name.",
            408: "The body did not arrive in time.", 413: "The body is too large.",
            415: "The body is not application/json.", 504: "The answer took too long."}
-UNSUPPORTED: dict[type[Settings], Mapping[str, str]] = {
-    ChatAsk: CHAT_UNSUPPORTED, CompletionAsk: COMPLETION_UNSUPPORTED, ResponseAsk: RESPONSE_UNSUPPORTED}
 NAME = {"$ref": "#/components/schemas/ServedModel"}
 EVENT = {"type": "object", "required": ["data"], "additionalProperties": False, "properties": {
     "event": {"type": "string", "description": "What it is, in the Responses API."},
@@ -154,6 +151,4 @@ def ask_schemas(models: list[str]) -> dict[str, Any]:
     schemas: dict[str, Any] = tree["$defs"]
     for cls in every:
         schemas[cls.__name__]["properties"]["model"] = NAME
-        for name in UNSUPPORTED.get(cls, ()):  # not given
-            schemas[cls.__name__]["properties"][name] = {"type": "null"}
     return {**schemas, "ServedModel": {"type": "string", "enum": models, "description": "A model of this server."}}

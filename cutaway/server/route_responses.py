@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from cutaway.generate.request import Sampling
 from cutaway.server.answers import ResponseAnswer, ResponseUsage
-from cutaway.server.asks import AssistantTurn, ChatMessage, InstructionMessage, UserMessage
+from cutaway.server.asks import AssistantTurn, ChatMessage, SystemMessage, UserMessage
 from cutaway.server.asks_other import RESPONSE_UNSUPPORTED, FlatSchema, InputMessage, ResponseAsk
 from cutaway.server.assemble import Delta, Drawn
 from cutaway.server.form import constraints, rules
@@ -42,7 +42,7 @@ def _plan(ask: ResponseAsk, model: Language) -> Plan:
                       code="model_unsuited", param="model")
     turns: list[ChatMessage] = []
     if ask.instructions:
-        turns.append(InstructionMessage(role="system", content=ask.instructions))
+        turns.append(SystemMessage(role="system", content=ask.instructions))
     given = (InputMessage(role="user", content=ask.input),) if isinstance(ask.input, str) else ask.input
     turns += [_turn(message) for message in given]
     try:
@@ -69,7 +69,7 @@ def _turn(message: InputMessage) -> ChatMessage:
         return UserMessage(role="user", content=message.text)
     if message.role == "assistant":
         return AssistantTurn(role="assistant", content=message.text)
-    return InstructionMessage(role=message.role, content=message.text)
+    return SystemMessage(role="system", content=message.text)
 
 
 @dataclass(eq=False, slots=True)

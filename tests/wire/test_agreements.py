@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutaway.server.asks import ChatAsk, CompletionAsk
-from cutaway.server.asks_other import ResponseAsk, TokenizeAsk
+from cutaway.server.asks import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, ChatAsk, CompletionAsk
+from cutaway.server.asks_other import RESPONSE_UNSUPPORTED, ResponseAsk, TokenizeAsk
 from cutaway.server.body import decode
-from cutaway.server.endpoints import UNSUPPORTED, ask_schemas
+from cutaway.server.endpoints import ask_schemas
 from cutaway.server.problem import UNSAYABLE, Problem
 from cutaway.settings import Settings
 
+# null for one of these is not given, though the schema does not have it
+UNSUPPORTED = {ChatAsk: CHAT_UNSUPPORTED, CompletionAsk: COMPLETION_UNSUPPORTED, ResponseAsk: RESPONSE_UNSUPPORTED}
 SCHEMAS = ask_schemas(["m"])
 TOOL = {"type": "function", "function": {"name": "f"}}
 NAMED = {"type": "function", "function": {"name": "f"}}
@@ -35,10 +37,10 @@ FIELDS: dict[type[Settings], dict[str, list[Any]]] = {
     ChatAsk: {**DRAWN, "messages": TURNS, "max_completion_tokens": [None, 1, 2], "logprobs": [None, False, True],
               "top_logprobs": [None, 0, 3, 21], "tools": [None, [], [TOOL]],
               "tool_choice": [None, "none", "auto", "required", NAMED],
-              "functions": [None, []], "reasoning_effort": [None, "low"],
+              "functions": [[]], "reasoning_effort": ["low"],
               "response_format": [None, {"type": "text"}, {"type": "json_object"}, SHAPE, {}]},
     CompletionAsk: {**DRAWN, "prompt": ["x", ["x", "y"], [1, 2.0], [[1], [2]], [], [[]], 1], "best_of": [None, 1, 2, 8],
-                    "logprobs": [None, 0, 2], "suffix": [None, "x"]},
+                    "logprobs": [None, 0, 2], "suffix": ["x"]},
     TokenizeAsk: {"prompt": [None, "", "x"], "messages": [None, *TURNS], "tools": [None, [], [TOOL]],
                   "add_special_tokens": [None, False, True]},
     ResponseAsk: {"input": ["x", "", [{"role": "user", "content": "x"}]], "background": [None, False, True, 0],
