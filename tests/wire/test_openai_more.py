@@ -187,3 +187,15 @@ def test_no_context_is_ever_cut(wired: Wired) -> None:
     with pytest.raises(openai.BadRequestError, match=r"256 tokens, and the request has 4 and 253 for the answer"):
         wired.openai().completions.create(model="tiny", prompt="abc", max_tokens=253)
     assert wired.openai().completions.create(model="tiny", prompt="abc", max_tokens=252).usage
+
+
+@pytest.mark.parametrize(("more", "code"), [
+    ('"logit_bias": {"9999999": 1}', "token_out_of_range"), ('"max_tokens": 1e400', "invalid_json"),
+    ('"max_tokens": ' + "9" * 5000, "invalid_json"), ('"user": "\\ud800"', "invalid_json"),
+    ('"max_tokens": 100000', "context_length_exceeded"), ('"max_tokens": 2.5', "invalid_value")])
+def test_what_no_schema_says_has_a_code_of_its_own(wired: Wired, more: str, code: str) -> None:
+    for path, asked in (("/v1/chat/completions", '"messages": [{"role": "user", "content": "x"}]'),
+                        ("/v1/completions", '"prompt": "x"')):
+        answer = wired.http().post(path, content=f'{{"model": "tiny", {asked}, {more}}}',
+                                   headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == code, answer.text

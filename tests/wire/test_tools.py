@@ -96,3 +96,12 @@ def test_what_is_wrong_is_named(tooled: Wired, more: dict[str, Any], param: str 
     with pytest.raises(openai.BadRequestError) as error:
         tooled.openai().chat.completions.create(**({"model": "tools", "messages": HI} | more))
     assert error.value.param == param, error.value
+
+
+@pytest.mark.parametrize("parameters", [{"$defs": []}, {"$defs": None}, {"definitions": 5}])
+def test_definitions_that_are_none_are_no_fault_of_ours(tooled: Wired, parameters: dict[str, Any]) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", **parameters}}}
+    answer = tooled.http().post("/v1/chat/completions", json={"model": "tools", "messages": HI, "tools": [tool],
+                                                             "tool_choice": "required"})
+    assert answer.status_code in (200, 400), answer.text
+    assert answer.status_code == 200 or answer.json()["error"]["code"] == "invalid_json_schema"
