@@ -36,17 +36,17 @@ _SOME: Schema = {"type": "array", "minItems": 1}
 _YES: Schema = {"type": "boolean", "const": True}
 _COUNT = range(1, CHOICES + 1)
 TURN = _any(having("content", {"type": ["string", "array"]}), having("tool_calls", _SOME))
-STREAMS = _any(without("stream_options"), having("stream", _YES))
+_STREAMS = _any(without("stream_options"), having("stream", _YES))
 _PLAIN = {"properties": {"response_format": {"anyOf": [
     {"type": "null"}, {"type": "object", "required": ["type"], "properties": {"type": {"const": "text"}}}]}}}
 _FREE = {"properties": {"stop": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]},
                         "tool_choice": {"enum": [None, "none", "auto"]}}}
 CHAT: Schema = {"allOf": [
-    STREAMS, _any(without("top_logprobs"), having("logprobs", _YES)),
+    _STREAMS, _any(without("top_logprobs"), having("logprobs", _YES)),
     _any(without("max_tokens"), without("max_completion_tokens")),
     _any({"properties": {"tool_choice": {"enum": [None, "none"]}}}, having("tools", _SOME)),
     _any(_PLAIN, _FREE)]}
-COMPLETION: Schema = {"allOf": [STREAMS, _any(
+COMPLETION: Schema = {"allOf": [_STREAMS, _any(
     without("best_of"), _both(without("n"), having("best_of", {"const": 1})),
     *(_both(having("n", {"const": k}), having("best_of", {"const": k})) for k in _COUNT))]}
 TOKENIZE: Schema = _any(_both(having("prompt", {"type": "string"}), without("messages", "tools")),

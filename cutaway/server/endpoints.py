@@ -59,8 +59,8 @@ _WRONG = ("The body or a header is wrong; param names the field. What no schema 
 _POSTED = {**_GUARDED, 400: _WRONG, 404: "No model of that name.",
            408: "The body did not arrive in time.", 413: "The body is too large.",
            415: "The body is not application/json.", 504: "The answer took too long."}
-NAME = {"$ref": "#/components/schemas/ServedModel"}
-EVENT = {"type": "object", "required": ["data"], "additionalProperties": False, "properties": {
+_NAME = {"$ref": "#/components/schemas/ServedModel"}
+_EVENT = {"type": "object", "required": ["data"], "additionalProperties": False, "properties": {
     "event": {"type": "string", "description": "What it is, in the Responses API."},
     "data": {"type": "string", "description": "JSON; the last of all may be [DONE]."}}}
 
@@ -88,7 +88,7 @@ class Endpoint:
         """Every status, for the schema."""
         content: dict[str, Any] = {}
         if self.streams:
-            content["text/event-stream"] = {"schema": EVENT}  # of each event, as OpenAPI before 3.2 has it
+            content["text/event-stream"] = {"schema": _EVENT}  # of each event, as OpenAPI before 3.2 has it
         if self.kind != "application/json":
             content[self.kind] = {"schema": {"type": "string"}}
         good: dict[str, Any] = {"description": "The answer."}
@@ -132,10 +132,10 @@ ENDPOINTS = (
 
 
 def extra(endpoint: Endpoint) -> dict[str, Any]:
-    """The body in the schema, and that a public route asks for no key."""
+    """What a handler does not say of itself: the body, the name in the path, that a public route asks for no key."""
     out: dict[str, Any] = {"security": []} if endpoint.public else {}
-    if "{name" in endpoint.path:
-        out["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": NAME,
+    if "{" in endpoint.path:
+        out["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": _NAME,
                               "description": "The model's name, which may have a slash."}]
     if endpoint.asks:
         refs = [{"$ref": f"#/components/schemas/{cls.__name__}"} for cls in endpoint.asks]
@@ -150,5 +150,5 @@ def ask_schemas(models: list[str]) -> dict[str, Any]:
     _, tree = models_json_schema([(cls, "validation") for cls in every], ref_template="#/components/schemas/{model}")
     schemas: dict[str, Any] = tree["$defs"]
     for cls in every:
-        schemas[cls.__name__]["properties"]["model"] = NAME
+        schemas[cls.__name__]["properties"]["model"] = _NAME
     return {**schemas, "ServedModel": {"type": "string", "enum": models, "description": "A model of this server."}}

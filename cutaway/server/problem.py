@@ -15,7 +15,7 @@ _CODES = {400: "invalid_value", 404: "not_found", 405: "method_not_allowed", 408
           413: "body_too_large", 429: "rate_limit_exceeded", 431: "headers_too_large", 500: "internal_error",
           503: "unavailable", 504: "deadline_exceeded"}
 
-# Why a body that is as the schema says is refused all the same: no schema can say these. Every other 400 breaks it.
+# Why a body that is as the schema says is refused all the same: no schema can say these. All other 400s of it break it.
 UNSAYABLE = {
     "invalid_json": "no JSON, nested deeper than 64 levels, or with a number or a letter that is out of range",
     "context_length_exceeded": "prompt and answer do not fit the model's context, or a request has too many",

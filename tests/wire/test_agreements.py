@@ -21,8 +21,7 @@ from cutaway.settings import Settings
 # null for one of these is not given, though the schema does not have it
 UNSUPPORTED = {ChatAsk: CHAT_UNSUPPORTED, CompletionAsk: COMPLETION_UNSUPPORTED, ResponseAsk: RESPONSE_UNSUPPORTED}
 SCHEMAS = ask_schemas(["m"])
-TOOL = {"type": "function", "function": {"name": "f"}}
-NAMED = {"type": "function", "function": {"name": "f"}}
+TOOL = {"type": "function", "function": {"name": "f"}}  # and the choice of it
 SHAPE = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
 TURNS = [[{"role": "user", "content": "x"}], [{"role": "assistant"}], [{"role": "assistant", "content": None}],
          [{"role": "assistant", "content": []}], [{"role": "assistant", "tool_calls": []}],
@@ -36,7 +35,7 @@ DRAWN: dict[str, list[Any]] = {
 FIELDS: dict[type[Settings], dict[str, list[Any]]] = {
     ChatAsk: {**DRAWN, "messages": TURNS, "max_completion_tokens": [None, 1, 2], "logprobs": [None, False, True],
               "top_logprobs": [None, 0, 3, 21], "tools": [None, [], [TOOL]],
-              "tool_choice": [None, "none", "auto", "required", NAMED],
+              "tool_choice": [None, "none", "auto", "required", TOOL],
               "functions": [[]], "reasoning_effort": ["low"],
               "response_format": [None, {"type": "text"}, {"type": "json_object"}, SHAPE, {}]},
     CompletionAsk: {**DRAWN, "prompt": ["x", ["x", "y"], [1, 2.0], [[1], [2]], [], [[]], 1], "best_of": [None, 1, 2, 8],

@@ -47,11 +47,20 @@ def test_no_answer_is_a_surprise(places: dict[str, Path], tmp_path: Path) -> Non
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.address}/openapi.json", "--mode", "all",
                    "--checks", "all", "--continue-on-failure", "--max-examples", str(EXAMPLES), "--no-color",
                    "--generation-deterministic", "--output-sanitize", "false"]
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+                             env={**os.environ, "CUTAWAY_SCHEMA_SEEN": str(tmp_path / "seen")})
         assert run.returncode == 0, run.stdout[-20_000:] + run.stderr
         assert server.http().get("/ready").status_code == 200
     assert re.search(rf"Tested: {len(ENDPOINTS)}$", run.stdout, re.MULTILINE), run.stdout
     assert "Coverage (in" in run.stdout and "Fuzzing (in" in run.stdout
+    lines = [line.split("\t") for line in (tmp_path / "seen").read_text("utf-8").splitlines()]
+    for endpoint in ENDPOINTS:
+        label = f"{endpoint.method} {endpoint.path.replace('{name:path}', '{name}')}"
+        seen = {mode: {int(status) for name, given, status in lines if (name, given) == (label, mode)}
+                for mode in ("True", "False")}
+        assert 200 in seen["True"], (label, seen)
+        # what is forbidden is refused for what it is; where there is nothing to ask there is nothing to ask wrongly
+        assert not endpoint.asks or not {200, 404} >= seen["False"], (label, seen)
 
 
 def test_every_route_is_in_the_schema(tree: dict[str, Any]) -> None:

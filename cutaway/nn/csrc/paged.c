@@ -43,9 +43,9 @@ static ONCE void append(const Look *S, const void *qkv, int64_t token, int64_t g
   for (int64_t i = 0; i < S->D; i += WIDE) reg_out(to, i, reg_in(value, i, S->bf), S->cache_bf);
 }
 
-// Q queries by P pages: 16 scores each, every one a chain over D. FEW: the queries' numbers stay in registers, else those
-// of the keys do
-#define SCORES(Q, P, FEW) { \
+// Q queries by P pages: 16 scores each, every one a chain over D. Of few queries the numbers stay in registers, of many those
+// of the keys
+#define SCORES(Q, P) { \
     reg acc[Q][P][PAGE / WIDE] = {}; \
     int64_t of[P], next[P]; \
     for (int p = 0; p < P; p++) { \
@@ -56,7 +56,7 @@ static ONCE void append(const Look *S, const void *qkv, int64_t token, int64_t g
       for (int p = 0; p < P; p++) { \
         __builtin_prefetch(values + (of[p] + d * PAGE) * size); /* that come next, while these are multiplied */ \
         __builtin_prefetch(keys + (next[p] + d * PAGE) * size); \
-        if (FEW) \
+        if (Q < 4) \
           for (int j = 0; j < PAGE / WIDE; j++) { \
             reg k = reg_in(keys, of[p] + d * PAGE + j * WIDE, bf); \
             for (int i = 0; i < Q; i++) acc[i][p][j] = reg_fma(reg_all(q[i * D + d]), k, acc[i][p][j]); \
@@ -79,34 +79,34 @@ INLINE void scores(const Look *S, const float *q, int rows, const int32_t *pages
                    float *s, int64_t ld, int bf) {
   int64_t D = S->D, n = from, size = bf ? 2 : 4;
   const char *keys = S->keys, *values = S->values;
-  if (rows == 6) while (n < until) SCORES(6, 1, 0)
-  if (rows == 5) while (n < until) SCORES(5, 1, 0)
-  if (rows == 4) while (n < until) SCORES(4, 1, 0)
+  if (rows == 6) while (n < until) SCORES(6, 1)
+  if (rows == 5) while (n < until) SCORES(5, 1)
+  if (rows == 4) while (n < until) SCORES(4, 1)
   if (rows == 3) {  // enough chains side by side to hide how long a sum takes
-    while (n + 2 <= until) SCORES(3, 2, 1)
-    if (n < until) SCORES(3, 1, 1)
+    while (n + 2 <= until) SCORES(3, 2)
+    if (n < until) SCORES(3, 1)
   }
   if (rows == 2) {
-    while (n + 2 <= until) SCORES(2, 2, 1)
-    if (n < until) SCORES(2, 1, 1)
+    while (n + 2 <= until) SCORES(2, 2)
+    if (n < until) SCORES(2, 1)
   }
   if (rows == 1) {
-    while (n + 4 <= until) SCORES(1, 4, 1)
-    while (n < until) SCORES(1, 1, 1)
+    while (n + 4 <= until) SCORES(1, 4)
+    while (n < until) SCORES(1, 1)
   }
 }
 #undef SCORES
 
-// Q rows of shares by the values of all pages, V registers of a head at a time: chains over the keys. FEW: shares stay in
-// registers, else values do
-#define MIXED(Q, V, FEW) \
+// Q rows of shares by the values of all pages, V registers of a head at a time: chains over the keys. Of few rows the
+// shares stay in registers, of many the values
+#define MIXED(Q, V) \
   for (; c + V * WIDE <= D; c += V * WIDE) { \
     reg acc[Q][V] = {}; \
     for (int64_t n = from; n < until; n++) { \
       int64_t of = (pages[n] * S->G + g) * PAGE * D + c; \
       const float *to = s + (n - from) * PAGE; \
       for (int64_t j = 0; j < PAGE; j++) { \
-        if (FEW) { \
+        if (Q < 4) { \
           reg by[Q]; \
           for (int i = 0; i < Q; i++) by[i] = reg_all(to[i * ld + j]); \
           for (int k = 0; k < V; k++) { \
@@ -129,19 +129,19 @@ INLINE void scores(const Look *S, const float *q, int rows, const int32_t *pages
 INLINE void mixed(const Look *S, int rows, const int32_t *pages, int64_t from, int64_t until, int64_t g, const float *s,
                   int64_t ld, float *o, int bf) {
   int64_t D = S->D, c = 0;
-  if (rows == 6) MIXED(6, 2, 0)
-  if (rows == 5) MIXED(5, 2, 0)
-  if (rows == 4) MIXED(4, 2, 0)
-  if (rows == 3) MIXED(3, 4, 1)
-  if (rows == 2) MIXED(2, 4, 1)
-  if (rows == 1) MIXED(1, 4, 1)
-  if (rows == 6) MIXED(6, 1, 0)
-  if (rows == 5) MIXED(5, 1, 0)
-  if (rows == 4) MIXED(4, 1, 0)
-  if (rows == 3) MIXED(3, 2, 1)
-  if (rows == 3) MIXED(3, 1, 1)
-  if (rows == 2) MIXED(2, 1, 1)
-  if (rows == 1) MIXED(1, 1, 1)
+  if (rows == 6) MIXED(6, 2)
+  if (rows == 5) MIXED(5, 2)
+  if (rows == 4) MIXED(4, 2)
+  if (rows == 3) MIXED(3, 4)
+  if (rows == 2) MIXED(2, 4)
+  if (rows == 1) MIXED(1, 4)
+  if (rows == 6) MIXED(6, 1)
+  if (rows == 5) MIXED(5, 1)
+  if (rows == 4) MIXED(4, 1)
+  if (rows == 3) MIXED(3, 2)
+  if (rows == 3) MIXED(3, 1)
+  if (rows == 2) MIXED(2, 1)
+  if (rows == 1) MIXED(1, 1)
 }
 #undef MIXED
 
