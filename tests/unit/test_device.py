@@ -123,9 +123,10 @@ model = build(config)
 optimizer = build_optimizer(model, OptimizerSettings(kind="adamw"))
 tokens = torch.randint(60_000, (2, 16), generator=torch.Generator().manual_seed(1))
 faults = []
-for step in loop.steps(model, lambda _: [Batch(tokens, tokens)], Likelihood(), optimizer, schedule=Schedule(), total=8):
+batches = lambda _: [Batch(tokens, tokens)]  # noqa: E731
+for step in loop.steps(model, batches, Likelihood(), optimizer, schedule=Schedule(), total=16):
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-print(faults[-1] - faults[3], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(faults[-1] - faults[7], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
@@ -141,7 +142,7 @@ def test_what_a_step_frees_is_kept_for_the_next_at_the_same_peak() -> None:
         return int(faults), int(peak)
 
     (kept, peak), (mapped, usual) = run(True), run(False)
-    assert mapped > 4 * 10_000  # tensors of 44 MiB are 11,250 pages each
+    assert mapped > 8 * 10_000  # tensors of 44 MiB are 11,250 pages each; the heap may grow by some in its first steps
     assert kept < mapped / 4 and peak < 1.25 * usual
 
 
