@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cutaway.errors import RequestError
-from cutaway.generate.prefill import checked, read, waves
+from cutaway.generate.prefill import adapters_of, checked, read, under, waves
 from cutaway.generate.request import FinishReason, Request, Sampling
 from cutaway.generate.sample import refuse_unless_finite
 from cutaway.models.model import LanguageModel
@@ -68,10 +68,21 @@ def search(model: LanguageModel, requests: Sequence[Request], beam: Beam, *,
             raise RequestError("a beam search draws no tokens and gives scores instead of logprobs",
                                where=f"request {i}", way_out="leave sampling and logprobs at their defaults")
     found: dict[int, tuple[Hypothesis, ...]] = {}
-    for indices in waves(ready, max(1, max_rows // beam.width)):
-        for place, answers in _Wave(model, [ready[i] for i in indices], beam).run():
-            found[indices[place]] = answers
+    for number, some in _by_adapter(model, ready).items():
+        with under(model, [number]):
+            for indices in waves([ready[i] for i in some], max(1, max_rows // beam.width)):
+                for place, answers in _Wave(model, [ready[some[i]] for i in indices], beam).run():
+                    found[some[indices[place]]] = answers
     return [found[i] for i in range(len(ready))]
+
+
+def _by_adapter(model: LanguageModel, requests: Sequence[Request]) -> dict[int, list[int]]:
+    """Places of the requests that have each adapter, by its number, -1: none."""
+    numbers = {None: -1} | {name: number for number, name in enumerate(adapters_of(model))}
+    out: dict[int, list[int]] = {}
+    for place, request in enumerate(requests):
+        out.setdefault(numbers[request.adapter], []).append(place)
+    return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from cutaway.errors import RequestError
 from cutaway.generate.draw import Guess
 from cutaway.generate.loop import Loop, Stats
 from cutaway.generate.paged import PagedRunner
-from cutaway.generate.prefill import checked
+from cutaway.generate.prefill import adapters_of, checked
 from cutaway.generate.request import Completion, Event, Request
 from cutaway.generate.runner import Runner, runner_for
 from cutaway.generate.session import Outbox, Session
@@ -44,7 +44,8 @@ class Engine:
         self.model, self.max_rows = model, max_rows
         self.runner = runner_for(model, max_rows=max_rows, cache_bytes=cache_bytes) if runner is None else runner
         self._loop = Loop(self.runner, max_rows=max_rows, step_tokens=step_tokens,
-                          work=_work(model, self.runner) if work is None else work, guess=guess)
+                          work=_work(model, self.runner) if work is None else work, guess=guess,
+                          adapters=adapters_of(model))
         self._outbox = Outbox()
 
     def start(self, requests: Sequence[Request]) -> Session:

@@ -50,8 +50,8 @@ class Kin:
     def _beginning(self, tokens: Ids, tracks: Sequence[Track], *, level: int) -> Track:
         self._made -= 1  # requests have numbers from 0 on
         made = Track(self._made, list(tokens), max(t.most for t in tracks), source=tracks[0].source,
-                     patient=all(t.patient for t in tracks), order=(min(t.order for t in tracks)[0], level),
-                     heirs=len(tracks))
+                     adapter=tracks[0].adapter, patient=all(t.patient for t in tracks),
+                     order=(min(t.order for t in tracks)[0], level), heirs=len(tracks))
         for track in tracks:
             track.like = made
         return made

@@ -61,11 +61,12 @@ class Loop:
     """
 
     def __init__(self, runner: Runner, *, max_rows: int, step_tokens: int, work: Work,
-                 guess: Callable[[], Guess] | None = None) -> None:
+                 guess: Callable[[], Guess] | None = None, adapters: Sequence[str] = ()) -> None:
         if guess is not None and not runner.shares_pages:
             raise ModelError("what was read of proposed tokens cannot be taken back here",
                              way_out="leave speculation out: only a model whose cache has pages can do it")
         self.runner, self.pages = runner, Pages(runner.num_pages, runner.page_size)
+        self._adapters = {None: -1} | {name: number for number, name in enumerate(adapters)}
         self._guess = guess
         self._scheduler = Scheduler(self.pages, max_rows=max_rows, step_tokens=step_tokens, work=work,
                                     shares=runner.shares_pages)
@@ -88,8 +89,10 @@ class Loop:
         ticket, self._next = self._next, self._next + 1
         assert not isinstance(request.max_tokens, str)
         anew = None if request.prompt_logprobs is None else max(1, LOGITS // self.runner.vocab_size)
-        track = Track(ticket, list(request.tokens), len(request.tokens) + request.max_tokens, salt, request.source,
-                      patient, anew, order=(ticket, 2))
+        adapter = self._adapters[request.adapter]
+        shared = salt if adapter < 0 else f"{salt}\0{adapter}"  # what was read under one adapter is no other's
+        track = Track(ticket, list(request.tokens), len(request.tokens) + request.max_tokens, shared, request.source,
+                      adapter, patient, anew, order=(ticket, 2))
         self._live[ticket] = Live(request, track, taker, guess=None if self._guess is None else self._guess())
         self._scheduler.add(track)
         return ticket

@@ -30,7 +30,8 @@ class PagedRunner:
         """See ``Runner``."""
         ends = np.cumsum([len(part.tokens) for part in parts])
         wanted = np.arange(ends[-1]) if every else ends[np.array([part.samples for part in parts], np.bool_)] - 1
-        return self.model.read(Reading.of([(p.tokens, p.start, p.pages) for p in parts], wanted.tolist()), self.pages)
+        reading = Reading.of([(p.tokens, p.start, p.pages) for p in parts], wanted.tolist(), [p.adapter for p in parts])
+        return self.model.read(reading, self.pages)
 
     def forget(self, sequence: int) -> None:
         """See ``Runner``: pages are taken over by whoever writes to them."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from cutaway.generate.request import Request
-from cutaway.models.model import LanguageModel, State
+from cutaway.models.model import LanguageModel, Model, State
 
 Ids = tuple[int, ...]
 READ = 2**21  # query-key pairs of one pass over prompts: bounds the memory that attention scores take
@@ -17,10 +18,20 @@ SHARED = 32  # tokens that all prompts must begin with to be read once for all: 
 
 def checked(model: LanguageModel, requests: Sequence[Request]) -> list[Request]:
     """The requests with their numbers. Raises RequestError for the first that ``model`` cannot serve."""
-    many = len(requests) > 1
-    return [r.checked(vocab_size=model.vocab_size, context_length=model.context_length,
+    many, adapters = len(requests) > 1, adapters_of(model)
+    return [r.checked(vocab_size=model.vocab_size, context_length=model.context_length, adapters=adapters,
                       reads_source=model.reads_source, name=f"request {i}" if many else "request")
             for i, r in enumerate(requests)]
+
+
+def adapters_of(model: LanguageModel) -> tuple[str, ...]:
+    """The names of the adapters that its rows may have."""
+    return model.adapters if isinstance(model, Model) else ()
+
+
+def under(model: LanguageModel, adapters: Sequence[int]) -> AbstractContextManager[None]:
+    """``model`` reads rows with these adapters meanwhile, by number, -1: none."""
+    return model.rows.of(adapters) if isinstance(model, Model) else nullcontext()
 
 
 def waves(requests: Sequence[Request], rows: int) -> list[list[int]]:

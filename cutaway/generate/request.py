@@ -5,6 +5,7 @@ The names are the field's (transformers' GenerationConfig, vLLM's SamplingParams
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, NonNegativeInt, field_validator
 
 from cutaway.errors import CutawayError, RequestError
-from cutaway.settings import Settings
+from cutaway.settings import Settings, nearest
 
 FinishReason = Literal["stop", "length"]
 SEEDS = 2**64
@@ -79,7 +80,8 @@ class Request:
     token. Of the three kinds of log-probabilities None gives none, 0 the token's own, n also those of the n likeliest:
     ``logprobs`` of the answer under the model alone; ``sampler_logprobs`` of the answer under what it was drawn from,
     behind penalties, temperature and what top-k, top-p, min-p and a ``constraint`` leave out; ``prompt_logprobs`` of
-    the prompt's tokens but the first, under the model alone, all of which are then read anew.
+    the prompt's tokens but the first, under the model alone, all of which are then read anew. An ``adapter`` is one of
+    those that the model has been given (``models.beside``), by name.
     """
 
     tokens: tuple[int, ...]
@@ -92,10 +94,15 @@ class Request:
     sampler_logprobs: int | None = None
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
+    adapter: str | None = None
 
     def checked(self, *, vocab_size: int, context_length: int, reads_source: bool = False,
-                name: str = "request") -> Request:
+                adapters: Sequence[str] = (), name: str = "request") -> Request:
         """The same request with a number for "fit". Raises RequestError for what cannot be served."""
+        if self.adapter is not None and self.adapter not in adapters:
+            near = nearest(self.adapter, adapters)
+            raise RequestError(f"this model has no adapter {self.adapter!r}", where=name,
+                               way_out=f"did you mean {near!r}?" if near else f"it has {', '.join(adapters) or 'none'}")
         self._check_source(context_length, reads_source, name)
         room = context_length - len(self.tokens)
         if not self.tokens:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.generate.paged import paged
-from cutaway.generate.prefill import append
+from cutaway.generate.prefill import append, under
 from cutaway.generate.track import Part
 from cutaway.models.model import LanguageModel, Model, State
 from cutaway.models.recurrent import RecurrentConfig
@@ -124,8 +124,11 @@ class StateRunner:
         rows = [self._rows[part.sequence] for part in parts]
         tokens = np.zeros(len(self._lengths), np.int64)  # an idle row reads anything
         tokens[rows] = [part.tokens[0] for part in parts]
+        adapters = np.full(len(self._lengths), -1)
+        adapters[rows] = [part.adapter for part in parts]
         device = self._state.lengths.device
-        logits = self.model.logits(torch.from_numpy(tokens)[:, None].to(device), self._state)
+        with under(self.model, adapters.tolist()):
+            logits = self.model.logits(torch.from_numpy(tokens)[:, None].to(device), self._state)
         self._lengths += 1
         return _rows(logits, rows)
 
@@ -157,8 +160,9 @@ class StateRunner:
         for places in self._together(begin, parts, alone=every):
             some = [parts[i] for i in places]
             sources, most = [p.source for p in some if p.source is not None], max(p.most for p in some)
-            state = (self.model.new_state(len(some), capacity=most, sources=sources) if sources else
-                     self.model.new_state(len(some), capacity=most))
+            with under(self.model, [part.adapter for part in some]):
+                state = (self.model.new_state(len(some), capacity=most, sources=sources) if sources else
+                         self.model.new_state(len(some), capacity=most))
             yield places, state, self._append(some, state, every=every)
         for fork in forks.values():
             for places in self._together(fork, parts, alone=every):
@@ -192,13 +196,14 @@ class StateRunner:
         state = held[0].state.select(rows)
         if not parts[0].tokens:
             return state, held[0].logits[rows]
-        return state, append(self.model, [part.tokens for part in parts], state)
+        return state, self._append(parts, state, every=False)
 
     def _append(self, parts: Sequence[Part], state: State, *, every: bool) -> Tensor:
-        if not every:
-            return append(self.model, [part.tokens for part in parts], state)
-        tokens = torch.tensor([parts[0].tokens], device=state.lengths.device)
-        return self.model.logits(tokens, state, every=True)[0]
+        with under(self.model, [part.adapter for part in parts]):
+            if not every:
+                return append(self.model, [part.tokens for part in parts], state)
+            tokens = torch.tensor([parts[0].tokens], device=state.lengths.device)
+            return self.model.logits(tokens, state, every=True)[0]
 
     def _settle(self, parts: Sequence[Part], state: State, logits: Tensor) -> list[tuple[State, list[Part]]]:
         """Hold the rows that have more to read or are others' beginning; the others, which are to be joined."""

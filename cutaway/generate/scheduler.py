@@ -130,7 +130,8 @@ class Scheduler:
             new: Ids = (track.tokens[-1],)
             if proposals and track.number in proposals:
                 new += self._affordable(track, proposals[track.number])
-            self._planned.append((track, Part(track.number, track.read, new, track.owned, True, track.most)))
+            self._planned.append((track, Part(track.number, track.read, new, track.owned, True, track.most,
+                                               adapter=track.adapter)))
 
     def _provide(self, track: Track) -> None:
         """A page for its next token, of the youngest if there is no other."""
@@ -269,7 +270,7 @@ class Scheduler:
         samples = count == left and track.heirs is None
         source = track.source if track.read == 0 else None
         self._planned.append((track, Part(track.number, track.read, new, track.owned, samples, track.most, like,
-                                          source)))
+                                          source, track.adapter)))
         return self.work.of(track.read, count)
 
     def _extend(self, at: int, room: float) -> float:

@@ -23,6 +23,7 @@ class Part(NamedTuple):
     most: int = 0  # tokens it may come to hold
     like: int | None = None  # begins as that sequence, which holds ``start`` tokens
     source: Ids | None = None  # what an encoder-decoder reads beside it, where it starts
+    adapter: int = -1  # the number of the one it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Track:
     most: int  # tokens it may come to hold
     salt: str = ""
     source: Ids | None = None
+    adapter: int = -1  # the number of the one it has; ``salt`` is then another, too
     patient: bool = False  # nobody waits for its next token
     anew: int | None = None  # all of its prompt has to be read, at most so many tokens at once
     order: tuple[int, int] = (0, 0)  # the oldest first

@@ -30,6 +30,7 @@ class Options(Settings):
     seed: int = Field(default=0, ge=0, lt=SEEDS)
     stop: tuple[str, ...] = ()
     logprobs: int | None = Field(default=None, ge=0)
+    adapter: str | None = None  # by name, of a model that has been given some
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,8 @@ class Writer:
                                way_out="give each prompt its own")
         ends = self.tokenizer.stop_ids
         return [Request(p, options.max_tokens, options.sampling, (options.seed + i) % SEEDS, ends, options.logprobs,
-                        None if sources is None else sources[i]) for i, p in enumerate(prompts)]
+                        None if sources is None else sources[i], adapter=options.adapter)
+                for i, p in enumerate(prompts)]
 
     def _piece(self, event: Event, reader: TextReader) -> Piece:
         text, stop = reader.push(self.tokenizer.bytes_of([event.token]), last=event.finish is not None)

@@ -17,6 +17,7 @@ from cutaway.models.learning import low_rank_of
 from cutaway.models.model import Model
 from cutaway.models.store import located, model_file, name_of
 from cutaway.models.whole import AGAIN, SIDE, TOKENIZER, read_json
+from cutaway.nn.linear import Linear, Room
 from cutaway.text.tokenizer import Tokenizer
 
 SAMPLE, SMALL = "base_sample", "base_stored_small"
@@ -38,12 +39,19 @@ def open_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, mapped
     for one in reversed(adapters):
         if base != root:
             model = merge(model)
-        side = read_json(one / SIDE) if (one / SIDE).is_file() else {}
-        if side.get(SAMPLE) is not None:
-            small = side.get(SMALL) is not False or stored_small(root)
-            _compare(side[SAMPLE], model, _SMALL if small else _MERGED if base != root else 0.0, one, base)
+        refuse_other_base(one, model, base)
         model, base = load_adapter(one, model), one
     return model
+
+
+def refuse_other_base(folder: Path, model: Model, base: Path) -> None:
+    """Raises ModelError where ``model``, which comes from ``base``, is not what a folder's adapters were learned
+    beside."""
+    side = read_json(folder / SIDE) if (folder / SIDE).is_file() else {}
+    if side.get(SAMPLE) is not None:
+        *_, root = line_of(base)
+        small = side.get(SMALL) is not False or stored_small(root)
+        _compare(side[SAMPLE], model, _SMALL if small else _MERGED if base != root else 0.0, folder, base)
 
 
 def open_tokenizer(folder: str | Path) -> Tokenizer:
@@ -101,9 +109,14 @@ def known_by(model: Model, base: Path) -> dict[str, Any]:
 def _sample(model: Model) -> list[tuple[float, bool]]:
     """Numbers of a model, and whether each is of a vector; adapters do not count."""
     own = {id(p) for part in low_rank_of(model) for p in part.added()}
-    parameters = [p.detach() for p in model.parameters() if id(p) not in own]
-    chosen = [parameters[i * len(parameters) // _NUMBERS] for i in range(_NUMBERS)]
-    return [(float(p.flatten()[(7919 * (i + 1)) % p.numel()]), p.ndim == 1) for i, p in enumerate(chosen)]
+    parameters = [p for p in model.parameters() if id(p) not in own]
+    lying = {id(part.weight): part for part in model.modules() if isinstance(part, Linear) and part.lying}
+    out = []
+    for i in range(_NUMBERS):
+        chosen, room = parameters[i * len(parameters) // _NUMBERS], Room()
+        read = room.read(lying[id(chosen)]) if id(chosen) in lying else chosen.detach()
+        out.append((float(read.flatten()[(7919 * (i + 1)) % read.numel()]), read.ndim == 1))
+    return out
 
 
 def _compare(known: Any, model: Model, near: float, folder: Path, base: Path) -> None:

@@ -23,12 +23,14 @@ from cutaway.models.model import Model
 from cutaway.models.tensors_file import write_tensors
 from cutaway.models.whole import AGAIN, SIDE, TOKENIZER, damaged, read_json, whole_folder, write_json
 from cutaway.nn.adapt import LowRank, scale_of
+from cutaway.nn.beside import Pair
 from cutaway.nn.linear import Linear
 from cutaway.settings import Settings, decode, nearest
 from cutaway.text.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_Halves = list[tuple[Tensor | None, Tensor | None]]  # down and up of each public module of a linear map
 
 
 class Full(Settings):
@@ -224,7 +226,32 @@ def save_adapter(folder: str | Path, model: Model, *, base: str = "", tokenizer:
 def load_adapter(folder: str | Path, model: Model) -> Model:
     """The model with the adapters of a folder, peft's or ours. Raises ModelError for another thing than LoRA of linear
     maps."""
-    folder = Path(folder)
+    settings, found = _found(Path(folder), model)
+    for place, halves in found:
+        made = _beside(place, [0 if down is None else settings.rank for down, _ in halves], settings)
+        with torch.no_grad():
+            for i, (down, up) in enumerate(halves):
+                if down is not None and up is not None:
+                    made.down[i].copy_(down)
+                    made.up[i].copy_(up)
+    return model
+
+
+def pairs_of(folder: str | Path, model: Model) -> dict[str, Pair]:
+    """The same by the names of the linear maps of ``model``, which stays as it is."""
+    settings, found = _found(Path(folder), model)
+    scale, out = scale_of(settings.alpha, settings.rank, rooted=settings.rooted), dict[str, Pair]()
+    for place, halves in found:
+        inputs = place.linear.weight.shape[1]
+        out[f"{place.path}.{place.name}"] = Pair(
+            tuple(torch.zeros(0, inputs) if down is None else down.float() for down, _ in halves),
+            tuple(torch.zeros(rows, 0) if up is None else scale * up.float()
+                  for rows, (_, up) in zip(place.rows, halves, strict=True)))
+    return out
+
+
+def _found(folder: Path, model: Model) -> tuple[Lora, list[tuple[_Place, _Halves]]]:
+    """How a folder's adapters were learned, and beside which linear maps of ``model``, which learns no more."""
     said = read_json(folder / CONFIG)
     _refuse_other(said, folder)
     tensors = _read(folder / WEIGHTS)
@@ -235,18 +262,19 @@ def load_adapter(folder: str | Path, model: Model) -> Model:
                                  "rooted": said.get("use_rslora") or False}, where="")
     except SettingsError as error:
         raise ModelError(f"does not describe an adapter: {error.what}", where=folder / CONFIG, way_out=AGAIN) from None
+    found = []
     for place in _places(model):
-        pairs = [(tensors.pop(f"{_PREFIX}{m}.lora_A.weight", None), tensors.pop(f"{_PREFIX}{m}.lora_B.weight", None))
-                 for m in place.modules]
-        if all(a is None and b is None for a, b in pairs):
-            continue
-        _filled(place, pairs, settings, folder)
+        halves = [(tensors.pop(f"{_PREFIX}{m}.lora_A.weight", None), tensors.pop(f"{_PREFIX}{m}.lora_B.weight", None))
+                  for m in place.modules]
+        if any(half is not None for both in halves for half in both):
+            _check(place, halves, settings.rank, folder)
+            found.append((place, halves))
     for name in sorted(tensors):
         _refuse_outer(model, name.removeprefix(_PREFIX).partition(".lora_")[0], folder / WEIGHTS)
     if tensors:
         raise ModelError(f"holds {min(tensors)}, which this model has no place for", where=folder / WEIGHTS,
                          way_out="use the model it was learned beside")
-    return model
+    return settings, found
 
 
 def adapter_tensors(folder: str | Path, model: Model) -> dict[str, Tensor]:
@@ -271,22 +299,16 @@ def adapter_tensors(folder: str | Path, model: Model) -> dict[str, Tensor]:
     return out
 
 
-def _filled(place: _Place, pairs: list[tuple[Tensor | None, Tensor | None]], settings: Lora, folder: Path) -> None:
+def _check(place: _Place, halves: _Halves, rank: int, folder: Path) -> None:
     inputs = place.linear.weight.shape[1]
-    for module, count, (down, up) in zip(place.modules, place.rows, pairs, strict=True):
+    for module, count, (down, up) in zip(place.modules, place.rows, halves, strict=True):
         if (down is None) != (up is None):
             raise ModelError(f"holds one half of the adapter of {module}", where=folder / WEIGHTS, way_out=AGAIN)
-        wanted = ((settings.rank, inputs), (count, settings.rank))
+        wanted = ((rank, inputs), (count, rank))
         if down is not None and up is not None and (down.shape, up.shape) != wanted:
             raise ModelError(f"{module} is {tuple(down.shape)} and {tuple(up.shape)}, and {wanted[0]} and "
                              f"{wanted[1]} go with it", where=folder / WEIGHTS,
                              way_out="use the model it was learned beside")
-    made = _beside(place, [0 if down is None else settings.rank for down, _ in pairs], settings)
-    with torch.no_grad():
-        for i, (down, up) in enumerate(pairs):
-            if down is not None and up is not None:
-                made.down[i].copy_(down)
-                made.up[i].copy_(up)
 
 
 def _refuse_other(said: Mapping[str, Any], folder: Path) -> None:

@@ -30,6 +30,7 @@ from cutaway.models.heads import (
     VectorHead,
     pooled,
 )
+from cutaway.nn.beside import Rows
 from cutaway.nn.block import Stack
 from cutaway.nn.init import initialise
 from cutaway.nn.paged import PagedStack, Reading, page_bytes
@@ -109,6 +110,8 @@ class Model(nn.Module):
         self.backbone: Any = backbone  # before the head, so that a tied weight bears the embedding's name
         self.head = head
         self.compute_dtype = torch.float32
+        self.adapters: tuple[str, ...] = ()  # those that rows may have, see ``models.beside``
+        self.rows = Rows()
 
     @property
     def head_kind(self) -> HeadKind:
@@ -206,7 +209,9 @@ class Model(nn.Module):
 
     def new_pages(self, count: int) -> PagedStack | None:
         """Room for ``count`` pages of keys and values of many sequences; None where the model has no such pages."""
-        return PagedStack(self.backbone, count, dtype=self.compute_dtype) if isinstance(self.backbone, Stack) else None
+        if not isinstance(self.backbone, Stack):
+            return None
+        return PagedStack(self.backbone, count, dtype=self.compute_dtype, rows=self.rows)
 
     def read(self, reading: Reading, pages: PagedStack) -> Tensor:
         """Logits ``(R, V)`` at the places of ``reading`` where they are wanted; the pages hold what was read."""

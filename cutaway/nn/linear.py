@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import CDLL, Structure, byref, c_int, c_int64, c_void_p
+from ctypes import CDLL, POINTER, Structure, byref, c_int, c_int64, c_void_p, cast
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.device import forget_pages, large_pages
+from cutaway.nn.beside import Beside, Laid, Struct
 from cutaway.nn.kernels import library_for, pointer
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -74,7 +75,7 @@ class Linear(nn.Module):
     """``x @ weight.T``, with ``bias`` plus ``bias (outputs,)``; ``weight (outputs, inputs)`` is cast to the dtype of
     ``x`` at each use. ``called`` is False where the owner always multiplies with the weight itself, so that it must
     not be packed. Where there is something in ``lying``, its rows are the weight, in files, and ``weight`` holds
-    nothing yet."""
+    nothing yet. What adapters add, each to rows of its own, stands ``beside`` it when it reads."""
 
     def __init__(self, inputs: int, outputs: int, *, called: bool = True, bias: bool = False) -> None:
         super().__init__()
@@ -82,6 +83,7 @@ class Linear(nn.Module):
         self.lying: tuple[Lying, ...] = ()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.beside: Beside | None = None
 
     @property
     def in_blocks(self) -> bool:
@@ -91,7 +93,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         assert not self.lying, "its weight was never read"
-        return _biased(linear(x, self.weight), self.bias)
+        out = _biased(linear(x, self.weight), self.bias)
+        return out if self.beside is None else self.beside(out, x)
 
 
 def _biased(out: Tensor, bias: Tensor | None) -> Tensor:
@@ -102,7 +105,8 @@ class Plan(Structure):
     """``Plan`` of linear.h."""
 
     _fields_ = (("inputs", c_int64), ("outputs", c_int64), ("panels", c_void_p), ("scales", c_void_p),
-                ("sums", c_void_p), ("bias", c_void_p), ("kind", c_int), ("gated", c_int), ("precision", c_int))
+                ("sums", c_void_p), ("bias", c_void_p), ("kind", c_int), ("gated", c_int), ("precision", c_int),
+                ("beside", POINTER(Struct)), ("rank", c_int64))
 
 
 class Room:
@@ -164,7 +168,8 @@ class PackedLinear(nn.Module):
     """
 
     def __init__(self, lib: CDLL, weight: Tensor, bias: Tensor | None, precision: Packing, *,
-                 after: After | None = None, gated: bool = False, room: Room | None = None) -> None:
+                 after: After | None = None, gated: bool = False, room: Room | None = None,
+                 beside: Beside | None = None) -> None:
         super().__init__()
         outputs, inputs = len(weight), weight.shape[1] * (_BLOCK if weight.dtype == torch.uint8 else 1)
         self.lib, self.inputs, self.width = lib, inputs, outputs // 2 if gated else outputs
@@ -180,8 +185,12 @@ class PackedLinear(nn.Module):
         self.sums: Tensor | None = None
         self.panels = (room or Room()).take(padded * _bytes(inputs, precision))
         self._lay_out(weight, padded, precision, gated)
+        self.rows = None if beside is None else beside.rows
+        self.laid = None if beside is None else Laid(beside, outputs, gated=gated, dtype=self.dtype)
         self.plan = Plan(inputs, outputs, pointer(self.panels), pointer(self.scales), pointer(self.sums),
-                         pointer(self.bias), -1 if after is None else KERNEL_OF[after], gated, _KINDS[precision])
+                         pointer(self.bias), -1 if after is None else KERNEL_OF[after], gated, _KINDS[precision],
+                         None if self.laid is None else cast(self.laid.structs, POINTER(Struct)),
+                         0 if self.laid is None else self.laid.rank)
 
     def _lay_out(self, weight: Tensor, padded: int, precision: Packing, gated: bool) -> None:
         if weight.dtype == torch.uint8:
@@ -211,8 +220,10 @@ class PackedLinear(nn.Module):
         """``(…, outputs)`` in ``dtype``, that of its inputs if not given; half as many behind a gate."""
         x = x.to(self.dtype).contiguous()
         out = torch.empty((*x.shape[:-1], self.width), dtype=dtype or self.dtype)
+        which = None if self.rows is None else self.rows.each(x.numel() // self.inputs)
         self.lib.linear(byref(self.plan), pointer(x), c_int(x.dtype == torch.bfloat16),
-                        c_int64(x.numel() // self.inputs), pointer(out), c_int(out.dtype == torch.bfloat16))
+                        c_int64(x.numel() // self.inputs), pointer(out), c_int(out.dtype == torch.bfloat16),
+                        None if which is None else c_void_p(which.ctypes.data))
         return out
 
 
@@ -232,7 +243,8 @@ def packed(linear: Linear, precision: Packing = "bfloat16", *, after: After | No
         return None
     blocks = room.blocks(linear) if precision == "int4" else None
     weight = room.read(linear) if blocks is None else blocks
-    made = PackedLinear(lib, weight, linear.bias, precision, after=after, gated=gated, room=room)
+    made = PackedLinear(lib, weight, linear.bias, precision, after=after, gated=gated, room=room,
+                        beside=linear.beside)
     if blocks is None and len(linear.lying) == 1 and linear.lying[0].mapped:
         forget_pages(weight)
     return made

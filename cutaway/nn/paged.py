@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cutaway.batch import Batch
+from cutaway.nn.beside import Rows
 from cutaway.nn.block import Block, Stack
 from cutaway.nn.cache import KVCache
 from cutaway.nn.kernels import pointer as address
@@ -33,7 +34,7 @@ class Reading:
 
     ``tokens (N,)`` lie one sequence behind another, the tokens of sequence i from ``begins[i]`` to ``begins[i + 1]``;
     ``before (P,)`` of it lie in its ``pages (P, most)`` already, of which there are enough for all; ``wanted (R,)`` are
-    places in ``tokens``.
+    places in ``tokens``. Sequence i has the adapter ``adapters[i]``, -1: none.
     """
 
     tokens: Tensor
@@ -41,10 +42,12 @@ class Reading:
     before: NDArray[np.int32]
     pages: NDArray[np.int32]
     wanted: NDArray[np.int32]
+    adapters: NDArray[np.int32]
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[Sequence[int], int, Sequence[int]]], wanted: Sequence[int]) -> Reading:
-        """Of ``(tokens, tokens before them, pages)`` for each sequence."""
+    def of(cls, parts: Sequence[tuple[Sequence[int], int, Sequence[int]]], wanted: Sequence[int],
+           adapters: Sequence[int] | None = None) -> Reading:
+        """Of ``(tokens, tokens before them, pages)`` for each sequence; none has an adapter if those are not given."""
         counts = [len(tokens) for tokens, _, _ in parts]
         assert all(counts), "every sequence reads something"
         pages = np.zeros((len(parts), max(len(own) for _, _, own in parts)), np.int32)
@@ -52,7 +55,8 @@ class Reading:
             row[: len(own)] = own
         return cls(torch.tensor([t for tokens, _, _ in parts for t in tokens]),
                    np.cumsum([0, *counts], dtype=np.int32), np.array([before for _, before, _ in parts], np.int32),
-                   pages, np.array(wanted, np.int32))
+                   pages, np.array(wanted, np.int32),
+                   np.full(len(parts), -1, np.int32) if adapters is None else np.array(adapters, np.int32))
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -62,10 +66,11 @@ class Reading:
 
 
 class PagedStack:
-    """A causal ``stack`` with room for ``count`` pages of its keys and values, which it keeps in ``dtype``."""
+    """A causal ``stack`` with room for ``count`` pages of its keys and values, which it keeps in ``dtype``. ``rows``
+    tells its linear maps which adapters the sequences have."""
 
-    def __init__(self, stack: Stack, count: int, *, dtype: torch.dtype) -> None:
-        self.stack, self.dtype, self.count = stack, dtype, count
+    def __init__(self, stack: Stack, count: int, *, dtype: torch.dtype, rows: Rows) -> None:
+        self.stack, self.dtype, self.count, self._rows = stack, dtype, count, rows
         _, kv_heads, size = stack.layout.heads
         shape, device = (len(stack.blocks), count, kv_heads), stack.embedding.weight.device
         self.keys = torch.empty(*shape, size, PAGE, dtype=dtype, device=device)  # a page is cleared when it is begun
@@ -87,11 +92,11 @@ class PagedStack:
         x = self.stack._embedded(batch, None)[0].contiguous()
         # the embedding's rows may be the weight itself, which the pass would write to
         out = torch.empty((len(reading.wanted), x.shape[1]), dtype=self._net.dtype)
-        given = (reading.begins, reading.before, reading.pages, reading.wanted)
+        given = (reading.begins, reading.before, reading.pages, reading.wanted, reading.adapters)
         parts = [np.ascontiguousarray(a, np.int32) for a in given]
-        begins, before, pages, wanted = (a.ctypes.data for a in parts)
+        begins, before, pages, wanted, adapters = (a.ctypes.data for a in parts)
         ragged = _Ragged(len(reading.before), len(x), len(reading.wanted), begins, before, pages,
-                         reading.pages.shape[1], wanted)
+                         reading.pages.shape[1], wanted, adapters if (reading.adapters >= 0).any() else None)
         self._net.lib.step(byref(self._net.struct), byref(ragged), address(x), address(out))
         return out
 
@@ -104,7 +109,8 @@ class PagedStack:
             pages = pages[: -(-(before + end - begin) // PAGE)]
             state = self._gathered(pages, before)
             batch = Batch(reading.tokens[None, begin:end].to(self.keys.device))
-            hidden = self.stack(batch, dtype=self.dtype, state=state)
+            with self._rows.of([int(reading.adapters[i])]):
+                hidden = self.stack(batch, dtype=self.dtype, state=state)
             self._scatter(state, pages, before, before + end - begin)
             inside = reading.wanted[(reading.wanted >= begin) & (reading.wanted < end)] - begin
             out.append(hidden[0, torch.from_numpy(inside.astype(np.int64)).to(hidden.device)])
@@ -135,7 +141,8 @@ class _Ragged(Structure):
     """``Ragged`` of paged.h."""
 
     _fields_ = (("parts", c_int64), ("tokens", c_int64), ("outputs", c_int64), ("begins", c_void_p),
-                ("before", c_void_p), ("pages", c_void_p), ("width", c_int64), ("wanted", c_void_p))
+                ("before", c_void_p), ("pages", c_void_p), ("width", c_int64), ("wanted", c_void_p),
+                ("adapters", c_void_p))
 
 
 class _Look(Structure):

@@ -1,6 +1,6 @@
 """A request gives the same tokens and the same log-probabilities, bit for bit, alone and in any mix: beside others that
-come and go, in chunks, behind cached pages, preempted and read again, with what may follow proposed and checked several
-tokens a step."""
+come and go, with adapters of their own, in chunks, behind cached pages, preempted and read again, with what may follow
+proposed and checked several tokens a step."""
 
 from __future__ import annotations
 
@@ -8,28 +8,35 @@ import random
 
 import pytest
 import torch
+from lora import drawn
 
 from cutaway.generate.engine import Engine
 from cutaway.generate.paged import PagedRunner
 from cutaway.generate.request import Completion, Event, Request, Sampling
 from cutaway.generate.speculate import PromptLookup
+from cutaway.models.adapter import Lora
+from cutaway.models.beside import with_adapters
 from cutaway.models.light import Precision, for_reading
 from cutaway.models.model import Model, build
 from cutaway.models.transformer import TransformerConfig, Variant
 from cutaway.nn.linear import packs
 
 MIXES = 70  # of each precision
+ADAPTERS = ("small", "large")
 SIZES = {"vocab_size": 90, "hidden_size": 48, "num_layers": 2, "num_heads": 3, "num_kv_heads": 1,
          "intermediate_size": 64, "context_length": 96}
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "int8", "int4"])
-def model(request: pytest.FixtureRequest) -> Model:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     precision: Precision = request.param
     if packs(torch.zeros(1, 2), precision) is None:
         pytest.skip(f"no products of {precision} here")
     variant = Variant(family="gemma3_text", order="around", head_norm=True, window=24, local_layers=(1,))
-    return for_reading(build(TransformerConfig(**SIZES, variant=variant), seed=1), precision)  # type: ignore[arg-type]
+    base, folder = build(TransformerConfig(**SIZES, variant=variant), seed=1), tmp_path_factory.mktemp("adapters")  # type: ignore[arg-type]
+    adapters = {"small": drawn(folder / "1", base, Lora(rank=3, targets=("q_proj", "down_proj")), seed=2),
+                "large": drawn(folder / "2", base, Lora(rank=8), seed=3)}
+    return for_reading(with_adapters(base, adapters, base=folder), precision)
 
 
 def _engine(model: Model, pages: int, *, step_tokens: int = 2048, guesses: bool = False) -> Engine:
@@ -42,7 +49,8 @@ def _engine(model: Model, pages: int, *, step_tokens: int = 2048, guesses: bool 
 def _request(draw: random.Random, shared: tuple[int, ...]) -> Request:
     prompt = shared[: draw.choice([0, 16, 32, 40])] + tuple(draw.randrange(90) for _ in range(draw.randint(1, 30)))
     sampling = Sampling(temperature=draw.choice([0, 0, 0.8]), top_p=draw.choice([1.0, 0.9]))
-    return Request(prompt, draw.randint(1, 20), sampling, seed=draw.randrange(1000), stop_ids=(3,), logprobs=2)
+    return Request(prompt, draw.randint(1, 20), sampling, seed=draw.randrange(1000), stop_ids=(3,), logprobs=2,
+                   adapter=draw.choice([None, None, *ADAPTERS]))
 
 
 def _gathered(events: list[Event]) -> Completion:

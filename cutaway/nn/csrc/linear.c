@@ -200,9 +200,17 @@ static void bytes_in(const Plan *plan, const void *x, int x_bf, int64_t m, int64
 #endif
 }
 
+// the same, and what the row's adapter makes of it
+static void read_in(const Plan *plan, const void *x, int x_bf, int64_t m, int64_t M, uint8_t *bytes, float *scales,
+                    const int32_t *which, float *inner) {
+  if (in_bytes(plan)) bytes_in(plan, x, x_bf, m, M, bytes, scales);
+  const Beside *by = beside_of(plan->beside, which, m);
+  if (by) beside_inner(by, x, x_bf, m * plan->K, plan->K, inner + m * plan->rank);
+}
+
 // a panel by `rows` of the M rows, from m on
 static void panel_by(const Plan *plan, const void *x, int64_t M, int64_t m, int64_t rows, int64_t n, const uint8_t *bytes,
-                     const float *scales, void *out, int out_bf, int add) {
+                     const float *scales, const int32_t *which, const float *inner, void *out, int out_bf, int add) {
   float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
   int64_t K = plan->K, lda = (K + 3) / 4 * 4, groups = (K + GROUP - 1) / GROUP, p = n / PANEL;
   int64_t chunk = plan->precision == BFLOAT16 ? TILE_ROWS : ROWS_AT_ONCE;
@@ -222,6 +230,10 @@ static void panel_by(const Plan *plan, const void *x, int64_t M, int64_t m, int6
     else
       product(rows, PANEL, K / 2, (const uint16_t *)x + m * K, K, (const pair *)plan->panels + p * (K / 2) * PANEL, PANEL,
               sums, PANEL, 0);
+    for (int64_t r = m; which && r < m + rows; r++) {
+      const Beside *by = beside_of(plan->beside, which, r);
+      if (by) beside_added(by, inner + r * plan->rank, p, sums + (r - m) * PANEL);
+    }
     put_rows(plan, sums, rows, n, out, m, out_bf, add);
   }
 }
@@ -230,31 +242,34 @@ void linear_shared(const Plan *plan, const void *x, int x_bf, int64_t M, void *o
                    const Room *room) {
   int64_t columns = (plan->N + PANEL - 1) / PANEL, blocks = (M + TOGETHER - 1) / TOGETHER;
   int64_t share = 1 + columns * blocks / 32;  // a thread that is held up does less
-  uint8_t *bytes = room->bytes;
-  float *scales = room->scales;
-  if (in_bytes(plan) && M <= ALONE) {
-    bytes = room->own, scales = room->own_scales;
-    for (int64_t m = 0; m < M; m++) bytes_in(plan, x, x_bf, m, M, bytes, scales);
-  } else if (in_bytes(plan)) {
+  int alone = M <= ALONE;
+  uint8_t *bytes = alone ? room->own : room->bytes;
+  float *scales = alone ? room->own_scales : room->scales, *inner = alone ? room->own_inner : room->inner;
+  const int32_t *which = plan->rank ? room->which : NULL;
+  if ((in_bytes(plan) || which) && alone) {
+    for (int64_t m = 0; m < M; m++) read_in(plan, x, x_bf, m, M, bytes, scales, which, inner);
+  } else if (in_bytes(plan) || which) {
 #pragma omp for schedule(static)
-    for (int64_t m = 0; m < M; m++) bytes_in(plan, x, x_bf, m, M, bytes, scales);
+    for (int64_t m = 0; m < M; m++) read_in(plan, x, x_bf, m, M, bytes, scales, which, inner);
   }
-  if (M <= ALONE) {  // each thread reads its weights from end to end
+  if (alone) {  // each thread reads its weights from end to end
 #pragma omp for schedule(static)
-    for (int64_t p = 0; p < columns; p++) panel_by(plan, x, M, 0, M, p * PANEL, bytes, scales, out, out_bf, add);
+    for (int64_t p = 0; p < columns; p++) panel_by(plan, x, M, 0, M, p * PANEL, bytes, scales, which, inner, out, out_bf, add);
     return;
   }
 #pragma omp for schedule(dynamic, share)
   for (int64_t at = 0; at < columns * blocks; at++) {
     int64_t begin = at / columns * TOGETHER, rows = M - begin < TOGETHER ? M - begin : TOGETHER;
-    panel_by(plan, x, M, begin, rows, at % columns * PANEL, bytes, scales, out, out_bf, add);
+    panel_by(plan, x, M, begin, rows, at % columns * PANEL, bytes, scales, which, inner, out, out_bf, add);
   }
 }
 
-// the same as a region of its own
-void linear(const Plan *plan, const void *x, int x_bf, int64_t M, void *out, int out_bf) {
+// the same as a region of its own; `which` as Room has it
+void linear(const Plan *plan, const void *x, int x_bf, int64_t M, void *out, int out_bf, const int32_t *which) {
   int whole = in_bytes(plan);
-  Room room = {0};
+  Room room = {.which = which};
+  size_t inner = which ? (size_t)(M * plan->rank) * 4 : 0;
+  if (inner) room.inner = scratch(inner);
   if (whole) {
     room.bytes = scratch((size_t)linear_bytes(plan->K, M));
     room.scales = scratch((size_t)linear_scales(plan->K, M) * 4);
@@ -266,10 +281,13 @@ void linear(const Plan *plan, const void *x, int x_bf, int64_t M, void *out, int
       mine.own = scratch((size_t)linear_bytes(plan->K, M));
       mine.own_scales = scratch((size_t)linear_scales(plan->K, M) * 4);
     }
+    if (inner && M <= ALONE) mine.own_inner = scratch(inner);
     linear_shared(plan, x, x_bf, M, out, out_bf, 0, &mine);
     free(mine.own);
     free(mine.own_scales);
+    free(mine.own_inner);
   }
   free(room.bytes);
   free(room.scales);
+  free(room.inner);
 }

@@ -1,6 +1,6 @@
 // A product with a weight that was laid out once, and the room that it needs when its rows are read.
 #pragma once
-#include "vectors.h"
+#include "beside.h"
 
 enum { NOTHING = -1, RELU = 3 };          // beside activation.h's
 enum { BFLOAT16, INT8_GROUPS, FLOAT32, INT4_BLOCKS };  // what the panels hold
@@ -12,6 +12,8 @@ typedef struct {
   const float *bias;     // (N, filled up) or NULL
   int kind, gated;       // gated: a panel holds 16 gates, then what they let through
   int precision;
+  const Beside *beside;  // by the number of an adapter, or NULL
+  int64_t rank;          // the most that one of them has
 } Plan;
 
 #define ALONE 8  // rows that every thread lays out for itself, which is sooner done than waited for
@@ -20,6 +22,9 @@ typedef struct {
   float *scales;
   uint8_t *own;    // the same of this one
   float *own_scales;
+  const int32_t *which;  // the adapter of each row, -1: none; NULL: no row has one
+  float *inner;          // (M, the most ranks) what adapters make of rows, of all threads
+  float *own_inner;      // the same of this one
 } Room;
 INLINE int in_bytes(const Plan *plan) { return plan->precision == INT8_GROUPS || plan->precision == INT4_BLOCKS; }
 int64_t linear_bytes(int64_t K, int64_t M);   // that `bytes` needs for M rows

@@ -11,6 +11,7 @@ typedef struct {
   const int32_t *pages;               // (parts, width)
   int64_t width;
   const int32_t *wanted;              // (outputs) tokens whose last state is wanted
+  const int32_t *adapters;            // (parts) the adapter of each one, -1: none; NULL: none of them has one
 } Ragged;
 typedef struct {
   int64_t H, G, D;                    // D is a multiple of 16

@@ -51,12 +51,14 @@ static void added(const Net *net, const Plan *plan, const Scale *after, const vo
 }
 
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-static void reserve(const Net *net, int64_t M, int64_t *bytes, int64_t *scales, int64_t *qkv, int64_t *mixed, int64_t *inner) {
-  *bytes = *scales = *qkv = *mixed = *inner = 0;
+static void reserve(const Net *net, int64_t M, int64_t *bytes, int64_t *scales, int64_t *ranks, int64_t *qkv, int64_t *mixed,
+                    int64_t *inner) {
+  *bytes = *scales = *ranks = *qkv = *mixed = *inner = 0;
   for (int64_t l = 0; l < net->layers; l++) {
     const Layer *L = net->layer + l;
     const Plan *plans[] = {&L->qkv, &L->out, &L->up, &L->down};
     for (int i = 0; i < 4; i++) {
+      *ranks = most(*ranks, M * plans[i]->rank);
       if (!in_bytes(plans[i])) continue;
       *bytes = most(*bytes, linear_bytes(plans[i]->K, M));
       *scales = most(*scales, linear_scales(plans[i]->K, M));
@@ -65,23 +67,32 @@ static void reserve(const Net *net, int64_t M, int64_t *bytes, int64_t *scales, 
   }
 }
 
+// the adapter of each token
+static void spread(const Ragged *ragged, int32_t *which) {
+  for (int64_t p = 0; p < ragged->parts; p++)
+    for (int64_t m = ragged->begins[p]; m < ragged->begins[p + 1]; m++) which[m] = ragged->adapters[p];
+}
+
 // x (tokens, width) float32, which is used up; out (outputs, width) what the head reads
 void step(const Net *net, const Ragged *ragged, float *x, void *out) {
-  int64_t M = ragged->tokens, size = net->bf ? 2 : 4, bytes, scales, wide, heads, inner, room = 0;
-  reserve(net, M, &bytes, &scales, &wide, &heads, &inner);
+  int64_t M = ragged->tokens, size = net->bf ? 2 : 4, bytes, scales, ranks, wide, heads, inner, room = 0;
+  reserve(net, M, &bytes, &scales, &ranks, &wide, &heads, &inner);
   for (int64_t l = 0; l < net->layers; l++) room = most(room, paged_room(&net->layer[l].look, ragged));
   int64_t few = M < ALONE ? M : ALONE;
   char *shared_h = scratch((size_t)(M * net->width * size)), *qkv = scratch((size_t)(M * wide * size));
   char *mixed = scratch((size_t)(M * heads * size)), *fed = scratch((size_t)(M * inner * size));
   float *between = scratch((size_t)(M * net->width) * 4);
   int64_t *units = scratch((size_t)(ragged->parts + 1) * 8);
-  Room all = {scratch((size_t)bytes), scratch((size_t)scales * 4), NULL, NULL};
+  Room all = {.bytes = scratch((size_t)bytes), .scales = scratch((size_t)scales * 4)};
+  int32_t *which = ragged->adapters && ranks ? scratch((size_t)M * 4) : NULL;
+  if (which) spread(ragged, which), all.which = which, all.inner = scratch((size_t)ranks * 4);
   paged_units(&net->layer->look, ragged, units);
 #pragma omp parallel
   {
     Room mine = all;
     mine.own = scratch((size_t)(bytes / M * few));
     mine.own_scales = scratch((size_t)(scales / M * few) * 4);
+    if (which) mine.own_inner = scratch((size_t)(ranks / M * few) * 4);
     void *own = scratch((size_t)(few * net->width * size));
     float *own_room = scratch((size_t)room * 4);
     for (int64_t l = 0; l < net->layers; l++) {
@@ -99,8 +110,10 @@ void step(const Net *net, const Ragged *ragged, float *x, void *out) {
       norm_row(net, &net->last, x + ragged->wanted[i] * net->width, NULL, out, i * net->width, net->bf);
     free(mine.own);
     free(mine.own_scales);
+    free(mine.own_inner);
     free(own);
     free(own_room);
   }
   free(shared_h), free(qkv), free(mixed), free(fed), free(between), free(units), free(all.bytes), free(all.scales);
+  free(which), free(all.inner);
 }
