@@ -3,7 +3,7 @@ there once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cutaway.errors import ModelError
@@ -13,22 +13,28 @@ from cutaway.models.model import Model
 from cutaway.nn.beside import Beside, Pair
 from cutaway.nn.linear import Linear
 
+Lost = Callable[[str, ModelError], None]
 
-def with_adapters(model: Model, folders: Mapping[str, str | Path], *, base: Path) -> Model:
+
+def with_adapters(model: Model, folders: Mapping[str, str | Path], *, base: Path, lost: Lost | None = None) -> Model:
     """``model``, which comes from ``base``, with the adapters of some folders beside it under their names; a request
     asks for one (``Request.adapter``). It has yet to be made fast (``models.light``), and learns nothing. Raises
-    ModelError for a folder whose adapters were learned beside another model, or are no LoRA."""
+    ModelError for a folder whose adapters were learned beside another model, or are no LoRA; with ``lost`` that is
+    told of it and the others are there."""
     if model.adapters:
         raise ModelError(f"has the adapters {', '.join(model.adapters)} already", way_out="give all of them at once")
-    if not folders:
-        return model
-    found: list[dict[str, Pair]] = []
-    for folder in map(Path, folders.values()):
-        refuse_other_base(folder, model, base)
-        found.append(pairs_of(folder, model))
+    found: dict[str, dict[str, Pair]] = {}
+    for name, folder in folders.items():
+        try:
+            refuse_other_base(Path(folder), model, base)
+            found[name] = pairs_of(folder, model)
+        except ModelError as error:
+            if lost is None:
+                raise
+            lost(name, error)
     for path, part in list(model.named_modules()):
-        pairs = [each.get(path) for each in found]
+        pairs = [each.get(path) for each in found.values()]
         if isinstance(part, Linear) and any(pair is not None for pair in pairs):
             part.beside = Beside(model.rows, pairs)
-    model.adapters = tuple(folders)
+    model.adapters = tuple(found)
     return model

@@ -13,7 +13,7 @@ from cutaway.errors import MachineError, ModelError
 from cutaway.models.adapted import is_adapter, line_of, open_model
 from cutaway.models.adapter import merge
 from cutaway.models.bag_folder import load_bag
-from cutaway.models.beside import with_adapters
+from cutaway.models.beside import Lost, with_adapters
 from cutaway.models.classifier import Classifier
 from cutaway.models.folder import GGUF_FILE, load_model, load_tokenizer, stored_small
 from cutaway.models.heads import ClassHead
@@ -55,9 +55,9 @@ def open_writer(folder: str | Path, *, mapped: bool = False) -> Model | NGram:
 
 
 def open_language_model(folder: str | Path, *, precision: Asked = "float32", place: torch.device | None = None,
-                        adapters: Mapping[str, str | Path] | None = None) -> Model | NGram:
+                        adapters: Mapping[str, str | Path] | None = None, lost: Lost | None = None) -> Model | NGram:
     """The same for reading and writing, with products of that ``precision``: it learns nothing and is not saved. Each
-    request may have one of ``adapters``, folders of LoRA by name, see ``models.beside``."""
+    request may have one of ``adapters``, folders of LoRA by name; ``lost`` as ``models.beside`` says."""
     folder = Path(folder)
     if precision in LAID_OUT and _kind(folder) == NGRAM:
         raise ModelError(f"counts, and has no products of {precision}", where=folder, way_out="leave it out")
@@ -65,7 +65,7 @@ def open_language_model(folder: str | Path, *, precision: Asked = "float32", pla
     if adapters and not isinstance(model, Model):
         raise ModelError("counts, and can have no adapters", where=folder, way_out="leave them out")
     if adapters and isinstance(model, Model):
-        model = with_adapters(model, adapters, base=folder)
+        model = with_adapters(model, adapters, base=folder, lost=lost)
     return _light(model, folder, precision, place) if isinstance(model, Model) else model
 
 
