@@ -243,10 +243,10 @@ def built() -> Built:
 
 
 @contextmanager
-def without() -> Iterator[None]:
-    """Inside, on this thread, there are no kernels: a model that was opened so has to be read so, from the first token
-    of a request to the last, for the two paths round differently."""
-    before, _here.without = _here.without, True
+def without(on: bool = True) -> Iterator[None]:
+    """Inside, on this thread, there are no kernels, unless it is not ``on``: a model that was opened so has to be read
+    so, from the first token of a request to the last, for the two paths round differently."""
+    before, _here.without = _here.without, _here.without or on
     try:
         yield
     finally:
