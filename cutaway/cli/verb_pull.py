@@ -30,7 +30,11 @@ def command(
 
     with ThreadPoolExecutor(1) as beside:
         beside.submit(_compiled)  # the first thing that a model would wait for
-        folder = pull(name, revision=revision, say=note, progress=bar)
+        try:
+            folder = pull(name, revision=revision, say=note, progress=bar)
+        except KeyboardInterrupt:
+            _stopped()
+            raise
     result({"name": name, "folder": str(folder)}, str(folder), json=json)
 
 
@@ -38,3 +42,9 @@ def _compiled() -> None:
     from cutaway.nn.kernels import built
 
     built()
+
+
+def _stopped() -> None:
+    from cutaway.nn.kernels import stop
+
+    stop()

@@ -129,9 +129,16 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, tokeni
 
 def stored_small(folder: str | Path) -> bool:
     """Whether a model's largest tensor is stored in less than 32 bits a number."""
-    folder = Path(folder)
-    tensors = _of_file(folder)[1] if folder.suffix in (GGUF_FILE, LLAMA2C_FILE) else of_folder(folder, None)
-    return max(tensors.values(), key=lambda t: math.prod(t.shape)).small
+    return max(_tensors(Path(folder)).values(), key=lambda t: math.prod(t.shape)).small
+
+
+def count_stored(folder: str | Path) -> int:
+    """How many numbers a model's tensors have; none of them is read."""
+    return sum(math.prod(t.shape) for t in _tensors(Path(folder)).values())
+
+
+def _tensors(folder: Path) -> Tensors:
+    return _of_file(folder)[1] if folder.suffix in (GGUF_FILE, LLAMA2C_FILE) else of_folder(folder, None)
 
 
 def _of_file(path: Path) -> tuple[Mapping[str, Any], Tensors, Vector | None]:

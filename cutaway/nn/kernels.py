@@ -2,6 +2,9 @@
 
 Without a compiler everything works on plain PyTorch, only slower; ``status()`` says which, for reports and ``doctor``.
 The library links against the OpenMP that PyTorch already runs, so both share one pool of threads.
+
+Whoever needs it waits for it (``built``). Who can do without for a while begins to compile (``begin``), works
+``without()`` it, and is told.
 """
 
 from __future__ import annotations
@@ -13,21 +16,27 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from cutaway.device import cores
+from cutaway.errors import MachineError
 
 log = logging.getLogger(__name__)
 SOURCES = Path(__file__).with_name("csrc")
 FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
          "-fno-strict-aliasing")  # rows of bfloat16 are also read as pairs
 NATIVE = ("-march=native",)
+LONGEST = 120  # seconds of a compiler's call
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +78,33 @@ def _openmp() -> list[str]:
     return [str(p) for p in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))]
 
 
+class _Ended(Exception):
+    """``stop`` was called while a compiler ran."""
+
+
+class _Here(threading.local):
+    """What holds on one thread alone."""
+
+    without = False
+
+
+_here = _Here()
+_lock = threading.Lock()  # of what stands below
+_begun: dict[Path, Future[Built]] = {}  # what was or is searched for, by where the library lies
+_running: set[subprocess.Popen[str]] = set()
+_stopping = threading.Event()
+
+
+def _compiler() -> str | None:
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
 def compiled(target: Path, processor: tuple[str, ...] = NATIVE) -> str:
     """Build the library at ``target`` for a processor's flags; why it failed, or an empty line."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = _compiler()
     if compiler is None:
         return "no C compiler was found"
-    log.warning("compiling kernels for this processor, once: about a quarter of a minute")  # somebody waits for it
+    log.warning("compiling kernels for this processor, once: about a quarter of a minute")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # beside it, so that it can be moved
         draft = Path(folder) / "kernels.so"
         pieces = [(source, str(Path(folder) / f"{source.stem}.o")) for source in sorted(SOURCES.glob("*.c"))]
@@ -88,20 +118,46 @@ def compiled(target: Path, processor: tuple[str, ...] = NATIVE) -> str:
 
 
 def _call(command: list[str]) -> str:
-    """Run the compiler; why it failed, or an empty line."""
+    """Run the compiler; why it failed, or an empty line. Raises _Ended where it is told to stop."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        with _lock:
+            if _stopping.is_set():
+                raise _Ended
+            # in a group of its own: what it starts ends with it
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                       process_group=0)
+            _running.add(process)
+        said = _said(process)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{command[0]} failed: {error}"
-    if done.returncode:
-        lines = done.stderr.splitlines()
-        return f"{command[0]} failed: {next((x for x in lines if 'error' in x), f'exit code {done.returncode}')}"
-    return ""
+    if not process.returncode:
+        return ""
+    if _stopping.is_set():
+        raise _Ended
+    lines = said.splitlines()
+    return f"{command[0]} failed: {next((x for x in lines if 'error' in x), f'exit code {process.returncode}')}"
 
 
-@functools.cache
-def built() -> Built:
-    """Build or find the library; asked once a process. ``CUTAWAY_KERNELS=off`` is PyTorch alone, for comparison."""
+def _said(process: subprocess.Popen[str]) -> str:
+    try:
+        return process.communicate(timeout=LONGEST)[1]
+    except subprocess.TimeoutExpired:
+        _tell(process, signal.SIGKILL)
+        process.communicate()
+        raise
+    finally:
+        with _lock:
+            _running.discard(process)
+
+
+def _tell(process: subprocess.Popen[str], what: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        if process.returncode is None:
+            os.killpg(process.pid, what)
+
+
+def _wanted() -> Path | Built:
+    """Where the library lies or will lie; or why there will be none."""
     if os.environ.get("CUTAWAY_KERNELS", "") == "off":
         return Built(None, "switched off by CUTAWAY_KERNELS=off")
     sources = sorted(SOURCES.glob("*.[ch]"))
@@ -109,12 +165,92 @@ def built() -> Built:
         return Built(None, "the sources of the kernels are not installed")
     key = "|".join((*(p.read_text() for p in sources), *FLAGS, *_openmp(), _processor(), platform.platform()))
     try:
-        target = _folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+        return _folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    except OSError as error:
+        return Built(None, f"the compiled kernels cannot be used: {error}")
+
+
+def _found(target: Path) -> Built:
+    try:
         if not target.exists() and (reason := compiled(target)):
             return Built(None, reason)
         return Built(ctypes.CDLL(str(target)), "compiled for this processor")
     except OSError as error:
         return Built(None, f"the compiled kernels cannot be used: {error}")
+
+
+def _search(target: Path, told: Future[Built]) -> None:
+    try:
+        told.set_result(_found(target))
+    except BaseException as error:
+        with _lock:
+            del _begun[target]  # it may be begun again
+        told.set_exception(MachineError("kernels were not compiled to the end", way_out="ask again")
+                           if isinstance(error, _Ended) else error)
+
+
+def ready() -> bool:
+    """Whether ``built`` would answer without compiling."""
+    wanted = _wanted()
+    if isinstance(wanted, Built) or wanted.exists() or _compiler() is None:
+        return True
+    told = _begun.get(wanted)
+    return told is not None and told.done()
+
+
+def begin() -> Future[Built]:
+    """Find or build the library in a thread of its own: what ``built`` will say. There is one compilation a process,
+    whoever asks for it; it cannot be cancelled, only stopped."""
+    wanted = _wanted()
+    told: Future[Built] = Future()
+    told.set_running_or_notify_cancel()
+    if isinstance(wanted, Built):
+        told.set_result(wanted)
+        return told
+    with _lock:
+        if wanted not in _begun:
+            _begun[wanted] = told
+            threading.Thread(target=_search, args=(wanted, told), name="kernels", daemon=True).start()
+        return _begun[wanted]
+
+
+def stop() -> None:
+    """End a compilation that is under way, since nobody is left to use it: who waits for it gets a MachineError."""
+    with _lock:
+        under_way = [told for told in _begun.values() if not told.done()]
+        if not under_way:
+            return
+        _stopping.set()
+    for what in (signal.SIGTERM, signal.SIGKILL):  # a compiler takes its files away at the first
+        with _lock:
+            for process in _running:
+                _tell(process, what)
+        if not wait(under_way, timeout=1).not_done:
+            break
+    _stopping.clear()
+
+
+@functools.cache
+def built() -> Built:
+    """Build or find the library, and wait for it; asked once a process. ``CUTAWAY_KERNELS=off`` is PyTorch alone, for
+    comparison. Raises MachineError where another thread calls ``stop`` meanwhile."""
+    told = begin()
+    try:
+        return told.result()
+    except KeyboardInterrupt:  # which the compiler, in a group of its own, did not get
+        stop()
+        raise
+
+
+@contextmanager
+def without(on: bool = True) -> Iterator[None]:
+    """Inside, on this thread, there are no kernels, unless it is not ``on``: a model that was opened so has to be read
+    so, from the first token of a request to the last, for the two paths round differently."""
+    before, _here.without = _here.without, _here.without or on
+    try:
+        yield
+    finally:
+        _here.without = before
 
 
 def status() -> str:
@@ -128,7 +264,7 @@ def library_for(*tensors: torch.Tensor | None) -> ctypes.CDLL | None:
     for t in tensors:
         if t is not None and (t.device.type != "cpu" or t.dtype not in (torch.float32, torch.bfloat16)):
             return None
-    return built().library
+    return None if _here.without else built().library
 
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:

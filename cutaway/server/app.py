@@ -19,9 +19,9 @@ from cutaway.server.body import beside
 from cutaway.server.endpoints import ENDPOINTS, Run, ask_schemas, extra
 from cutaway.server.guard import Guard
 from cutaway.server.keys import Key
+from cutaway.server.opened import Language
 from cutaway.server.problem import Problem, later, problem_of
 from cutaway.server.service import Service
-from cutaway.server.shelf import Language
 
 ABOUT = "Text, vectors and labels from the models of this server, in the public interface's words."
 LOOK = 0.2  # seconds between two looks at what is idle and at whether the server is ending

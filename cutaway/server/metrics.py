@@ -45,12 +45,15 @@ class Metrics:
                                        registry=registry, buckets=_TOKENS)
         self.http = Counter("cutaway_http_responses", "HTTP responses.", ["route", "status"], registry=registry)
         self.restarts = Gauge("cutaway_engine_restarts", "Times an engine failed.", model, registry=registry)
+        self.plain = Gauge("cutaway_engine_plain", "1 where new requests are written without kernels.", model,
+                           registry=registry)
         self._counts = {field: Counter(name, f"{field.replace('_', ' ')} of the engine.", model, registry=registry)
                         for field, name in _COUNTED.items()}
         self._seen: dict[tuple[str, str], int] = {}
 
-    def note(self, model: str, figures: Figures | None, *, waiting: int, restarts: int) -> None:
+    def note(self, model: str, figures: Figures | None, *, waiting: int, restarts: int, plain: bool) -> None:
         """Take over where an engine stands. What an engine counts begins anew when it is made again."""
+        self.plain.labels(model).set(plain)
         self.restarts.labels(model).set(restarts)
         self.waiting.labels(model).set(waiting)
         if figures is None:

@@ -21,10 +21,10 @@ from cutaway.server.answers import (
 from cutaway.server.asks import CHAT_UNSUPPORTED, ChatAsk, JsonFormat, NamedTool, SchemaFormat, Tool
 from cutaway.server.assemble import Delta, Drawn, Finish
 from cutaway.server.form import call_schema, constraints, rules
+from cutaway.server.opened import Language
 from cutaway.server.problem import Problem
 from cutaway.server.prompts import Prompt, chat_ids, check_biases, check_room
 from cutaway.server.service import Service, new_id, now
-from cutaway.server.shelf import Language
 from cutaway.server.stream import DONE, EventStream, event
 from cutaway.server.tools import Asked, CallReader, beginning, way_of
 from cutaway.server.writing import Plan, Writing, sampling_of, seed_of
@@ -125,7 +125,7 @@ class _Talk:
             choices = [self._choice(index, mine) for index, mine in enumerate(parts)]
             answer = ChatAnswer(id=self.id, created=self.created, model=self.ask.model, choices=choices,
                                 usage=self.writing.usage, seed=self.writing.plan.seed,
-                                system_fingerprint=self.writing.service.fingerprint, timings=self.writing.timings)
+                                system_fingerprint=self.writing.fingerprint, timings=self.writing.timings)
         finally:
             self.writing.close()
         return JSONResponse(answer.model_dump())
@@ -168,7 +168,7 @@ class _Talk:
 
     def _head(self) -> dict[str, Any]:
         return {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.ask.model,
-                "system_fingerprint": self.writing.service.fingerprint}
+                "system_fingerprint": self.writing.fingerprint}
 
     @property
     def _counts(self) -> bool:

@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, Response
 from cutaway.server.answers import CompletionAnswer, TextChoice, TextLogprobs
 from cutaway.server.asks import COMPLETION_UNSUPPORTED, CompletionAsk
 from cutaway.server.assemble import Delta
+from cutaway.server.opened import Language
 from cutaway.server.problem import Problem
 from cutaway.server.prompts import Prompt, check_biases, check_room, text_prompt
 from cutaway.server.service import Service, new_id, now
-from cutaway.server.shelf import Language
 from cutaway.server.stream import DONE, EventStream, event
 from cutaway.server.writing import Plan, Writing, sampling_of, seed_of
 from cutaway.server.written import TextColumns
@@ -68,7 +68,7 @@ class _Continued:
         try:
             choices = [self._choice(index, delta) for index, delta in enumerate(await self.writing.whole())]
             answer = CompletionAnswer(id=self.id, created=self.created, model=self.ask.model, choices=choices,
-                                      usage=self.writing.usage, system_fingerprint=self.writing.service.fingerprint,
+                                      usage=self.writing.usage, system_fingerprint=self.writing.fingerprint,
                                       seed=self.writing.plan.seed, timings=self.writing.timings)
         finally:
             self.writing.close()
@@ -108,7 +108,7 @@ class _Continued:
 
     def _head(self) -> dict[str, Any]:
         return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.ask.model,
-                "system_fingerprint": self.writing.service.fingerprint}
+                "system_fingerprint": self.writing.fingerprint}
 
     @property
     def _counts(self) -> bool:

@@ -16,10 +16,10 @@ from cutaway.server.asks import AssistantTurn, ChatMessage, SystemMessage, UserM
 from cutaway.server.asks_other import RESPONSE_UNSUPPORTED, FlatSchema, InputMessage, ResponseAsk
 from cutaway.server.assemble import Delta, Drawn
 from cutaway.server.form import constraints, rules
+from cutaway.server.opened import Language
 from cutaway.server.problem import Problem
 from cutaway.server.prompts import Prompt, chat_ids, check_room
 from cutaway.server.service import Service, new_id, now
-from cutaway.server.shelf import Language
 from cutaway.server.stream import EventStream, event
 from cutaway.server.writing import Plan, Writing
 from cutaway.server.written import entries

@@ -10,8 +10,8 @@ from cutaway.server.answers_other import (
     ModelCard,
     ModelList,
 )
+from cutaway.server.opened import Language
 from cutaway.server.service import Service
-from cutaway.server.shelf import Language
 
 
 async def health(request: Request, service: Service) -> Response:
@@ -33,7 +33,8 @@ async def metrics(request: Request, service: Service) -> Response:
     for name, found in service.shelf.opened.items():
         if isinstance(found, Language):
             worker = found.worker
-            service.metrics.note(name, worker.figures, waiting=worker.waiting, restarts=worker.restarts)
+            service.metrics.note(name, worker.figures, waiting=worker.waiting, restarts=worker.restarts,
+                                 plain=worker.plain)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

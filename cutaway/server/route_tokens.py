@@ -16,12 +16,12 @@ from cutaway.server.answers_other import (
 from cutaway.server.asks import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, ChatAsk, CompletionAsk
 from cutaway.server.asks_other import DetokenizeAsk, TokenizeAsk
 from cutaway.server.body import decode, parsed, read
+from cutaway.server.opened import Language
 from cutaway.server.problem import Problem
 from cutaway.server.prompts import Ids, chat_ids, shown
 from cutaway.server.route_chat import chat_plan
 from cutaway.server.route_completions import completion_plan
 from cutaway.server.service import Service
-from cutaway.server.shelf import Language
 from cutaway.server.writing import Plan
 from cutaway.text.tokenizer import Tokenizer
 

@@ -1,6 +1,8 @@
 """The models that a server may use: those on its list and no other, opened on first use and closed when idle.
 
 A client sends a name, never a path: what is not on the list does not exist.
+
+Where kernels are still to be compiled, a model that can answers by plain PyTorch meanwhile, and changes over to them.
 """
 
 from __future__ import annotations
@@ -10,118 +12,31 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any
 
 import torch
-from starlette.types import Receive
 
+from cutaway.device import memory_bytes
 from cutaway.errors import CutawayError, MachineError
-from cutaway.models.adapted import open_tokenizer
+from cutaway.models.adapted import line_of, open_tokenizer
 from cutaway.models.classifier import Classifier
-from cutaway.models.model import LanguageModel
+from cutaway.models.folder import count_stored
+from cutaway.models.model import LanguageModel, Model
 from cutaway.models.open import Asked, open_classifier, open_embedder, open_language_model
-from cutaway.models.text_classifier import TextEmbedder
-from cutaway.server.body import Gone, until_gone
+from cutaway.models.text_classifier import TextClassifier, TextEmbedder
+from cutaway.nn.kernels import begin, built, ready, stop, without
 from cutaway.server.limits import Limits
-from cutaway.server.problem import Problem, later, problem_of
+from cutaway.server.opened import Kind, Language, Opened, Reader, kind_of
+from cutaway.server.problem import Problem, problem_of
+from cutaway.server.seat import Seat
 from cutaway.server.served import Served
 from cutaway.server.worker import Worker
 from cutaway.settings import nearest
 from cutaway.text.tokenizer import Tokenizer
 
 log = logging.getLogger("cutaway.server")
-Kind = Literal["text", "vectors", "labels"]
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-@dataclass(eq=False, slots=True)
-class Language:
-    """A model that writes, and the worker that has its engine."""
-
-    name: str
-    tokenizer: Tokenizer
-    vocab_size: int
-    context_length: int
-    reads_source: bool
-    worker: Worker
-    used: float = field(default_factory=time.monotonic)
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody waits for it."""
-        return self.worker.active > 0
-
-    @property
-    def state(self) -> str:
-        """ready, restarting or closed."""
-        return self.worker.state
-
-    async def close(self) -> None:
-        """End its engine."""
-        await self.worker.close()
-
-
-@dataclass(eq=False, slots=True)
-class Reader(Generic[T]):
-    """A model that reads texts whole (an embedder, a classifier), one request at a time in a thread of its own."""
-
-    name: str
-    what: T
-    limits: Limits
-    used: float = field(default_factory=time.monotonic)
-    pending: int = 0
-    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "reader"))
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody waits for it."""
-        return self.pending > 0
-
-    @property
-    def state(self) -> str:
-        """Always ready: it has nothing that could stop."""
-        return "ready"
-
-    async def run(self, receive: Receive, work: Callable[[T], R]) -> tuple[R, float, float]:
-        """What ``work`` makes of the model, and the seconds that it waited and took. Raises Problem 429 where too much
-        waits already, 504 for what takes too long, and Gone where the client left, whose turn is then given up."""
-        if self.pending > self.limits.waiting:
-            raise later(f"{self.pending} requests are waiting, and the queue takes {self.limits.waiting}; come again")
-        self.pending += 1
-        asked = time.perf_counter()
-
-        def timed() -> tuple[R, float, float]:
-            begun = time.perf_counter()
-            made = work(self.what)
-            return made, begun - asked, time.perf_counter() - begun
-
-        running = asyncio.get_running_loop().run_in_executor(self.thread, timed)
-        left = asyncio.create_task(until_gone(receive))
-        either: list[asyncio.Future[Any]] = [running, left]
-        try:
-            await asyncio.wait(either, timeout=self.limits.answer_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if running.done():
-                return running.result()
-            if left.done():
-                raise Gone
-            raise Problem(504, f"the answer took more than {self.limits.answer_seconds:g} seconds",
-                          headers={"x-should-retry": "false"})
-        finally:
-            running.cancel()
-            left.cancel()
-            self.pending -= 1
-            self.used = time.monotonic()
-
-    async def close(self) -> None:
-        """End its thread."""
-        await asyncio.to_thread(self.thread.shutdown)
-
-
-Opened = Language | Reader[TextEmbedder] | Reader[Classifier]
 
 
 @dataclass(eq=False)
@@ -138,6 +53,8 @@ class Shelf:
     began: float = field(default_factory=time.time)
     _doors: dict[str, asyncio.Lock] = field(default_factory=dict)
     _unsuited: dict[tuple[str, Kind], Problem] = field(default_factory=dict)
+    _changes: set[asyncio.Task[None]] = field(default_factory=set)
+    _one: asyncio.Lock = field(default_factory=asyncio.Lock)  # changes over at a time
 
     def known(self, name: str) -> Path:
         """Where a model lies. Raises Problem 404 for a name that is not on the list."""
@@ -200,7 +117,8 @@ class Shelf:
             raise self._unsuited[name, kind]
         begun = time.perf_counter()
         try:
-            found = await asyncio.to_thread(self._read, name, place, kind)
+            plain = await asyncio.to_thread(self._meanwhile, place, kind)
+            found = await asyncio.to_thread(self._read, name, place, kind, plain=plain)
         except MachineError as error:
             raise problem_of(error) from None
         except CutawayError as error:  # without the place: where models lie is not a client's business
@@ -212,17 +130,73 @@ class Shelf:
             found.worker.start()
         self.opened[name] = found
         log.info("opened %s in %.1f s", name, time.perf_counter() - begun)
+        if plain and found.plain:
+            log.warning("%s answers by plain PyTorch while kernels are compiled", name)
+            task = asyncio.create_task(self._change(found, place))
+            self._changes.add(task)
+            task.add_done_callback(self._changes.discard)
         return found
 
-    def _read(self, name: str, place: Path, kind: Kind) -> Opened:
+    def _meanwhile(self, place: Path, kind: Kind) -> bool:
+        """Whether a model is to answer without kernels until they are compiled: int8 and int4 have no such path, and
+        there must be room for a second one."""
+        if kind != "labels" and self.precision in ("int8", "int4"):
+            return False
+        return (kind != "text" or self.place.type == "cpu") and not ready() and _fits_twice(place)
+
+    def _read(self, name: str, place: Path, kind: Kind, *, plain: bool) -> Opened:
         if kind == "vectors":
-            return Reader(name, open_embedder(place, precision=self.precision), self.limits)
+            return Reader(name, self._embedder(place, plain=plain), self.limits, plain)
         if kind == "labels":
-            return Reader(name, open_classifier(place), self.limits)
-        model = open_language_model(place, precision=self.precision, place=self.place)
-        made = [self.engine_for(model)]  # here, where what is wrong with it can be answered
-        worker = Worker(name, lambda: made.pop() if made else self.engine_for(model), self.limits)
-        return Language(name, open_tokenizer(place), model.vocab_size, model.context_length, model.reads_source, worker)
+            classifier = self._classifier(place, plain=plain)
+            return Reader(name, classifier, self.limits, plain and isinstance(classifier, TextClassifier))
+        model, seat = self._writer(place, plain=plain)
+        return Language(name, open_tokenizer(place), model.vocab_size, model.context_length, model.reads_source,
+                        Worker(name, seat, self.limits))
+
+    def _embedder(self, place: Path, *, plain: bool) -> TextEmbedder:
+        with without(plain):
+            return open_embedder(place, precision=self.precision)
+
+    def _classifier(self, place: Path, *, plain: bool) -> Classifier:
+        with without(plain):
+            return open_classifier(place)
+
+    def _writer(self, place: Path, *, plain: bool) -> tuple[LanguageModel, Seat]:
+        with without(plain):
+            model = open_language_model(place, precision=self.precision, place=self.place)
+            made = [self.engine_for(model)]  # here, where what is wrong with it can be answered
+        knows = isinstance(model, Model) and self.place.type == "cpu"  # knows kernels at all
+        return model, Seat(lambda: made.pop() if made else self.engine_for(model),
+                           plain=knows and (plain or built().library is None))
+
+    async def _change(self, found: Opened, place: Path) -> None:
+        """Wait for kernels, open the model with them, and let it go on so. Where that cannot be it stays as it is."""
+        try:
+            kernels = await asyncio.wrap_future(begin())
+            if kernels.library is None:
+                log.warning("%s stays on plain PyTorch: %s", found.name, kernels.reason)
+                return
+            async with self._one:
+                if self.opened.get(found.name) is found:
+                    put = await asyncio.to_thread(self._again, found, place)
+                    if self.opened.get(found.name) is found:  # still: only this thread closes
+                        put()
+                        log.warning("%s answers with kernels from now on", found.name)
+        except MachineError as error:
+            log.warning("%s stays on plain PyTorch: %s", found.name, error)
+        except Exception:
+            log.exception("%s stays on plain PyTorch: it could not be opened with kernels", found.name)
+
+    def _again(self, found: Opened, place: Path) -> Callable[[], None]:
+        """What puts the same model with kernels in the place of a plain one."""
+        if isinstance(found, Language):
+            worker, (_, seat) = found.worker, self._writer(place, plain=False)
+            return lambda: worker.change(seat)
+        reader: Reader[Any] = found
+        opened = self._embedder if isinstance(found.what, TextEmbedder) else self._classifier
+        what = opened(place, plain=False)
+        return lambda: reader.change(what)
 
     async def close_idle(self) -> None:
         """Close what nobody used for a while."""
@@ -234,7 +208,10 @@ class Shelf:
                 await self._shut(name)
 
     async def close(self) -> None:
-        """Close everything."""
+        """Close everything, and end a compiler that would work for nobody."""
+        for task in self._changes:
+            task.cancel()
+        await asyncio.to_thread(stop)
         for name in [*self.opened]:
             await self._shut(name)
 
@@ -247,8 +224,11 @@ class Shelf:
         log.info("closed %s", name)
 
 
-def kind_of(found: Opened) -> Kind:
-    """What a model gives."""
-    if isinstance(found, Language):
-        return "text"
-    return "vectors" if isinstance(found.what, TextEmbedder) else "labels"
+def _fits_twice(place: Path) -> bool:
+    """Whether a model in float32, which is what plain PyTorch may make of it, and the same with kernels take no more
+    than half of this machine's memory."""
+    try:
+        *_, root = line_of(place)
+        return 2 * 4 * count_stored(root) <= memory_bytes() / 2
+    except CutawayError:  # opening it will tell
+        return False

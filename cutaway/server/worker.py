@@ -1,5 +1,6 @@
 """The thread that owns an engine: requests and cancellations come to it through a queue, tokens go back to the event
-loop in one call a step. An engine that fails is replaced; what it was writing ends in an error.
+loop in one call a step. An engine that fails is replaced; what it was writing ends in an error. An engine that a better
+one comes for writes to the end what it has begun, step by step beside the other.
 """
 
 from __future__ import annotations
@@ -11,62 +12,36 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
+from cutaway.device import release_memory
 from cutaway.errors import CutawayError
 from cutaway.generate.request import Event, Request
-from cutaway.server.body import Gone
 from cutaway.server.limits import Limits
 from cutaway.server.problem import Problem, later, problem_of
-from cutaway.server.served import Figures, Served
+from cutaway.server.seat import Call, Seat, summed
+from cutaway.server.served import Figures
 
 log = logging.getLogger("cutaway.server")
 State = Literal["ready", "restarting", "closed"]
 AGAIN, SLOWEST = 0.1, 30.0  # seconds until a failed engine is made again, doubled up to this
 
 
-# a choice's number, its token and when it was there; or why there is no more
-Said = tuple[int, Event, float] | Problem | Gone
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """What one HTTP request wants written, a ticket a choice; the event loop's side of it is ``inbox``."""
-
-    requests: tuple[Request, ...]
-    salt: str = ""
-    submitted: float = field(default_factory=time.perf_counter)
-    started: float | None = None  # when the engine began to read it
-    first: float | None = None  # when its first token was there
-    inbox: deque[Said] = field(default_factory=deque)
-    awake: asyncio.Event = field(default_factory=asyncio.Event)
-    tickets: list[int | None] = field(default_factory=list)  # the worker's alone; None: ended
-    open: bool = True  # the event loop's: it still wants to hear of it
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens that are read for it."""
-        return sum(len(r.tokens) + len(r.source or ()) for r in self.requests)
-
-    def put(self, item: Said) -> None:
-        """Tell the waiting side; on the event loop."""
-        self.inbox.append(item)
-        self.awake.set()
-
-
 _Command = tuple[Literal["submit", "cancel", "drop"], Call, int]
 
 
 class Worker:
-    """Runs ``make()``'s engine in a thread of its own. All methods are for the event loop that ``start`` was called
+    """Runs a seat's engine in a thread of its own. All methods are for the event loop that ``start`` was called
     from."""
 
-    def __init__(self, name: str, make: Callable[[], Served], limits: Limits) -> None:
+    def __init__(self, name: str, seat: Seat, limits: Limits) -> None:
         self.name = name
         self.state: State = "ready"
-        self._make, self._limits = make, limits
-        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._limits = limits
+        self._seat = seat  # the event loop's: whoever comes now gets it
+        self._seats = [seat]  # the thread's: the newest is the last
+        self._gone: list[Figures] = []  # the thread's: of engines that are let go
+        self._commands: queue.SimpleQueue[_Command | Seat | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
         self._calls: set[Call] = set()  # the event loop's: that may still be told something
         self._unread: deque[Call] = deque()  # without a first token, in order
@@ -93,6 +68,16 @@ class Worker:
         """Calls without a token yet."""
         return len(self._unread)
 
+    @property
+    def plain(self) -> bool:
+        """Whether what is submitted now is written without kernels."""
+        return self._seat.plain
+
+    def change(self, seat: Seat) -> None:
+        """Have what is submitted from now on written by another engine; what was before stays where it is."""
+        self._seat = seat
+        self._commands.put(seat)
+
     def submit(self, call: Call) -> None:
         """Have it written. Raises Problem 429 where too much waits already, and 503 for an engine that is not there."""
         if self.state != "ready":
@@ -101,6 +86,7 @@ class Worker:
         if len(self._unread) >= self._limits.waiting or tokens + call.prompt_tokens > self._limits.waiting_tokens:
             raise later(f"{len(self._unread)} requests of {tokens:,} tokens are waiting, and the queue takes "
                         f"{self._limits.waiting} of {self._limits.waiting_tokens:,}; come again")
+        call.seat = self._seat
         self._calls.add(call)
         self._unread.append(call)
         self._commands.put(("submit", call, 0))
@@ -134,59 +120,68 @@ class Worker:
     def _run(self) -> None:
         pause = AGAIN
         while True:
-            owners: dict[int, tuple[Call, int]] = {}
             began = time.monotonic()
             try:
-                self._drive(self._make(), owners)
+                self._seats[-1].begin()
+                self._drive()
                 return
             except Exception:
                 log.exception("the engine of %s failed and is made again", self.name)
                 if self.state == "closed" or not self._tell(self._failed):
                     return
-            del owners
+            for seat in self._seats:
+                seat.end()
+            self._seats, self._gone = self._seats[-1:], []
             pause = AGAIN if time.monotonic() - began > SLOWEST else min(2 * pause, SLOWEST)
             time.sleep(pause)
 
-    def _drive(self, engine: Served, owners: dict[int, tuple[Call, int]]) -> None:
+    def _drive(self) -> None:
         """Steps until the queue says None."""
         self._tell(self._ready)
         while True:
-            while engine.idle or not self._commands.empty():
+            while not self._busy() or not self._commands.empty():
                 command = self._commands.get()
                 if command is None:
                     return
-                self._obey(engine, command, owners)
-                if engine.idle:  # by a cancellation, perhaps: nothing else would say that its pages are free
-                    self._tell(self._stand, engine.stats())
-            step = time.perf_counter()
-            events = engine.step()
-            told: list[tuple[Call, int, Event]] = []
-            for event in events:
-                call, index = owners[event.request]
-                told.append((call, index, event))
-                if event.finish is not None or event.error is not None:
-                    call.tickets[index] = None
-                    del owners[event.request]
-            figures = engine.stats()
-            self._tell(self._deliver, told, figures, (step, time.perf_counter()))
+                self._obey(command)
+                if not self._busy():  # by a cancellation, perhaps: nothing else would say that its pages are free
+                    self._tell(self._stand, self._figures_now())
+            for seat in [seat for seat in self._seats if not seat.idle]:
+                begun = time.perf_counter()
+                told, figures = seat.step(), self._figures_now()
+                waiting = figures.waiting if len(self._seats) == 1 else seat.figures.waiting
+                self._tell(self._deliver, told, seat, waiting, figures, (begun, time.perf_counter()))
 
-    def _obey(self, engine: Served, command: _Command, owners: dict[int, tuple[Call, int]]) -> None:
+    def _busy(self) -> bool:
+        """Whether an engine has something to do. One that has not, and is not the newest, is let go."""
+        done = [seat for seat in self._seats[:-1] if seat.idle]
+        for seat in done:
+            self._gone.append(seat.figures)
+            self._seats.remove(seat)
+            seat.close()
+        if done:
+            release_memory()  # of a whole model, which nothing else refers to
+        return any(not seat.idle for seat in self._seats)
+
+    def _figures_now(self) -> Figures:
+        return summed([seat.figures for seat in self._seats], self._gone)
+
+    def _obey(self, command: _Command | Seat) -> None:
+        if isinstance(command, Seat):
+            self._seats.append(command)
+            command.begin()
+            return
         what, call, index = command
+        seat = call.seat
+        if seat is None or seat not in self._seats:  # it failed, and the call was told; or it is done with it
+            return
         if what == "submit":
             try:
-                for i, request in enumerate(call.requests):
-                    number = engine.submit(request, salt=call.salt)
-                    call.tickets.append(number)
-                    owners[number] = (call, i)
+                seat.submit(call)
             except CutawayError as error:  # what cannot be served ends itself alone
                 self._tell(call.put, problem_of(error))
-        ended = range(len(call.tickets)) if what != "cancel" else (index,)
-        for i in ended if what != "submit" else ():
-            ticket = call.tickets[i] if i < len(call.tickets) else None
-            if ticket is not None and owners.get(ticket) == (call, i):  # and not of an engine that failed since
-                engine.cancel(ticket)
-                call.tickets[i] = None
-                del owners[ticket]
+        else:
+            seat.cancel(call, range(len(call.tickets)) if what == "drop" else (index,))
 
     def _tell(self, what: Callable[..., object], *about: object) -> bool:
         """Call back on the event loop; False where it is gone."""
@@ -212,11 +207,12 @@ class Worker:
         """Where an engine stands that has nothing to do."""
         self._figures = figures
 
-    def _deliver(self, told: Sequence[tuple[Call, int, Event]], figures: Figures, step: tuple[float, float]) -> None:
-        """What came of a step that lasted from when to when."""
+    def _deliver(self, told: Sequence[tuple[Call, int, Event]], seat: Seat, waiting: int, figures: Figures,
+                 step: tuple[float, float]) -> None:
+        """What came of a step that lasted from when to when, and how many requests wait in its engine."""
         begun, when = step
         self._figures = figures
-        self._note_started(figures.waiting, begun)
+        self._note_started(seat, waiting, begun)
         for call, index, event in told:
             if not call.open:
                 continue
@@ -235,11 +231,12 @@ class Worker:
             problem.code = "invalid_json_schema"
         return problem
 
-    def _note_started(self, waiting: int, when: float) -> None:
+    def _note_started(self, seat: Seat, waiting: int, when: float) -> None:
         """The engine takes requests in order: all but the last ``waiting`` of those without a token began in this
         step, if they were there when it began."""
         left = waiting
-        for call in reversed([c for c in self._unread if c.started is None and c.submitted <= when]):
+        mine = [c for c in self._unread if c.seat is seat and c.started is None and c.submitted <= when]
+        for call in reversed(mine):
             if left >= len(call.requests):
                 left -= len(call.requests)
             else:

@@ -18,11 +18,11 @@ from cutaway.server.answers import CachedDetails, Timings, Usage
 from cutaway.server.asks import Drawing
 from cutaway.server.assemble import Assembler, Delta, joined
 from cutaway.server.body import Gone, beside, until_gone
+from cutaway.server.opened import Language
 from cutaway.server.problem import Problem
 from cutaway.server.prompts import Prompt
+from cutaway.server.seat import Call
 from cutaway.server.service import Service, allowance_of, salt_of
-from cutaway.server.shelf import Language
-from cutaway.server.worker import Call
 
 PATIENCE = 1.0  # seconds that a stream waits for its first token, so that what fails at once still has a status
 
@@ -177,6 +177,11 @@ class Writing:
         if self.choices[index].finish is None:
             self.choices[index].finish = "stop"
             self.plan.model.worker.cancel(self.call, index)
+
+    @property
+    def fingerprint(self) -> str:
+        """What gives equal answers to equal seeds: this version, and on which path of it the answer is written."""
+        return f"{self.service.fingerprint}-plain" if self.call.plain else self.service.fingerprint
 
     @property
     def usage(self) -> Usage:

@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from wired import Fake, Wired, serving, tool_tokenizer, write_classifier, write_embedder, write_model
 
+from cutaway.nn import kernels
+
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -36,6 +38,12 @@ def tooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wired]:
     folder = write_model(tmp_path_factory.mktemp("tooled") / "m", tokenizer, context=2048)
     with serving({"tools": folder}, fake=Fake(tokenizer)) as server:
         yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> None:
+    """Servers in this process find kernels compiled, so that none of them changes over in the middle of a test."""
+    kernels.built()
 
 
 @pytest.fixture(autouse=True)
