@@ -121,12 +121,13 @@ class RenderAnswer(Answer):
 
 
 class ModelCard(Answer):
-    """A model that is served."""
+    """A model that is served; an adapter's ``parent`` is the name of its base, where that is served, too."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "cutaway"
+    parent: str | None = None
 
 
 class ModelList(Answer):

@@ -28,7 +28,8 @@ R = TypeVar("R")
 
 @dataclass(eq=False, slots=True)
 class Language:
-    """A model that writes, and the worker that has its engine."""
+    """A model that writes, and the worker that has its engine, perhaps one of several that share it: a base, or an
+    ``adapter`` of it."""
 
     name: str
     tokenizer: Tokenizer
@@ -36,6 +37,7 @@ class Language:
     context_length: int
     reads_source: bool
     worker: Worker
+    adapter: str | None = None
     used: float = field(default_factory=time.monotonic)
 
     @property

@@ -30,11 +30,9 @@ async def ready(request: Request, service: Service) -> Response:
 
 async def metrics(request: Request, service: Service) -> Response:
     """Prometheus' text format."""
-    for name, found in service.shelf.opened.items():
-        if isinstance(found, Language):
-            worker = found.worker
-            service.metrics.note(name, worker.figures, waiting=worker.waiting, restarts=worker.restarts,
-                                 plain=worker.plain)
+    for worker in {found.worker for found in service.shelf.opened.values() if isinstance(found, Language)}:
+        service.metrics.note(worker.name, worker.figures, waiting=worker.waiting, restarts=worker.restarts,
+                             plain=worker.plain)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -51,4 +49,5 @@ async def model(request: Request, service: Service) -> Response:
 
 
 def _card(service: Service, name: str) -> ModelCard:
-    return ModelCard(id=name, created=int(service.shelf.began))
+    line = service.shelf.lines[name]
+    return ModelCard(id=name, created=int(service.shelf.began), parent=line.name if name in line.adapters else None)

@@ -64,7 +64,7 @@ class Plan:
         return tuple(
             Request(prompt.tokens, self._most(prompt), self.sampling, (self.seed + at) % SEEDS,
                     self.model.tokenizer.stop_ids, self.logprobs, prompt.source, prompt_logprobs=self.prompt_logprobs,
-                    constraint=self.constraints[at] if self.constraints else None)
+                    constraint=self.constraints[at] if self.constraints else None, adapter=self.model.adapter)
             for at, prompt in enumerate(p for p in self.prompts for _ in range(self.n)))
 
     def _most(self, prompt: Prompt) -> int:
