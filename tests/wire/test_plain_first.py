@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from wired import Wired, serving, write_model
+from bag_texts import labelled
+from wired import BYTES, Wired, serving, write_model
 
 from cutaway.errors import MachineError
+from cutaway.models.bag import BagConfig, fit_bag
+from cutaway.models.bag_folder import save_bag
+from cutaway.models.kneser_ney import fit
+from cutaway.models.ngram import NGramConfig
+from cutaway.models.ngram_folder import save_ngram
 from cutaway.nn import kernels
 from cutaway.nn.kernels import Built
 from cutaway.server import shelf
@@ -201,6 +209,21 @@ def test_what_would_not_fit_twice_waits(places: dict[str, Path], compiling: Comp
     monkeypatch.setattr(shelf, "memory_bytes", lambda: 16 * numbers - 1)
     assert not made._meanwhile(folder, "text")
     assert not made._meanwhile(tmp_path / "nowhere", "text")  # opening it will tell
+
+
+def test_what_knows_no_kernels_is_never_opened_again(compiling: Compiling, tmp_path: Path,
+                                                     caplog: pytest.LogCaptureFixture) -> None:
+    """A model that counts, and a bag of words."""
+    rows = np.array([BYTES.bos_id, *BYTES.encode("a cat sat on a mat"), BYTES.eos_id] * 3)
+    config = NGramConfig(vocab_size=BYTES.vocab_size, order=2, bos_id=BYTES.bos_id)
+    with warnings.catch_warnings(action="ignore"):
+        save_ngram(tmp_path / "counts", fit(rows, np.arange(4) * (len(rows) // 3), config), BYTES)
+    save_bag(tmp_path / "bag", fit_bag(*labelled(60), BagConfig()))
+    with serving({"counts": tmp_path / "counts", "bag": tmp_path / "bag"}) as wired:
+        assert completed(wired, "counts") == wired.service.fingerprint
+        assert wired.http().post("/v1/classify", json={"model": "bag", "input": "rain"}).status_code == 200
+        assert not plain_of(wired, "counts") and not plain_of(wired, "bag")
+    assert compiling.begun == 0 and "plain" not in caplog.text
 
 
 def test_kernels_that_are_there_are_used_at_once(places: dict[str, Path], compiling: Compiling) -> None:
