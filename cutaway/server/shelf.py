@@ -121,7 +121,7 @@ class Shelf:
         begun = time.perf_counter()
         try:
             if (name, kind) not in self._unsuited:
-                plain = await asyncio.to_thread(self._meanwhile, name, kind)
+                plain = await asyncio.to_thread(self._meanwhile, self.lines[name].base, kind)
                 made = await asyncio.to_thread(self._read, name, kind, plain=plain)
         except MachineError as error:
             raise problem_of(error) from None
@@ -147,12 +147,12 @@ class Shelf:
         way_out = f"; {error.way_out}" if error.way_out else ""
         self._unsuited[name, kind] = Problem(400, f"{name} {error.what}{way_out}", code="model_unsuited", param="model")
 
-    def _meanwhile(self, name: str, kind: Kind) -> bool:
+    def _meanwhile(self, place: Path, kind: Kind) -> bool:
         """Whether a model is to answer without kernels until they are compiled: int8 and int4 have no such path, and
         there must be room for a second one."""
         if kind != "labels" and self.precision in ("int8", "int4"):
             return False
-        return (kind != "text" or self.place.type == "cpu") and not ready() and _fits_twice(self.lines[name].base)
+        return (kind != "text" or self.place.type == "cpu") and not ready() and _fits_twice(place)
 
     def _read(self, name: str, kind: Kind, *, plain: bool) -> Mapping[str, Opened]:
         """The model of a name; of one that writes all that share its engine, as far as they can."""
