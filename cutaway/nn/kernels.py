@@ -234,9 +234,8 @@ def stop() -> None:
 def built() -> Built:
     """Build or find the library, and wait for it; asked once a process. ``CUTAWAY_KERNELS=off`` is PyTorch alone, for
     comparison. Raises MachineError where another thread calls ``stop`` meanwhile."""
-    told = begin()
     try:
-        return told.result()
+        return begin().result()
     except KeyboardInterrupt:  # which the compiler, in a group of its own, did not get
         stop()
         raise

@@ -243,7 +243,7 @@ class Shelf:
         names = [found.name for found in self._together(name)]
         if not names:  # it went with another
             return
-        found = [self.opened.pop(each) for each in names][0]
+        found, *_ = (self.opened.pop(each) for each in names)
         await found.close()
         title = found.worker.name if isinstance(found, Language) else found.name
         del found
