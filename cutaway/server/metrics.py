@@ -68,6 +68,7 @@ class Metrics:
 
     def closed(self, model: str) -> None:
         """The model's engine is gone; its counts begin at nothing when it comes back."""
+        self.plain.labels(model).set(0)
         self.running.labels(model).set(0)
         self.waiting.labels(model).set(0)
         self.cache_used.labels(model).set(0)

@@ -16,7 +16,6 @@ import h11
 import uvicorn
 
 from cutaway.errors import SettingsError
-from cutaway.nn.kernels import stop
 from cutaway.server.guard import Guard
 from cutaway.server.limits import Limits
 from cutaway.server.service import Service
@@ -75,7 +74,6 @@ async def attend(server: uvicorn.Server, listener: socket.socket, limits: Limits
         await server.serve(sockets=[listener])
     finally:
         sweeper.cancel()
-        await asyncio.to_thread(stop)  # who ends it twice does not wait for a compiler either
 
 
 @contextmanager

@@ -171,7 +171,7 @@ class Shelf:
 
     def _embedder(self, place: Path, *, plain: bool) -> TextEmbedder:
         with without(plain):
-            return open_embedder(place, precision=self.precision)
+            return open_embedder(place, precision=self._asked(plain=plain))
 
     def _classifier(self, place: Path, *, plain: bool) -> Classifier:
         with without(plain):
@@ -179,12 +179,17 @@ class Shelf:
 
     def _writer(self, line: Line, *, plain: bool) -> tuple[LanguageModel, Seat]:
         with without(plain):
-            model = open_language_model(line.base, precision=self.precision, place=self.place, adapters=line.adapters,
+            model = open_language_model(line.base, precision=self._asked(plain=plain), place=self.place,
+                                        adapters=line.adapters,
                                         lost=lambda name, error: self._refuse(name, "text", error))
             made = [self.engine_for(model)]  # here, where what is wrong with it can be answered
         knows = isinstance(model, Model) and self.place.type == "cpu"  # knows kernels at all
         return model, Seat(lambda: made.pop() if made else self.engine_for(model),
                            plain=knows and (plain or built().library is None))
+
+    def _asked(self, *, plain: bool) -> Asked:
+        """The precision; float32 for a while, where the machine might be measured for seconds to know a better one."""
+        return "float32" if plain and self.precision == "stored" else self.precision
 
     async def _change(self, found: Opened) -> None:
         """Wait for kernels, open the model with them, and let it go on so. Where that cannot be it stays as it is."""
@@ -253,8 +258,8 @@ class Shelf:
 
 
 def _fits_twice(place: Path) -> bool:
-    """Whether a model in float32, which is what plain PyTorch may make of it, and the same with kernels take no more
-    than half of this machine's memory."""
+    """Whether a model in float32, as which it answers plainly, and the same with kernels, which is no larger, take no
+    more than half of this machine's memory."""
     try:
         *_, root = line_of(place)
         return 2 * 4 * count_stored(root) <= memory_bytes() / 2

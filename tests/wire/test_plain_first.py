@@ -33,11 +33,12 @@ needs_kernels = pytest.mark.skipif(kernels.built().library is None, reason=kerne
 
 @dataclass
 class Compiling:
-    """A compilation that ends when a test says so; ``plain``: of each model that was opened, whether so."""
+    """A compilation that ends when a test says so; of each model that was opened whether so, and as what."""
 
     told: Future[Built] = field(default_factory=Future)
     begun: int = 0
     plain: list[bool] = field(default_factory=list)
+    asked: list[str | None] = field(default_factory=list)
     fails: Exception | None = None
 
     def begin(self) -> Future[Built]:
@@ -61,6 +62,7 @@ def _noted(opened: Any, compiling: Compiling) -> Any:
         if compiling.fails is not None and compiling.plain:
             raise compiling.fails
         compiling.plain.append(kernels._here.without)
+        compiling.asked.append(how.get("precision"))
         return opened(*given, **how)
 
     return open_it
@@ -211,6 +213,18 @@ def test_what_would_not_fit_twice_waits(places: dict[str, Path], compiling: Comp
     assert not made._meanwhile(tmp_path / "nowhere", "text")  # opening it will tell
 
 
+def test_nothing_is_measured_before_the_first_answer(places: dict[str, Path], compiling: Compiling) -> None:
+    """What is stored in few bits is read in what this machine is faster in, which takes seconds to find out."""
+    made = shelf.Shelf(places, Limits(), lambda model: None, "stored")  # type: ignore[arg-type, return-value]
+    for plain in (True, False):
+        made._writer(places["tiny"], plain=plain)
+        made._embedder(places["owner/vectors"], plain=plain)
+    assert compiling.asked == ["float32", "float32", "stored", "stored"]
+    made.precision = "bfloat16"
+    made._writer(places["tiny"], plain=True)
+    assert compiling.asked[-1] == "bfloat16"
+
+
 def test_what_knows_no_kernels_is_never_opened_again(compiling: Compiling, tmp_path: Path,
                                                      caplog: pytest.LogCaptureFixture) -> None:
     """A model that counts, and a bag of words."""
@@ -231,6 +245,19 @@ def test_kernels_that_are_there_are_used_at_once(places: dict[str, Path], compil
     with serving(places) as wired:
         completed(wired)
         assert compiling.plain == [False] and compiling.begun == 0
+
+
+def test_an_application_that_ends_ends_the_compiler(places: dict[str, Path], compiling: Compiling,
+                                                    monkeypatch: pytest.MonkeyPatch,
+                                                    caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever serves it, by its lifespan alone; who waited for the compiler says nothing then."""
+    def stop() -> None:
+        compiling.told.set_exception(MachineError("kernels were not compiled to the end"))
+
+    monkeypatch.setattr(shelf, "stop", stop)
+    with serving(places) as wired:
+        completed(wired)
+    assert compiling.told.done() and "stays on" not in caplog.text
 
 
 @needs_kernels
