@@ -17,7 +17,7 @@ from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import Classes, Head, TokenHead, VectorHead
 from cutaway.models.model import Model, build
 from cutaway.models.recurrent import RecurrentConfig
-from cutaway.models.transformer import PLAIN, Shape, TransformerConfig
+from cutaway.models.transformer import PLAIN, Shape, TransformerConfig, Variant
 from cutaway.nn.position import LinearStretch
 from cutaway.nn.recurrence import Cell
 from cutaway.objectives.classify import Classify
@@ -82,6 +82,17 @@ CONFIGS |= {"around": _config(2, 4, 2, tied=True).model_copy(update={"variant": 
 ENCODERS = {"encoder": _shaped("encoder", 2, tied=True), "encoder-untied": _shaped("encoder", 1, tied=False),
             "encoder-post": _shaped("encoder", 2, tied=True).model_copy(update={"variant": _POST})}
 EVERY = CONFIGS | ENCODERS
+# decoders by what they do otherwise, for models larger than these
+VARIANTS: dict[str, Variant | None] = {
+    "plain": None,
+    "grouped by three": None,
+    "head norm": Variant(family="qwen3", head_norm=True),
+    "around, windows": Variant(family="gemma3_text", order="around", head_norm=True, window=20, local_layers=(0, 2),
+                               local_theta=1000.0, activation="gelu_tanh", embedding_scale=8.0),
+    "gpt2": Variant(family="gpt2", norm="layer", norm_bias=True, gated=False, activation="gelu_tanh", inner_bias=True,
+                    attention_biases="all", positions="learned"),
+    "qkv biases": Variant(family="qwen2", attention_biases="qkv"),
+}
 
 
 @dataclass(frozen=True)
