@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -93,6 +94,23 @@ VARIANTS: dict[str, Variant | None] = {
                     attention_biases="all", positions="learned"),
     "qkv biases": Variant(family="qwen2", attention_biases="qkv"),
 }
+LENGTH = 96  # of contexts of several pages
+DECODERS = {name: config.model_copy(update={"context_length": LENGTH}) for name, config in CONFIGS.items()
+            if isinstance(config, TransformerConfig) and config.shape == "decoder"}
+DECODERS |= {name: TransformerConfig(vocab_size=VOCABULARY, hidden_size=96, num_layers=3, num_heads=6, num_kv_heads=2,
+                                     intermediate_size=64, context_length=LENGTH, variant=variant)
+             for name, variant in VARIANTS.items()}
+
+
+@cache
+def decoder(name: str) -> Model:
+    """One of ``DECODERS`` whose logits are far from even, and whose norms and biases say something; for reading."""
+    model = build(DECODERS[name], seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(noise, alpha=0.1).mul_(1.5 if parameter.ndim > 1 else 1)
+    return model.eval()
 
 
 @dataclass(frozen=True)

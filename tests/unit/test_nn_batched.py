@@ -5,38 +5,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from functools import cache
 
 import pytest
 import torch
-from tiny import CONFIGS, VARIANTS
+from tiny import DECODERS, LENGTH, decoder
 from torch import Tensor
 
 from cutaway.batch import Batch
 from cutaway.models.model import Model, build
-from cutaway.models.transformer import TransformerConfig
 from cutaway.nn import batched
 from cutaway.nn.batched import BatchedStack
 from cutaway.nn.captured import WARM_UP, Again, Capture, Pass, bucket, called
 from cutaway.nn.paged import PAGE, Reading
-
-LENGTH = 96
-DECODERS = {name: config.model_copy(update={"context_length": LENGTH}) for name, config in CONFIGS.items()
-            if isinstance(config, TransformerConfig) and config.shape == "decoder"}
-DECODERS |= {name: TransformerConfig(vocab_size=48, hidden_size=96, num_layers=3, num_heads=6, num_kv_heads=2,
-                                     intermediate_size=64, context_length=LENGTH, variant=variant)
-             for name, variant in VARIANTS.items()}
-
-
-@cache
-def made(name: str) -> Model:
-    """A decoder whose logits are far from even, and whose norms and biases say something."""
-    model = build(DECODERS[name], seed=3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-            parameter.add_(noise, alpha=0.1).mul_(1.5 if parameter.ndim > 1 else 1)
-    return model.eval()
 
 
 def pages_of(model: Model, count: int, capture: Capture | None = None) -> BatchedStack:
@@ -88,7 +68,7 @@ class Taped:
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_token_of_many_rows_is_what_each_gives_alone(name: str) -> None:
     """Rows of all lengths around the borders of pages, two of them with a beginning in common, come and go."""
-    model, tape = made(name), Taped()
+    model, tape = decoder(name), Taped()
     pages, order = pages_of(model, 40, tape), torch.randperm(40, generator=torch.Generator().manual_seed(0)).tolist()
     lengths = [1, 15, 16, 17, 31, 48]
     rows = [tokens_of(LENGTH, i) for i in range(len(lengths))]
@@ -109,7 +89,7 @@ def test_a_token_of_many_rows_is_what_each_gives_alone(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_together_and_one_by_one_are_the_same(name: str) -> None:
     """Prompts of all lengths beside rows that write, in one reading and in one of each, every logit wanted or some."""
-    model = made(name)
+    model = decoder(name)
     together, apart = pages_of(model, 30), pages_of(model, 30)
     sizes = [(0, 1), (20, 1), (0, 33), (16, 32), (5, 30), (0, 2)]
     rows = [tokens_of(before + count, i) for i, (before, count) in enumerate(sizes)]
@@ -131,13 +111,14 @@ def test_together_and_one_by_one_are_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["around, windows", "gpt2"])
 def test_what_is_too_much_for_a_pass_takes_several(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made(name)
+    model = decoder(name)
     monkeypatch.setattr(batched, "PAIRS", 40)
     monkeypatch.setattr(batched, "GATHERED", 8)
-    runs: list[tuple[int, ...]] = []
+    runs, tape = list[tuple[int, ...]](), Taped()
 
     def noted(run: Pass, inputs: Tensor) -> Again:
-        return lambda: runs.append(tuple(inputs.shape)) or run(inputs)  # type: ignore[func-returns-value]
+        again = tape(run, inputs)
+        return lambda: (runs.append(tuple(inputs.shape)), again())[1]
 
     pages = pages_of(model, 25, noted)
     rows = [tokens_of(n, n) for n in (70, 66, 20, 19, 3)]
@@ -153,7 +134,7 @@ def test_what_is_too_much_for_a_pass_takes_several(name: str, monkeypatch: pytes
 
 def test_what_others_left_touches_nobody() -> None:
     """A page that held what is no number, and one that a broken row wrote beside the others."""
-    model = made("tied")
+    model = decoder("tied")
     pages, one, other = pages_of(model, 4), tokens_of(33, 1), tokens_of(20, 2)
     read(model, Reading.of([(one[:32], 0, [0, 1]), (other[:19], 0, [2, 3])], []), pages)
     pages.values[:, 2].fill_(torch.nan)  # of the other, which reads on
@@ -165,7 +146,7 @@ def test_what_others_left_touches_nobody() -> None:
 def test_buckets_are_few() -> None:
     assert [bucket(n) for n in (1, 2, 3, 4, 5, 8, 9, 200, 256)] == [1, 2, 4, 4, 8, 8, 16, 256, 256]
     assert [bucket(n, 6) for n in (1, 3, 4, 5, 6)] == [1, 4, 4, 6, 6]
-    model, tape = made("tied"), Taped()
+    model, tape = decoder("tied"), Taped()
     pages = pages_of(model, 6 * 16, tape)
     for many, before in itertools.product(range(1, 17), (0, 15, 16, 40, 70, 95)):
         own = [range(6 * i, 6 * i + 6) for i in range(many)]
