@@ -9,6 +9,7 @@ B rows, T tokens, W pages of a row, S = W * PAGE keys.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from cutaway.nn.paged import PAGE, PagedStack, Reading, laid_out
 Rows = NDArray[np.int64]
 ALIKE = 0.7  # prompts are padded together where the shortest has at least so much of the longest
 PAIRS = 1 << 21  # query-key pairs of one pass over prompts: bounds the memory that masks and scores take
-GATHERED = 1 << 14  # pages of one pass over single tokens, whose keys and values of a layer are laid side by side
+FEW, JOINED = 8, 64  # tokens of a row, and of all rows with their padding, that are read beside single ones
+GATHERED = 1 << 14  # pages of one such pass, whose keys and values of a layer are laid side by side
 _BEFORE, _COUNT, _HEAD = 0, 1, 2  # columns of what a pass is given: what a row has, what it reads; tokens, pages
 
 
@@ -34,7 +36,8 @@ class PagedCache:
     for the device.
 
     The last page is nobody's: tokens behind a row's ``counts`` are written there. A page is cleared when its first
-    token is written, so that what others left there is not multiplied by 0.
+    token is written, so that what others left there is not multiplied by 0; where a row has yet to begin a page its
+    table names one that holds finite numbers.
     """
 
     memory: Memory | None = None
@@ -79,8 +82,8 @@ class BatchedStack:
     """A causal ``stack`` with room for ``count`` pages of its keys and values, which it keeps in ``dtype``, and one
     more that padding is written to.
 
-    Steps of single tokens come in few shapes, rows and pages rounded up to powers of two, so that they can be
-    captured; ``capture`` is the device's own if not given. Prompts are read padded, those of like length together.
+    Steps of single tokens, and of few more, come in few shapes, so that they can be captured; ``capture`` is the
+    device's own if not given. Prompts are read padded, those of like length together.
     """
 
     exact = False  # a product's last digit depends on its shape
@@ -92,28 +95,24 @@ class BatchedStack:
         self.device = stack.embedding.weight.device
         shape = (len(stack.blocks), count + self.spare, PAGE, kv_heads, size)
         self.keys, self.values = (torch.empty(shape, dtype=dtype, device=self.device) for _ in range(2))
-        self.steps = Replays(lambda sheet: self._read(sheet, 1)[:, 0], self.device, capture)
+        self.replays = Replays(self._read, self.device, capture)
         self._whole = -(-stack.layout.context_length // PAGE)
 
     @torch.inference_mode()
     def hidden(self, reading: Reading) -> Tensor:
         """Read; hidden states ``(R, width)`` where they are wanted."""
-        counts = np.diff(reading.begins)
-        found, where = list[Tensor](), np.empty(len(reading.tokens), np.int64)
-        start = 0
-        for rows in self._singles(reading, np.flatnonzero(counts == 1)):
-            sheet = _sheet(reading, rows, spare=self.count, many=bucket(len(rows)),
-                           width=bucket(_width(reading, rows), self._whole))
-            found.append(self.steps(sheet)[: len(rows)].clone())  # the next pass writes over it
-            where[reading.begins[rows]] = start + np.arange(len(rows))
-            start += len(rows)
-        for rows, begin, steps in _pieces(counts, reading.before, np.flatnonzero(counts > 1)):
-            sheet = _sheet(reading, rows, spare=self.count, begin=begin, steps=steps)
-            found.append(self._read(torch.from_numpy(sheet).to(self.device), steps).flatten(0, 1))
-            for row, own in enumerate(sheet[:, _COUNT].tolist()):
-                first = reading.begins[rows[row]] + begin
-                where[first : first + own] = start + row * steps + np.arange(own)
-            start += len(rows) * steps
+        found, where, start = list[Tensor](), np.empty(len(reading.tokens), np.int64), 0
+        for part in _passes(reading, self._whole):
+            sheet, steps = _sheet(reading, part, spare=self.count), part.steps
+            if part.often:
+                out = self.replays(sheet, steps)[: len(part.rows)].clone()  # the next pass writes over it
+            else:
+                out = self._read(torch.from_numpy(sheet).to(self.device, non_blocking=True), steps)
+            found.append(out.flatten(0, 1))
+            at, real = np.arange(steps), np.arange(steps) < sheet[: len(part.rows), _COUNT, None]
+            places = start + np.arange(real.size).reshape(real.shape)
+            where[(reading.begins[part.rows, None] + part.begin + at)[real]] = places[real]
+            start += real.size
         wanted = where[reading.wanted]
         hidden = found[0] if len(found) == 1 else torch.cat(found)
         if len(wanted) == len(hidden) and bool((np.diff(wanted, prepend=-1) == 1).all()):
@@ -128,56 +127,77 @@ class BatchedStack:
         out: Tensor = self.stack(Batch(tokens), dtype=self.dtype, state=state, counts=counts)
         return out
 
-    def _singles(self, reading: Reading, rows: Rows) -> Iterator[Rows]:
-        """Rows that read one token, as many of one pass as their pages allow: all of them, or the longest apart."""
-        rows = rows[np.argsort(-reading.before[rows], kind="stable")]
-        while len(rows):
-            most = max(1, GATHERED // bucket(_width(reading, rows[:1]), self._whole))
-            many = min(len(rows), 1 << (most.bit_length() - 1))
-            yield np.sort(rows[:many])
-            rows = rows[many:]
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Which sequences are read together, at most ``steps`` tokens each behind the first ``begin`` of theirs now, with
+    ``width`` pages, filled up to ``many`` rows. What comes ``often`` has one of few shapes."""
+
+    rows: Rows
+    begin: int
+    steps: int
+    many: int
+    width: int
+    often: bool
 
 
-def _sheet(reading: Reading, rows: Rows, *, spare: int, many: int | None = None, width: int | None = None,
-           begin: int = 0, steps: int = 1) -> NDArray[np.int64]:
-    """What a pass reads, ``(many, 2 + steps + width)``: how many tokens each of ``rows`` has, how many it reads, at
-    most ``steps`` behind its first ``begin``, those, and its pages.
-
-    More rows than there are read a token into the ``spare`` page. Behind a row's own pages its first one stands: what
-    others left in theirs may not even be finite.
-    """
-    width = _width(reading, rows, begin + steps) if width is None else width
-    sheet = np.zeros((len(rows) if many is None else many, _HEAD + steps + width), np.int64)
-    sheet[len(rows) :, _COUNT], sheet[len(rows) :, _HEAD + steps :] = 1, spare
-    firsts, ends = reading.begins[rows] + begin, reading.begins[rows + 1]
-    own = sheet[: len(rows)]
-    own[:, _BEFORE], own[:, _COUNT] = reading.before[rows] + begin, np.minimum(ends - firsts, steps)
-    at = np.minimum(firsts[:, None] + np.arange(steps), ends[:, None] - 1)  # behind its last token that one again
-    own[:, _HEAD : _HEAD + steps] = reading.tokens.numpy()[at]
-    held = np.arange(width) * PAGE < (own[:, _BEFORE] + own[:, _COUNT])[:, None]
-    columns = np.minimum(np.arange(width), reading.pages.shape[1] - 1)
-    own[:, _HEAD + steps :] = np.where(held, reading.pages[rows][:, columns], reading.pages[rows, :1])
-    return sheet
+def _passes(reading: Reading, whole: int) -> Iterator[_Pass]:
+    """All of a reading. Who reads few tokens (one and some proposed) is in one pass with those that read one: padding
+    costs less than to fetch the weights again."""
+    counts = np.diff(reading.begins)
+    few = np.flatnonzero(counts <= FEW)
+    steps = bucket(int(counts[few].max(initial=1)))
+    if bucket(max(1, len(few))) * steps > JOINED:
+        few, steps = np.flatnonzero(counts == 1), 1
+    rest = np.setdiff1d(np.arange(len(counts)), few)
+    few = few[np.argsort(-reading.before[few], kind="stable")]
+    while len(few):  # all of them, or the longest apart
+        width = bucket(_width(reading, few, steps), whole)
+        many = min(len(few), bucket(1 + GATHERED // width) // 2 or 1)
+        yield _Pass(np.sort(few[:many]), 0, steps, bucket(many), width, often=True)
+        few = few[many:]
+    yield from _prompts(reading, counts, rest)
 
 
-def _width(reading: Reading, rows: Rows, steps: int = 1) -> int:
-    """Pages of the longest of some rows, when each has read at most so many of its tokens."""
-    lengths = reading.before[rows] + np.minimum(np.diff(reading.begins)[rows], steps)
-    return -(-int(lengths.max()) // PAGE)
-
-
-def _pieces(counts: NDArray[np.int32], before: NDArray[np.int32], rows: Rows) -> Iterator[tuple[Rows, int, int]]:
-    """Of ``rows`` that read ``counts`` tokens behind ``before``: which are read together, behind how many of those
-    tokens, and how many of them."""
+def _prompts(reading: Reading, counts: NDArray[np.int32], rows: Rows) -> Iterator[_Pass]:
+    """Those that read many, the longest first, as far as they are alike."""
     rows = rows[np.argsort(-counts[rows], kind="stable")]
     while len(rows):
         longest = int(counts[rows[0]])
         many = int((counts[rows] >= ALIKE * longest).sum())
         group, rows = rows[:many], rows[many:]
-        deepest = int((before[group] + counts[group]).max())
+        deepest = int((reading.before[group] + counts[group]).max())
         steps = max(1, min(longest, PAIRS // (many * deepest)))
         for begin in range(0, longest, steps):
-            yield group[counts[group] > begin], begin, min(steps, longest - begin)
+            some, now = group[counts[group] > begin], min(steps, longest - begin)
+            yield _Pass(some, begin, now, len(some), _width(reading, some, begin + now), often=False)
+
+
+def _width(reading: Reading, rows: Rows, steps: int) -> int:
+    """Pages of the longest of some rows, when each has read at most so many of its tokens."""
+    lengths = reading.before[rows] + np.minimum(np.diff(reading.begins)[rows], steps)
+    return -(-int(lengths.max()) // PAGE)
+
+
+def _sheet(reading: Reading, part: _Pass, *, spare: int) -> NDArray[np.int64]:
+    """What a pass reads, ``(many, 2 + steps + width)``: how many tokens each row has, how many it reads, those, and its
+    pages.
+
+    Rows of nobody read a token into the ``spare`` page. Behind a row's own pages its first one stands: what others left
+    in theirs may not even be finite.
+    """
+    rows, steps = part.rows, part.steps
+    sheet = np.zeros((part.many, _HEAD + steps + part.width), np.int64)
+    sheet[len(rows) :, _COUNT], sheet[len(rows) :, _HEAD + steps :] = 1, spare
+    firsts, ends = reading.begins[rows] + part.begin, reading.begins[rows + 1]
+    own = sheet[: len(rows)]
+    own[:, _BEFORE], own[:, _COUNT] = reading.before[rows] + part.begin, np.minimum(ends - firsts, steps)
+    at = np.minimum(firsts[:, None] + np.arange(steps), ends[:, None] - 1)  # behind its last token that one again
+    own[:, _HEAD : _HEAD + steps] = reading.tokens.numpy()[at]
+    held = np.arange(part.width) * PAGE < (own[:, _BEFORE] + own[:, _COUNT])[:, None]
+    columns = np.minimum(np.arange(part.width), reading.pages.shape[1] - 1)
+    own[:, _HEAD + steps :] = np.where(held, reading.pages[rows][:, columns], reading.pages[rows, :1])
+    return sheet
 
 
 def pages_of(stack: Stack, count: int, *, dtype: torch.dtype) -> PagedStack | BatchedStack:

@@ -66,24 +66,27 @@ def capture_for(device: torch.device) -> Capture:
 
 
 class Replays:
-    """``run`` for inputs that come as arrays of a few shapes, each made ready when it comes first."""
+    """``run`` on inputs that come as arrays of a few shapes and with a few ``steps``; each pair of these is made ready
+    when it comes first."""
 
-    def __init__(self, run: Pass, device: torch.device, capture: Capture | None = None) -> None:
+    def __init__(self, run: Callable[[Tensor, int], Tensor], device: torch.device,
+                 capture: Capture | None = None) -> None:
         self._run, self._device = run, device
         self._capture = capture_for(device) if capture is None else capture
         self._ready: dict[tuple[int, ...], tuple[Tensor, Again]] = {}
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Those that have come, the first one first."""
+        """Those that have come, behind their ``steps``, the first one first."""
         return list(self._ready)
 
-    def __call__(self, inputs: NDArray[np.int64]) -> Tensor:
+    def __call__(self, inputs: NDArray[np.int64], steps: int) -> Tensor:
         """``run`` on ``inputs``; the result holds until the next call."""
-        if inputs.shape not in self._ready:
+        key = (steps, *inputs.shape)
+        if key not in self._ready:
             room = torch.from_numpy(inputs).to(self._device, copy=True)  # the pass is run on it to make it ready
-            self._ready[inputs.shape] = room, self._capture(self._run, room)
-        room, again = self._ready[inputs.shape]
+            self._ready[key] = room, self._capture(lambda given: self._run(given, steps), room)
+        room, again = self._ready[key]
         room.copy_(torch.from_numpy(inputs), non_blocking=True)  # so small that the driver takes it at once
         return again()
 
