@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import DECODERS, decoder
+from tiny import DECODERS, ENCODERS, EVERY, decoder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cutaway.errors import MachineError
@@ -20,7 +20,7 @@ from cutaway.generate.paged import PagedRunner
 from cutaway.generate.request import Completion, Event, Request, Sampling
 from cutaway.generate.runner import StateRunner, runner_for
 from cutaway.generate.speculate import PromptLookup
-from cutaway.models.model import Model
+from cutaway.models.model import Model, build
 from cutaway.nn.batched import BatchedStack
 
 GREEDY = Sampling(temperature=0)
@@ -114,6 +114,12 @@ def test_who_is_served_over_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runner_for(model, max_rows=4, cache_bytes=7 * model.page_bytes).num_pages == 6
     with pytest.raises(MachineError, match=f"holds 80 tokens.*at least {7 * model.page_bytes}"):
         runner_for(model, max_rows=4, cache_bytes=7 * model.page_bytes - 1)
+
+
+@pytest.mark.parametrize("config", [*ENCODERS, "encoder-decoder", "lstm"])
+def test_only_decoders_have_pages(config: str) -> None:
+    model = build(EVERY[config])
+    assert model.page_bytes is None and model.new_pages(1) is None
 
 
 def test_a_gpu_gives_pages_half_of_what_is_free_there(monkeypatch: pytest.MonkeyPatch) -> None:
