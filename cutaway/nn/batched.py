@@ -183,12 +183,12 @@ def _sheet(reading: Reading, part: _Pass, *, spare: int) -> NDArray[np.int64]:
     """What a pass reads, ``(many, 2 + steps + width)``: how many tokens each row has, how many it reads, those, and its
     pages.
 
-    Rows of nobody read a token into the ``spare`` page. Behind a row's own pages its first one stands: what others left
+    Rows of nobody write to the ``spare`` page. Behind a row's own pages its first one stands: what others left
     in theirs may not even be finite.
     """
     rows, steps = part.rows, part.steps
     sheet = np.zeros((part.many, _HEAD + steps + part.width), np.int64)
-    sheet[len(rows) :, _COUNT], sheet[len(rows) :, _HEAD + steps :] = 1, spare
+    sheet[len(rows) :, _HEAD + steps :] = spare
     firsts, ends = reading.begins[rows] + part.begin, reading.begins[rows + 1]
     own = sheet[: len(rows)]
     own[:, _BEFORE], own[:, _COUNT] = reading.before[rows] + part.begin, np.minimum(ends - firsts, steps)

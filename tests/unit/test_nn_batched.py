@@ -113,7 +113,7 @@ def test_together_and_one_by_one_are_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", ["around, windows", "gpt2"])
 def test_what_is_too_much_for_a_pass_takes_several(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder(name)
-    monkeypatch.setattr(batched, "PAIRS", 40)
+    monkeypatch.setattr(batched, "PAIRS", 700)
     monkeypatch.setattr(batched, "GATHERED", 8)
     runs, tape = list[tuple[int, ...]](), Taped()
 
@@ -122,11 +122,19 @@ def test_what_is_too_much_for_a_pass_takes_several(name: str, monkeypatch: pytes
         return lambda: (runs.append(tuple(inputs.shape)), again())[1]
 
     pages = pages_of(model, 25, noted)
+    plain, prompts = pages._read, list[tuple[int, int]]()
+
+    def read_noted(sheet: Tensor, steps: int) -> Tensor:
+        prompts.append((len(sheet), steps))
+        return plain(sheet, steps)
+
+    monkeypatch.setattr(pages, "_read", read_noted)
     rows = [tokens_of(n, n) for n in (70, 66, 20, 19, 3)]
     own = [range(5 * i, 5 * i + 5) for i in range(5)]
     found = read(model, Reading.of([(row[:-1], 0, p) for row, p in zip(rows, own, strict=True)], range(173)), pages)
     for logits, row in zip(found.split([len(row) - 1 for row in rows]), rows, strict=True):
         near(logits, model, row[:-1])
+    assert prompts == [*[(2, 5)] * 13, (1, 4), (2, 18), (1, 1)]
     last = Reading.of([(row[-1:], len(row) - 1, p) for row, p in zip(rows, own, strict=True)], [4, 1, 0, 2, 3])
     for logits, i in zip(read(model, last, pages), (4, 1, 0, 2, 3), strict=True):
         near(logits[None], model, rows[i])
@@ -134,12 +142,14 @@ def test_what_is_too_much_for_a_pass_takes_several(name: str, monkeypatch: pytes
     assert runs[1:] == [(1, 2 + 1 + 6), (1, 2 + 1 + 6), (4, 2 + 1 + 2)]  # 5 pages are a bucket of 6, a whole context
 
 
-def test_few_tokens_are_read_in_one_pass_with_single_ones() -> None:
+def test_few_tokens_are_read_in_one_pass_with_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some that were proposed beside rows that read one; not where padding would make them many."""
     model = decoder("around")
-    for many, counts, shapes in ((3, (1, 3, 1), [(4, 4, 2 + 4 + 4)]), (1, (8,), [(8, 1, 2 + 8 + 4)]),
-                                 (2, (9, 1), [(1, 1, 2 + 1 + 4)]),
-                                 (9, (1, 5, *[1] * 7), [(1, 8, 2 + 1 + 4)])):
+    for joined, counts, shapes in ((64, (1, 3, 1), [(4, 4, 2 + 4 + 4)]), (64, (8,), [(8, 1, 2 + 8 + 4)]),
+                                   (64, (9, 1), [(1, 1, 2 + 1 + 4)]), (7, (1, 2, 1), [(1, 2, 2 + 1 + 4)]),
+                                   (64, (1, 5, *[1] * 7), [(1, 8, 2 + 1 + 4)])):
+        monkeypatch.setattr(batched, "JOINED", joined)
+        many = len(counts)
         pages, tape = pages_of(model, 4 * many, Taped()), [tokens_of(40 + i, i) for i in range(many)]
         own = [range(4 * i, 4 * i + 4) for i in range(many)]
         read(model, Reading.of([(row, 0, p) for row, p in zip(tape, own, strict=True)], []), pages)
