@@ -92,6 +92,14 @@ def memory_bytes(root: Path = ROOT) -> int:
     return min(limits)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nobody has; what PyTorch keeps of it, freed and ready to be taken again, counts."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def _cgroups(controller: str, root: Path) -> Iterator[Path]:
     """Folders whose limits bind this process: its own group and every one above it, for v2 and for v1."""
     for line in _read(root / "proc/self/cgroup").splitlines():

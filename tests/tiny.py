@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from cutaway.models.convolution import ConvolutionConfig
 from cutaway.models.heads import Classes, Head, TokenHead, VectorHead
 from cutaway.models.model import Model, build
 from cutaway.models.recurrent import RecurrentConfig
-from cutaway.models.transformer import PLAIN, Shape, TransformerConfig
+from cutaway.models.transformer import PLAIN, Shape, TransformerConfig, Variant
 from cutaway.nn.position import LinearStretch
 from cutaway.nn.recurrence import Cell
 from cutaway.objectives.classify import Classify
@@ -82,6 +83,34 @@ CONFIGS |= {"around": _config(2, 4, 2, tied=True).model_copy(update={"variant": 
 ENCODERS = {"encoder": _shaped("encoder", 2, tied=True), "encoder-untied": _shaped("encoder", 1, tied=False),
             "encoder-post": _shaped("encoder", 2, tied=True).model_copy(update={"variant": _POST})}
 EVERY = CONFIGS | ENCODERS
+# decoders by what they do otherwise, for models larger than these
+VARIANTS: dict[str, Variant | None] = {
+    "plain": None,
+    "grouped by three": None,
+    "head norm": Variant(family="qwen3", head_norm=True),
+    "around, windows": Variant(family="gemma3_text", order="around", head_norm=True, window=20, local_layers=(0, 2),
+                               local_theta=1000.0, activation="gelu_tanh", embedding_scale=8.0),
+    "gpt2": Variant(family="gpt2", norm="layer", norm_bias=True, gated=False, activation="gelu_tanh", inner_bias=True,
+                    attention_biases="all", positions="learned"),
+    "qkv biases": Variant(family="qwen2", attention_biases="qkv"),
+}
+LENGTH = 96  # of contexts of several pages
+DECODERS = {name: config.model_copy(update={"context_length": LENGTH}) for name, config in CONFIGS.items()
+            if isinstance(config, TransformerConfig) and config.shape == "decoder"}
+DECODERS |= {name: TransformerConfig(vocab_size=VOCABULARY, hidden_size=96, num_layers=3, num_heads=6, num_kv_heads=2,
+                                     intermediate_size=64, context_length=LENGTH, variant=variant)
+             for name, variant in VARIANTS.items()}
+
+
+@cache
+def decoder(name: str) -> Model:
+    """One of ``DECODERS`` whose logits are far from even, and whose norms and biases say something; for reading."""
+    model = build(DECODERS[name], seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(noise, alpha=0.1).mul_(1.5 if parameter.ndim > 1 else 1)
+    return model.eval()
 
 
 @dataclass(frozen=True)

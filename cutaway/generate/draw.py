@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cutaway.errors import ModelError, RequestError
+from cutaway.errors import RequestError
 from cutaway.generate.request import Alternative, FinishReason, Request, Scores
-from cutaway.generate.sample import Chain, Seen, chain, keys, uniforms
+from cutaway.generate.sample import Chain, Seen, chain, keys, not_finite, uniforms
 from cutaway.generate.track import Track
 
 FINISH: tuple[FinishReason | None, ...] = (None, "stop", "length")
@@ -140,17 +140,15 @@ class Draw:
         shaped = self.chain.shaped(self._allowed(logits, lost), self.seen)
         uniform = None
         if not self.chain.all_greedy:
-            uniform = torch.from_numpy(uniforms(self.streams, self.said)).to(logits.device)
-        try:
-            tokens = self.chain.drawn(shaped, uniform)
-        except ModelError as error:  # which is not to spoil the other rows
-            bad = ~torch.logsumexp(shaped, 1).isfinite()
-            lost |= dict.fromkeys(bad.nonzero().squeeze(1).tolist(), error)
-            shaped = shaped.masked_fill(bad[:, None], 0.0)
-            tokens = self.chain.drawn(shaped, uniform)
+            uniform = torch.from_numpy(uniforms(self.streams, self.said)).to(logits.device, non_blocking=True)
+        tokens, sound = self.chain.drawn(shaped, uniform)
         if self.seen is not None:
             self.seen.add(tokens)
-        host = tokens.cpu().numpy()
+        # the one wait of a step brings both: a row that can have no token, which must not spoil the others, is negative
+        host = torch.where(sound, tokens, ~tokens).cpu().numpy()
+        if (host < 0).any():
+            lost |= dict.fromkeys((host < 0).nonzero()[0].tolist(), not_finite())
+            host = np.where(host < 0, ~host, host)
         said = host.tolist()
         for live, token in zip(self.lives, said, strict=True):
             live.track.tokens.append(token)
@@ -236,8 +234,9 @@ def _bits(words: NDArray[np.uint32], vocab_size: int) -> NDArray[np.bool_]:
 
 
 def _masked(logits: Tensor, masks: Sequence[tuple[int, NDArray[np.uint32]]]) -> Tensor:
-    allowed = torch.from_numpy(_bits(np.stack([mask for _, mask in masks]), logits.shape[1])).to(logits.device)
-    rows = torch.tensor([row for row, _ in masks], device=logits.device)
+    bits = torch.from_numpy(_bits(np.stack([mask for _, mask in masks]), logits.shape[1]))
+    allowed = bits.to(logits.device, non_blocking=True)
+    rows = torch.tensor([row for row, _ in masks]).to(logits.device, non_blocking=True)
     out = logits.clone()
     out[rows] = logits[rows].masked_fill(~allowed, -torch.inf)
     return out

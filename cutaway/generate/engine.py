@@ -34,8 +34,8 @@ class Engine:
     another engine when they have changed, or ``clear`` it. With a ``guess`` made for each request, which says what may
     follow, several tokens can come of one step; they are the same tokens. Raises ModelError where that cannot be.
     Keys and values, those of prompts that may come again too, take at most ``cache_bytes`` where the model has pages
-    for them (a decoder on a CPU has); a quarter of the machine's memory if not given. Raises MachineError where a
-    context does not fit.
+    for them (a decoder has, on a CPU with weights laid out and on a GPU); if not given, a quarter of the machine's
+    memory, or half of what is free on the GPU. Raises MachineError where a context does not fit.
     """
 
     def __init__(self, model: LanguageModel, *, max_rows: int = MAX_ROWS, runner: Runner | None = None,
@@ -113,8 +113,8 @@ def engine_for(model: LanguageModel, *, cache_bytes: int | None = None) -> Engin
 
 
 def _work(model: LanguageModel, runner: Runner) -> Work:
-    work = work_of(model)
-    return replace(work, step=PAGED_STEP) if isinstance(runner, PagedRunner) else work
+    work, kernels = work_of(model), isinstance(runner, PagedRunner) and runner.exact
+    return replace(work, step=PAGED_STEP) if kernels else work
 
 
 def work_of(model: LanguageModel) -> Work:

@@ -171,8 +171,12 @@ class Chain:
         return any(isinstance(link, Penalties) for link in self.links)
 
     def __call__(self, logits: Tensor, uniform: Tensor | None, seen: Seen | None = None) -> Tensor:
-        """Tokens ``(B,)`` drawn with one uniform number a row, ``(B,)`` float64 (unused where greedy)."""
-        return self.drawn(self.shaped(logits, seen), uniform)
+        """Tokens ``(B,)`` drawn with one uniform number a row, ``(B,)`` float64 (unused where greedy). Raises
+        ModelError where a row's logits are not finite."""
+        tokens, sound = self.drawn(self.shaped(logits, seen), uniform)
+        if not bool(sound.all()):
+            raise not_finite()
+        return tokens
 
     def shaped(self, logits: Tensor, seen: Seen | None = None) -> Tensor:
         """The logits ``(B, V)`` that tokens are drawn from; of a greedy row the largest alone counts."""
@@ -180,15 +184,15 @@ class Chain:
             logits = link(logits, seen)
         return logits
 
-    def drawn(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
-        """Tokens ``(B,)`` drawn from ``shaped`` logits."""
+    def drawn(self, logits: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens ``(B,)`` drawn from ``shaped`` logits, and whether each means something, bool ``(B,)``: its row's
+        logits are finite. Nothing waits for the device."""
         if self.all_greedy:
             best = logits.argmax(1)  # of NaN, if there is one
-            refuse_unless_finite(logits.gather(1, best[:, None]))
-            return best
+            return best, logits.gather(1, best[:, None]).squeeze(1).isfinite()
         assert uniform is not None
-        drawn = invert(logits, uniform)
-        return drawn if self.greedy is None else torch.where(self.greedy, logits.argmax(1), drawn)
+        drawn, sound = invert(logits, uniform)
+        return drawn if self.greedy is None else torch.where(self.greedy, logits.argmax(1), drawn), sound
 
     def select(self, rows: Tensor) -> Chain:
         """The chain of some rows."""
@@ -239,28 +243,35 @@ def penalised(sampling: Sampling) -> bool:
     return sampling.repetition_penalty != 1 or bool(sampling.presence_penalty or sampling.frequency_penalty)
 
 
-def invert(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Tokens ``(B,)`` where the cumulative distribution of ``logits (B, V)`` passes ``uniform (B,)`` float64.
+def invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens ``(B,)`` where the cumulative distribution of ``logits (B, V)`` passes ``uniform (B,)`` float64, and which
+    rows have one, bool ``(B,)``: with NaN or infinity among its logits a row has any token.
 
     In two steps, a block of the vocabulary and then a place in it, so that the long sum is one vectorised pass; the
-    search is in float64, and a token of probability 0 is never drawn. Raises ModelError for NaN or infinity.
+    search is in float64, and a token of probability 0 is never drawn.
     """
     mass = torch.softmax(logits, 1)
     rest = -mass.shape[1] % _BLOCK
     blocks = (F.pad(mass, (0, rest)) if rest else mass).view(len(mass), -1, _BLOCK)
     sums = blocks.sum(2)
-    refuse_unless_finite(sums)  # a search among NaN finds anything
-    outer, left = _search(sums, uniform)
+    sound = sums.isfinite().all(1)
+    lost = ~sound[:, None]  # a search among NaN finds what is no place
+    outer, left = _search(sums.masked_fill(lost, 1.0), uniform)
     inner = blocks.gather(1, outer[:, None, None].expand(-1, 1, _BLOCK)).squeeze(1)
-    place, _ = _search(inner, left)
-    return outer * _BLOCK + place
+    place, _ = _search(inner.masked_fill(lost, 1.0), left)
+    return (outer * _BLOCK + place).clamp(max=mass.shape[1] - 1), sound
 
 
 def refuse_unless_finite(values: Tensor) -> None:
     """Raises ModelError where one is NaN or infinite."""
     if not bool(values.isfinite().all()):
-        raise ModelError("the model's logits are not finite",
-                         way_out="its weights are damaged or its training diverged: take an earlier checkpoint")
+        raise not_finite()
+
+
+def not_finite() -> ModelError:
+    """What a row without a distribution ends in."""
+    return ModelError("the model's logits are not finite",
+                      way_out="its weights are damaged or its training diverged: take an earlier checkpoint")
 
 
 def _search(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

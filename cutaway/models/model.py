@@ -30,6 +30,7 @@ from cutaway.models.heads import (
     VectorHead,
     pooled,
 )
+from cutaway.nn.batched import BatchedStack, pages_of
 from cutaway.nn.beside import Rows
 from cutaway.nn.block import Stack
 from cutaway.nn.init import initialise
@@ -203,17 +204,22 @@ class Model(nn.Module):
         return state
 
     @property
+    def _pages(self) -> Stack | None:
+        """What keeps its keys and values in pages: a decoder, whole."""
+        return self.backbone if isinstance(self.backbone, Stack) and self.config.traits.generates else None
+
+    @property
     def page_bytes(self) -> int | None:
         """What a page of keys and values takes; None where the model has no such pages."""
-        return page_bytes(self.backbone, self.compute_dtype) if isinstance(self.backbone, Stack) else None
+        return None if self._pages is None else page_bytes(self._pages, self.compute_dtype)
 
-    def new_pages(self, count: int) -> PagedStack | None:
+    def new_pages(self, count: int) -> PagedStack | BatchedStack | None:
         """Room for ``count`` pages of keys and values of many sequences; None where the model has no such pages."""
-        if not isinstance(self.backbone, Stack):
+        if self._pages is None:
             return None
-        return PagedStack(self.backbone, count, dtype=self.compute_dtype, rows=self.rows)
+        return pages_of(self._pages, count, dtype=self.compute_dtype, rows=self.rows)
 
-    def read(self, reading: Reading, pages: PagedStack) -> Tensor:
+    def read(self, reading: Reading, pages: PagedStack | BatchedStack) -> Tensor:
         """Logits ``(R, V)`` at the places of ``reading`` where they are wanted; the pages hold what was read."""
         out: Tensor = self.head(pages.hidden(reading))
         return out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.nn import fused, ops
-from cutaway.nn.cache import KVCache, Memory
+from cutaway.nn.cache import Carried, Memory
 from cutaway.nn.linear import Linear
 from cutaway.nn.mask import Interval
 from cutaway.nn.norm import Norm
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.query_norm = None if head_norm is None else Norm("rms", head_size, eps=head_norm)
         self.key_norm = None if head_norm is None else Norm("rms", head_size, eps=head_norm)
 
-    def forward(self, x: Tensor, where: Where, cache: tuple[int, KVCache] | None = None) -> Tensor:
+    def forward(self, x: Tensor, where: Where, cache: tuple[int, Carried] | None = None) -> Tensor:
         qkv = self._normed(self.qkv(x))
         if cache is None:
             mixed = ops.self_attention(qkv, where.rotary, self.heads, seen=where.keys, bias=where.table,
@@ -71,12 +71,12 @@ class Attention(nn.Module):
         q, k = (norm(part.float(), dtype=qkv.dtype)[1] for norm, part in ((self.query_norm, q), (self.key_norm, k)))
         return torch.cat((q, k, v), -2).flatten(-2)
 
-    def _cached(self, qkv: Tensor, where: Where, layer: int, state: KVCache) -> Tensor:
+    def _cached(self, qkv: Tensor, where: Where, layer: int, state: Carried) -> Tensor:
         num_heads, num_kv_heads, size = self.heads
         if where.step is not None:
-            assert where.rotary is not None
-            keys, values = state.room(layer)
-            return fused.attention_step(where.step, qkv, keys, values, state.lengths, where.rotary, self.heads,
+            room = state.room(layer)
+            assert where.rotary is not None and room is not None
+            return fused.attention_step(where.step, qkv, *room, state.lengths, where.rotary, self.heads,
                                         scale=self.scale)
         rows, steps, _ = qkv.shape
         q, k, v = qkv.view(rows, steps, -1, size).split([num_heads, num_kv_heads, num_kv_heads], 2)  # (B, T, H, D)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cutaway.batch import Batch
 from cutaway.nn import init, mask
 from cutaway.nn.attention import Attention, Biases, CrossAttention, Where
-from cutaway.nn.cache import KVCache, Memory
+from cutaway.nn.cache import Carried, KVCache, Memory
 from cutaway.nn.feedforward import Gated, Plain
 from cutaway.nn.kernels import library_for
 from cutaway.nn.linear import After
@@ -89,7 +89,7 @@ class Block(nn.Module):
         self.local = index in layout.local_layers
 
     def forward(self, x: Tensor, delta: Tensor | None, where: Where, *, dtype: torch.dtype,
-                cache: tuple[int, KVCache] | None = None) -> tuple[Tensor, Tensor | None]:
+                cache: tuple[int, Carried] | None = None) -> tuple[Tensor, Tensor | None]:
         if self.order == "post":
             return self._post(x, where, dtype, cache), None
         x, h, light = _normed(self.attention_norm, x, delta, dtype)
@@ -103,7 +103,7 @@ class Block(nn.Module):
         with light:
             return x, self._added(self.feedforward(h), self.feedforward_after)
 
-    def _post(self, x: Tensor, where: Where, dtype: torch.dtype, cache: tuple[int, KVCache] | None) -> Tensor:
+    def _post(self, x: Tensor, where: Where, dtype: torch.dtype, cache: tuple[int, Carried] | None) -> Tensor:
         """Vaswani 2017: each part is added to what it read, and the sum is normalised."""
         mixed = self._dropped(self.attention(x.to(dtype), where, cache))
         x, h = self.attention_norm(x, mixed, dtype=dtype, post=True)
@@ -168,7 +168,7 @@ class Stack(nn.Module):
             return None
         return rotary_table(self.layout.heads[2], self.layout.context_length, theta=theta, stretch=stretch)
 
-    def forward(self, batch: Batch, *, dtype: torch.dtype, state: KVCache | None = None,
+    def forward(self, batch: Batch, *, dtype: torch.dtype, state: Carried | None = None,
                 counts: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
         """``batch.tokens (B, T)`` -> hidden ``(B, T, width)`` in ``dtype``; with a ``state``, behind what it holds, and
         with the hidden states of a source in ``memory``, looking at those."""
@@ -183,7 +183,7 @@ class Stack(nn.Module):
             state.advance(batch.tokens.shape[1], counts)
         return h
 
-    def _embedded(self, batch: Batch, state: KVCache | None) -> Tensor:
+    def _embedded(self, batch: Batch, state: Carried | None) -> Tensor:
         """What stands at each place before the first block, ``(B, T, width)`` float32."""
         x = F.embedding(batch.tokens, self.embedding.weight).float()
         if self.layout.embedding_scale != 1.0:
@@ -231,21 +231,21 @@ class Stack(nn.Module):
             return None
         return table[:, None, :steps] if positions is None else table[:, positions]
 
-    def _behind(self, tokens: Tensor, state: KVCache, counts: Tensor | None) -> tuple[Where, Where]:
+    def _behind(self, tokens: Tensor, state: Carried, counts: Tensor | None) -> tuple[Where, Where]:
         where = self._seen(tokens, state, counts, self.rotary, None)
         if not self.layout.local_layers:
             return where, where
         return where, self._seen(tokens, state, counts, self._local_table, self.layout.window)
 
-    def _seen(self, tokens: Tensor, state: KVCache, counts: Tensor | None, table: Tensor | None,
+    def _seen(self, tokens: Tensor, state: Carried, counts: Tensor | None, table: Tensor | None,
               window: int | None) -> Where:
         """What layers share behind a state, those that see ``window`` tokens or those that see all."""
         steps = tokens.shape[1]
         over = None if state.memory is None else state.memory.real[:, None, None, :]
         window = None if window is not None and state.longest + steps <= window else window
         alone = steps == 1 and counts is None and window is None and not torch.is_grad_enabled()
-        if table is not None and alone:
-            lib = library_for(table, state.keys[0])
+        if table is not None and alone and (room := state.room(0)) is not None:
+            lib = library_for(table, *room)
             if lib is not None:
                 return Where(table, step=lib, real=over)
         at = state.lengths[:, None] + torch.arange(steps, device=tokens.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,31 @@ class Memory:
         keys, values = (tuple(F.pad(t, (0, 0, 0, more)).repeat_interleave(times, 0) for t in side)
                         for side in (self.keys, self.values))
         return Memory(keys, values, F.pad(self.real, (0, more)).repeat_interleave(times, 0), self.each // times)
+
+
+class Carried(Protocol):
+    """What a decoder reads behind: keys and values of B sequences of ``lengths (B,)``, wherever they are kept."""
+
+    lengths: Tensor
+    longest: int  # no row has more tokens
+    even: bool  # whether all rows are known to be equally long
+    memory: Memory | None
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row has room for."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Put ``(B, T, Hkv, D)`` behind each row's tokens (only its first ``counts``); returns its keys and values
+        ``(B, Hkv, S, D)``, S being ``longest + T`` and no more than ``capacity``. Lengths do not move: see
+        ``advance``. What lies behind a row's own tokens is finite."""
+
+    def room(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """A layer's whole keys and values ``(B, Hkv, capacity, D)``, for a kernel that appends one token a row itself;
+        None where they do not lie so."""
+
+    def advance(self, steps: int, counts: Tensor | None) -> None:
+        """Count the tokens just written: ``steps`` a row, or ``counts (B,)``."""
 
 
 class KVCache:

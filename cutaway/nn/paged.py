@@ -3,7 +3,7 @@ arXiv 2309.06180).
 
 On a CPU with weights laid out for it (``nn.linear``) all layers are one call of ``csrc/step.c``, and a token's bits do
 not depend on what is read beside it, on how its prompt was cut, or on which of its pages another sequence wrote.
-Elsewhere the plain pass is taken, sequence by sequence.
+Elsewhere ``nn.batched`` does it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cutaway.batch import Batch
-from cutaway.nn.beside import Rows
 from cutaway.nn.block import Block, Stack
-from cutaway.nn.cache import KVCache
 from cutaway.nn.kernels import pointer as address
 from cutaway.nn.linear import PackedLinear, Plan
 from cutaway.nn.norm import Norm
@@ -66,27 +64,23 @@ class Reading:
 
 
 class PagedStack:
-    """A causal ``stack`` with room for ``count`` pages of its keys and values, which it keeps in ``dtype``. ``rows``
-    tells its linear maps which adapters the sequences have."""
+    """A causal ``stack`` that is ``laid_out``, with room for ``count`` pages of its keys and values, which it keeps in
+    ``dtype``."""
 
-    def __init__(self, stack: Stack, count: int, *, dtype: torch.dtype, rows: Rows) -> None:
-        self.stack, self.dtype, self.count, self._rows = stack, dtype, count, rows
+    exact = True  # a token's bits depend on nothing but its own sequence
+    spare = 0  # pages beside those that are counted
+
+    def __init__(self, stack: Stack, count: int, *, dtype: torch.dtype) -> None:
+        self.stack, self.dtype, self.count = stack, dtype, count
         _, kv_heads, size = stack.layout.heads
         shape, device = (len(stack.blocks), count, kv_heads), stack.embedding.weight.device
         self.keys = torch.empty(*shape, size, PAGE, dtype=dtype, device=device)  # a page is cleared when it is begun
         self.values = torch.empty(*shape, PAGE, size, dtype=dtype, device=device)
         self._net = _net(stack, self.keys, self.values)
 
-    @property
-    def exact(self) -> bool:
-        """Whether a token's bits depend on nothing but its own sequence."""
-        return self._net is not None
-
     @torch.inference_mode()
     def hidden(self, reading: Reading) -> Tensor:
         """Read; hidden states ``(R, width)`` where they are wanted."""
-        if self._net is None:
-            return self._plain(reading)
         positions = torch.from_numpy(reading.positions)
         batch = Batch(reading.tokens[None], positions=positions[None])
         x = self.stack._embedded(batch, None)[0].contiguous()
@@ -99,36 +93,6 @@ class PagedStack:
                          reading.pages.shape[1], wanted, adapters if (reading.adapters >= 0).any() else None)
         self._net.lib.step(byref(self._net.struct), byref(ragged), address(x), address(out))
         return out
-
-    def _plain(self, reading: Reading) -> Tensor:
-        """The same by the plain pass over each sequence's own cache."""
-        out = []
-        for i, before in enumerate(reading.before.tolist()):
-            begin, end = reading.begins[i : i + 2].tolist()
-            pages = torch.from_numpy(reading.pages[i].astype(np.int64)).to(self.keys.device)
-            pages = pages[: -(-(before + end - begin) // PAGE)]
-            state = self._gathered(pages, before)
-            batch = Batch(reading.tokens[None, begin:end].to(self.keys.device))
-            with self._rows.of([int(reading.adapters[i])]):
-                hidden = self.stack(batch, dtype=self.dtype, state=state)
-            self._scatter(state, pages, before, before + end - begin)
-            inside = reading.wanted[(reading.wanted >= begin) & (reading.wanted < end)] - begin
-            out.append(hidden[0, torch.from_numpy(inside.astype(np.int64)).to(hidden.device)])
-        return torch.cat(out)
-
-    def _gathered(self, pages: Tensor, length: int) -> KVCache:
-        keys = [k[pages].permute(1, 0, 3, 2).flatten(1, 2)[None] for k in self.keys]  # (1, Hkv, pages * PAGE, D)
-        values = [v[pages].transpose(0, 1).flatten(1, 2)[None] for v in self.values]
-        for tensor in (*keys, *values):
-            tensor[:, :, length:] = 0  # what others left there is multiplied by 0
-        return KVCache(keys, values, torch.tensor([length], device=self.keys.device))
-
-    def _scatter(self, state: KVCache, pages: Tensor, start: int, end: int) -> None:
-        at = torch.arange(start, end, device=pages.device)
-        page, slot = pages[at // PAGE], at % PAGE
-        for layer, (k, v) in enumerate(zip(state.keys, state.values, strict=True)):
-            self.keys[layer][page, :, :, slot] = k[0, :, start:end].transpose(0, 1)
-            self.values[layer][page, :, slot] = v[0, :, start:end].transpose(0, 1)
 
 
 def page_bytes(stack: Stack, dtype: torch.dtype) -> int:
@@ -184,19 +148,21 @@ class _Net:
     dtype: torch.dtype
 
 
-def _net(stack: Stack, keys: Tensor, values: Tensor) -> _Net | None:
-    """The stack for step.c; None where it has something that is not there, or weights that are not laid out."""
+def laid_out(stack: Stack) -> bool:
+    """Whether step.c has all that the stack is made of, and its weights are laid out for it."""
     layout = stack.layout
     parts = [_products(block) for block in stack.blocks]
     known = layout.order != "post" and stack.bias is None and not layout.cross and layout.heads[2] % PAGE == 0
-    if not known or any(part is None for part in parts) or keys.device.type != "cpu":
-        return None
-    packed = [part for part in parts if part is not None]
-    dtypes = {p.dtype for part in packed for p in part}
-    if len(dtypes) > 1:
-        return None
+    here = stack.embedding.weight.device.type == "cpu"
+    return known and here and None not in parts and len({p.dtype for part in parts if part for p in part}) == 1
+
+
+def _net(stack: Stack, keys: Tensor, values: Tensor) -> _Net:
+    """The stack for step.c."""
+    layout = stack.layout
+    packed = [part for part in map(_products, stack.blocks) if part is not None]
     whole = packed[0][0].plan.precision in (1, 3)  # int8 and int4 read float32
-    dtype = torch.float32 if whole else dtypes.pop()
+    dtype = torch.float32 if whole else packed[0][0].dtype
     layers = (_Layer * len(packed))()
     for index, (block, products) in enumerate(zip(stack.blocks, packed, strict=True)):
         assert isinstance(block, Block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from tiny import CASES, COMBINATIONS, CONFIGS, CONTEXT, EVERY, VOCABULARY, batch
 
 from cutaway.generate.beam import Beam, search
 from cutaway.generate.engine import Engine
+from cutaway.generate.paged import PagedRunner
 from cutaway.generate.request import Request, Sampling
 from cutaway.models.heads import Classes
 from cutaway.models.model import Model, build
@@ -96,6 +98,25 @@ def test_the_same_answers_and_logprobs(config: str) -> None:
         for a, b in zip(here, there, strict=True):
             assert (a.tokens, a.finish_reason) == (b.tokens, b.finish_reason)
             assert b.logprobs == pytest.approx(a.logprobs, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [Sampling(temperature=0), Sampling(top_p=0.8)])
+def test_a_step_waits_for_its_tokens_alone(kind: Sampling) -> None:
+    model = _far_from_uniform("tied").to(GPU)
+    engine = Engine(model)
+    assert isinstance(engine.runner, PagedRunner) and engine.runner.shares_pages and not engine.runner.exact
+    for i in range(4):
+        engine.submit(Request((3, 4, 5 + i), 12, kind, seed=i))
+    for _ in range(4):  # prompts, and the graph of this shape
+        engine.step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            assert len(engine.step()) == 4
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in waits if "synchroniz" in str(w.message)]) == 1
 
 
 @pytest.mark.parametrize("config", CONFIGS)

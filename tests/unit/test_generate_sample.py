@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutaway.errors import ModelError
 from cutaway.generate.request import Sampling
 from cutaway.generate.sample import Seen, chain, invert, keys, uniforms
 
@@ -74,13 +75,31 @@ def test_inversion_is_the_cumulative_search(vocab: int) -> None:
     uniform = torch.rand(500, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     cdf = torch.softmax(logits.double(), 1).cumsum(1)
     plain = torch.searchsorted(cdf, uniform[:, None], right=True).squeeze(1)
-    assert (invert(logits, uniform) == plain).float().mean() > 0.995  # only the sums' last bits differ
+    found, sound = invert(logits, uniform)
+    assert sound.all() and (found == plain).float().mean() > 0.995  # only the sums' last bits differ
 
 
 def test_the_ends_of_the_unit_interval_are_safe() -> None:
     logits = torch.full((2, 100), -torch.inf)
     logits[:, 37] = 1.0
-    assert invert(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [37, 37]
+    assert invert(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))[0].tolist() == [37, 37]
+
+
+@pytest.mark.parametrize("hot", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("vocab", [5, 64, 100])
+def test_rows_that_are_not_finite_are_told_apart_and_touch_no_other(vocab: int, wrong: float, hot: float) -> None:
+    logits = torch.randn(4, vocab, generator=torch.Generator().manual_seed(3))
+    uniform = torch.tensor([0.1, 0.999999, 0.5, 0.9], dtype=torch.float64)
+    drawn = chain([Sampling(temperature=hot)] * 4, vocab_size=vocab, device=CPU)
+    wanted, sound = drawn.drawn(logits, uniform)
+    assert sound.all()
+    logits[1, 3], logits[2] = wrong, -torch.inf
+    found, sound = drawn.drawn(logits, uniform)
+    assert sound.tolist() == [True, False, False, True]
+    assert found[sound].tolist() == wanted[sound].tolist() and ((found >= 0) & (found < vocab)).all()
+    with pytest.raises(ModelError, match="not finite"):
+        drawn(logits, uniform)
 
 
 def test_uniforms_are_uniform_and_independent_of_neighbours() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import VARIANTS
 
 from cutaway.batch import Batch
 from cutaway.errors import MachineError
@@ -15,22 +16,12 @@ from cutaway.generate.engine import Engine
 from cutaway.generate.request import Request, Sampling
 from cutaway.models.light import Precision, for_reading
 from cutaway.models.model import Model, build
-from cutaway.models.transformer import TransformerConfig, Variant
+from cutaway.models.transformer import TransformerConfig
 from cutaway.nn.linear import packs
 from cutaway.nn.paged import PAGE, Reading
 
 SIZES: dict[str, Any] = {"vocab_size": 120, "hidden_size": 64, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2,
                          "intermediate_size": 96, "context_length": 96}
-VARIANTS = {
-    "plain": None,
-    "grouped by three": None,
-    "head norm": Variant(family="qwen3", head_norm=True),
-    "around, windows": Variant(family="gemma3_text", order="around", head_norm=True, window=20, local_layers=(0, 2),
-                               local_theta=1000.0, activation="gelu_tanh", embedding_scale=8.0),
-    "gpt2": Variant(family="gpt2", norm="layer", norm_bias=True, gated=False, activation="gelu_tanh", inner_bias=True,
-                    attention_biases="all", positions="learned"),
-    "qkv biases": Variant(family="qwen2", attention_biases="qkv"),
-}
 NEAR = {"float32": 2e-5, "bfloat16": 6e-2, "int8": 8e-2, "int4": 0.3}
 
 
@@ -67,7 +58,7 @@ def test_near_the_whole_pass(name: str, precision: Precision) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_plain_pass_over_pages_is_the_whole_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutaway.nn.paged._net", lambda *_: None)
+    monkeypatch.setattr("cutaway.nn.batched.laid_out", lambda _: False)
     model, first, second = _model(name, "float32"), _tokens(41, 1), _tokens(30, 2)
     pages = model.new_pages(8)
     assert pages is not None and not pages.exact
