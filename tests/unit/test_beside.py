@@ -14,6 +14,7 @@ from tiny import CONFIGS, CONTEXT, VOCABULARY
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.beam import Beam, search
 from cutaway.generate.engine import Engine
+from cutaway.generate.paged import PagedRunner
 from cutaway.generate.request import Completion, Request, Sampling
 from cutaway.models.adapter import Lora
 from cutaway.models.beside import with_adapters
@@ -103,13 +104,14 @@ def _three(config: str, folder: Path) -> tuple[Model, dict[str | None, Model]]:
 
 
 @pytest.mark.parametrize("config", WRITERS)
-@pytest.mark.parametrize("light", [False, True])
-def test_one_batch_gives_what_merged_models_give(config: str, light: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["states", "pages", "kernels"])
+def test_one_batch_gives_what_merged_models_give(config: str, how: str, tmp_path: Path) -> None:
     model, apart = _three(config, tmp_path)
-    if light:
+    if how == "kernels":
         model, apart = for_reading(model), {name: for_reading(one) for name, one in apart.items()}
-    requests = _prompts()
-    engine = Engine(model.eval(), step_tokens=6)
+    requests, pages = _prompts(), model.eval().new_pages(40)
+    assert pages is not None
+    engine = Engine(model, step_tokens=6, runner=PagedRunner(model, pages) if how == "pages" else None)
     for found, request in zip(engine.generate(requests), requests, strict=True):
         alone = Engine(apart[request.adapter].eval()).generate([replace(request, adapter=None)])[0]
         _near(found, alone, 1e-4)
