@@ -18,6 +18,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
          "-fno-strict-aliasing")  # rows of bfloat16 are also read as pairs
 NATIVE = ("-march=native",)
 LONGEST = 120  # seconds of a compiler's call
+SELFTEST = ("-m", "cutaway.models.selftest")  # a process of its own: what crashes there is not used here
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +85,14 @@ class _Ended(Exception):
 
 
 class _Here(threading.local):
-    """What holds on one thread alone."""
+    """What holds on one thread alone: what is there instead of what was built, if anything is."""
 
-    without = False
+    instead: tuple[ctypes.CDLL | None, ...] = ()
+
+    @property
+    def without(self) -> bool:
+        """Whether there are no kernels here."""
+        return self.instead == (None,)
 
 
 _here = _Here()
@@ -117,7 +124,21 @@ def compiled(target: Path, processor: tuple[str, ...] = NATIVE) -> str:
         return failed
 
 
-def _call(command: list[str]) -> str:
+def _made(target: Path) -> str:
+    """Build the library and test it; what keeps it from being used, or an empty line."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        fresh = Path(folder) / target.name
+        if reason := compiled(fresh):
+            return reason
+        path = os.pathsep.join(filter(None, sys.path))  # the same package, wherever it was found
+        if reason := _call([sys.executable, *SELFTEST, str(fresh)], {**os.environ, "PYTHONPATH": path}):
+            log.warning("the compiled kernels are not used, for they are not what PyTorch computes: %s", reason)
+            return f"they were compiled and are not what PyTorch computes: {reason}"
+        fresh.replace(target)
+        return ""
+
+
+def _call(command: list[str], environment: dict[str, str] | None = None) -> str:
     """Run the compiler; why it failed, or an empty line. Raises _Ended where it is told to stop."""
     try:
         with _lock:
@@ -125,7 +146,7 @@ def _call(command: list[str]) -> str:
                 raise _Ended
             # in a group of its own: what it starts ends with it
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                                       process_group=0)
+                                       process_group=0, env=environment)
             _running.add(process)
         said = _said(process)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -134,8 +155,9 @@ def _call(command: list[str]) -> str:
         return ""
     if _stopping.is_set():
         raise _Ended
-    lines = said.splitlines()
-    return f"{command[0]} failed: {next((x for x in lines if 'error' in x), f'exit code {process.returncode}')}"
+    lines = [line for line in said.splitlines() if line]
+    why = next((line for line in lines if "error" in line), lines[-1] if lines else "nothing was said")
+    return f"{Path(command[0]).name} failed with exit code {process.returncode}: {why}"
 
 
 def _said(process: subprocess.Popen[str]) -> str:
@@ -163,7 +185,8 @@ def _wanted() -> Path | Built:
     sources = sorted(SOURCES.glob("*.[ch]"))
     if not sources:
         return Built(None, "the sources of the kernels are not installed")
-    key = "|".join((*(p.read_text() for p in sources), *FLAGS, *_openmp(), _processor(), platform.platform()))
+    machine = (_processor(), platform.platform())
+    key = "|".join((*(p.read_text() for p in sources), *FLAGS, *_openmp(), *machine, *SELFTEST))
     try:
         return _folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     except OSError as error:
@@ -172,9 +195,9 @@ def _wanted() -> Path | Built:
 
 def _found(target: Path) -> Built:
     try:
-        if not target.exists() and (reason := compiled(target)):
+        if not target.exists() and (reason := _made(target)):
             return Built(None, reason)
-        return Built(ctypes.CDLL(str(target)), "compiled for this processor")
+        return Built(ctypes.CDLL(str(target)), "compiled for this processor, tested against PyTorch")
     except OSError as error:
         return Built(None, f"the compiled kernels cannot be used: {error}")
 
@@ -245,11 +268,21 @@ def built() -> Built:
 def without(on: bool = True) -> Iterator[None]:
     """Inside, on this thread, there are no kernels, unless it is not ``on``: a model that was opened so has to be read
     so, from the first token of a request to the last, for the two paths round differently."""
-    before, _here.without = _here.without, _here.without or on
+    before, _here.instead = _here.instead, (None,) if on else _here.instead
     try:
         yield
     finally:
-        _here.without = before
+        _here.instead = before
+
+
+@contextmanager
+def instead(library: ctypes.CDLL) -> Iterator[None]:
+    """Inside, on this thread, these are the kernels: they are about to be tested."""
+    before, _here.instead = _here.instead, (library,)
+    try:
+        yield
+    finally:
+        _here.instead = before
 
 
 def status() -> str:
@@ -263,7 +296,7 @@ def library_for(*tensors: torch.Tensor | None) -> ctypes.CDLL | None:
     for t in tensors:
         if t is not None and (t.device.type != "cpu" or t.dtype not in (torch.float32, torch.bfloat16)):
             return None
-    return None if _here.without else built().library
+    return _here.instead[0] if _here.instead else built().library
 
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
