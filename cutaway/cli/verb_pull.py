@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,19 +30,22 @@ def command(
         return progress(name, total=total, unit="MiB", quiet=json)
 
     with ThreadPoolExecutor(1) as beside:
-        beside.submit(_compiled)  # the first thing that a model would wait for
+        ended = threading.Event()
+        beside.submit(_compiled, ended)  # the first thing that a model would wait for
         try:
             folder = pull(name, revision=revision, say=note, progress=bar)
         except KeyboardInterrupt:
+            ended.set()
             _stopped()
             raise
     result({"name": name, "folder": str(folder)}, str(folder), json=json)
 
 
-def _compiled() -> None:
+def _compiled(ended: threading.Event) -> None:
     from cutaway.nn.kernels import built
 
-    built()
+    if not ended.is_set():  # importing takes a second
+        built()
 
 
 def _stopped() -> None:

@@ -89,6 +89,11 @@ class Engine:
         return events
 
     @property
+    def exact(self) -> bool:
+        """Whether what a request gives depends on it alone: not on its company, its order, or what was read before."""
+        return self.runner.exact
+
+    @property
     def idle(self) -> bool:
         """Whether there is nothing to do and nothing to be fetched."""
         return self._loop.idle and not self._outbox.events

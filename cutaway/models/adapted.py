@@ -72,7 +72,7 @@ def line_of(folder: str | Path) -> Iterator[Path]:
         seen.add(place.resolve())
         base = base_of(place)
         if base.resolve() in seen:
-            raise ModelError(f"names {base} as its base, which stands beside it itself", where=place / CONFIG,
+            raise ModelError("names as its base what stands beside it itself", where=f"{place / CONFIG} ({base})",
                              way_out="write the place of the model it was learned beside as base_model_name_or_path")
         place = base
         yield place
@@ -90,8 +90,11 @@ def base_of(folder: Path) -> Path:
             return path
     if (found := located(name)) is not None:
         return found
+    elsewhere = "write another place of it as base_model_name_or_path"
+    if name.count("/") > 1 or Path(name).expanduser().is_absolute() or name.startswith("."):  # a place, and no name
+        raise ModelError("its base is not on this machine", where=f"{folder / CONFIG} ({name})", way_out=elsewhere)
     raise ModelError(f"its base {name!r} is not on this machine", where=folder / CONFIG,
-                     way_out=f"cutaway pull {name}, or write another place of it as base_model_name_or_path")
+                     way_out=f"cutaway pull {name}, or {elsewhere}")
 
 
 def base_name(base: Path, folder: Path) -> str:
@@ -126,5 +129,5 @@ def _compare(known: Any, model: Model, near: float, folder: Path, base: Path) ->
         raise ModelError(f"{SAMPLE} is no list of numbers", where=folder / SIDE, way_out=AGAIN)
     if len(known) != len(found) or any(abs(k - f) > near * (abs(k) + (1 if vector else 1e-4))
                                        for k, (f, vector) in zip(known, found, strict=True)):
-        raise ModelError(f"was learned beside another model than {base}", where=folder,
+        raise ModelError("was learned beside another model than its base", where=f"{folder} ({base})",
                          way_out="write the place of its own base as base_model_name_or_path in adapter_config.json")

@@ -63,7 +63,11 @@ def open_language_model(folder: str | Path, *, precision: Asked = "float32", pla
         raise ModelError(f"counts, and has no products of {precision}", where=folder, way_out="leave it out")
     model = open_writer(folder, mapped=_on_cpu(place))
     if adapters and not isinstance(model, Model):
-        raise ModelError("counts, and can have no adapters", where=folder, way_out="leave them out")
+        error = ModelError("stands beside a model that counts, and that can have no adapters", way_out="leave it out")
+        if lost is None:
+            raise error
+        for name in adapters:
+            lost(name, error)
     if adapters and isinstance(model, Model):
         model = with_adapters(model, adapters, base=folder, lost=lost)
     return _light(model, folder, precision, place) if isinstance(model, Model) else model

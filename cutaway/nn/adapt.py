@@ -37,7 +37,7 @@ class _Both(torch.autograd.Function):
         return grad_x, None, (grad_inner.T @ flat).to(down.dtype), (grad.T @ inner).to(up.dtype)
 
 
-class Beside(nn.Module):
+class LaidTogether(nn.Module):
     """``base(x) + up (down x)`` for reading alone: what ``LowRank.light`` gives."""
 
     def __init__(self, base: nn.Module, down: Tensor, up: Tensor) -> None:
@@ -116,10 +116,10 @@ class LowRank(nn.Module):
             parameter.requires_grad_(True)
         return self.base
 
-    def light(self, dtype: torch.dtype) -> Beside:
+    def light(self, dtype: torch.dtype) -> LaidTogether:
         """The same map for reading in ``dtype``, its parts laid together once."""
         down, up = self.factors()
-        return Beside(self.base, down.detach().to(dtype), up.detach().to(dtype))
+        return LaidTogether(self.base, down.detach().to(dtype), up.detach().to(dtype))
 
     def draw(self, generator: torch.Generator) -> None:
         """First weights: ``down`` uniform within 1 / sqrt(inputs), as peft has it; ``up`` zero."""

@@ -26,8 +26,9 @@ from cutaway.nn.paged import PAGE, PagedStack, Reading, laid_out
 Rows = NDArray[np.int64]
 ALIKE = 0.7  # prompts are padded together where the shortest has at least so much of the longest
 PAIRS = 1 << 21  # query-key pairs of one pass over prompts: bounds the memory that masks and scores take
+PIECE = 64  # tokens of each prompt that such a pass reads at least, for each gathers all that is behind it
 FEW, JOINED = 8, 64  # tokens of a row, and of all rows with their padding, that are read beside single ones
-GATHERED = 1 << 14  # pages of one such pass, whose keys and values of a layer are laid side by side
+GATHERED = 1 << 14  # pages of one pass, whose keys and values of a layer are laid side by side
 _BEFORE, _COUNT, _HEAD = 0, 1, 2  # columns of what a pass is given: what a row has, what it reads; tokens, pages
 
 
@@ -99,7 +100,7 @@ class BatchedStack:
         self.device = stack.embedding.weight.device
         shape = (len(stack.blocks), count + self.spare, PAGE, kv_heads, size)
         self.keys, self.values = (torch.empty(shape, dtype=dtype, device=self.device) for _ in range(2))
-        self.replays = Replays(self._read, self.device, capture)
+        self.replays = Replays(self.device, capture)
         self._whole = -(-stack.layout.context_length // PAGE)
 
     @torch.inference_mode()
@@ -112,7 +113,7 @@ class BatchedStack:
             which[: len(part.rows)] = reading.adapters[part.rows]
             with self._adapters.of(which.tolist()):
                 if part.often and self._adapters.which is None:
-                    out = self.replays(sheet, steps).clone()  # the next pass writes over it
+                    out = self.replays(self._read, sheet, steps).clone()  # the next pass writes over it
                 else:
                     out = self._read(torch.from_numpy(sheet).to(self.device, non_blocking=True), steps)
             out = out[: len(part.rows)]
@@ -172,9 +173,10 @@ def _prompts(reading: Reading, counts: NDArray[np.int32], rows: Rows) -> Iterato
     rows = rows[np.argsort(-counts[rows], kind="stable")]
     while len(rows):
         longest = int(counts[rows[0]])
-        many = int((counts[rows] >= ALIKE * longest).sum())
+        alike = rows[counts[rows] >= ALIKE * longest]
+        deepest = int((reading.before[alike] + counts[alike]).max())
+        many = max(1, min(len(alike), GATHERED // -(-deepest // PAGE), PAIRS // (PIECE * deepest)))
         group, rows = rows[:many], rows[many:]
-        deepest = int((reading.before[group] + counts[group]).max())
         steps = max(1, min(longest, PAIRS // (many * deepest)))
         for begin in range(0, longest, steps):
             some, now = group[counts[group] > begin], min(steps, longest - begin)

@@ -41,6 +41,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.which: NDArray[np.int32] | None = None  # None: no row has one
+        self._places: dict[int, Tensor] = {}
 
     @contextmanager
     def of(self, which: Sequence[int]) -> Iterator[None]:
@@ -50,11 +51,22 @@ class Rows:
         try:
             yield
         finally:
-            self.which = None
+            self.which, self._places = None, {}
+
+    def places(self, number: int, device: torch.device) -> Tensor:
+        """The rows that have an adapter, found once for all maps."""
+        assert self.which is not None
+        if number not in self._places:
+            rows = torch.from_numpy((self.which == number).nonzero()[0])
+            self._places[number] = rows.to(device, non_blocking=True)
+        return self._places[number]
 
     def each(self, tokens: int) -> NDArray[np.int32] | None:
         """The adapter of each of so many tokens, as many of every row, for the kernels; None where none has one."""
-        return None if self.which is None else np.repeat(self.which, tokens // len(self.which))
+        if self.which is None:
+            return None
+        assert tokens % len(self.which) == 0, "each row of what is read has its adapter"
+        return np.repeat(self.which, tokens // len(self.which))
 
 
 class Beside(nn.Module):
@@ -83,7 +95,7 @@ class Beside(nn.Module):
         assert len(which) == len(x), "each row of what is read has its adapter"
         out = out.clone()
         for number in sorted({*which.tolist()} - {-1}):
-            rows = torch.from_numpy((which == number).nonzero()[0]).to(x.device)
+            rows = self.rows.places(number, x.device)
             out[rows] += self._of(number, x[rows])
         return out
 

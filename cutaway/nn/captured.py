@@ -6,6 +6,7 @@ Either way its inputs are one tensor that stays where it is and is filled from t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 Pass = Callable[[Tensor], Tensor]
 Again = Callable[[], Tensor]
+_one = threading.Lock()  # torch: "only one capture may be underway at a time in the process"
 WARM_UP = 3  # passes before the recorded one: libraries set themselves up in them; as torch's own helper has it
 
 
@@ -42,7 +44,7 @@ class Recorded:
 
     def __call__(self, run: Pass, inputs: Tensor) -> Again:
         """See ``Capture``. Nothing is computed while a graph is recorded, only in ``WARM_UP`` and afterwards."""
-        with torch.cuda.device(inputs.device):
+        with _one, torch.cuda.device(inputs.device):
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UP):
@@ -66,12 +68,11 @@ def capture_for(device: torch.device) -> Capture:
 
 
 class Replays:
-    """``run`` on inputs that come as arrays of a few shapes and with a few ``steps``; each pair of these is made ready
-    when it comes first."""
+    """A pass on inputs that come as arrays of a few shapes and with a few ``steps``; each pair of these is made ready
+    when it comes first. Where it is recorded the pass itself is not kept: whose it is may go, with all that it has."""
 
-    def __init__(self, run: Callable[[Tensor, int], Tensor], device: torch.device,
-                 capture: Capture | None = None) -> None:
-        self._run, self._device = run, device
+    def __init__(self, device: torch.device, capture: Capture | None = None) -> None:
+        self._device = device
         self._capture = capture_for(device) if capture is None else capture
         self._ready: dict[tuple[int, ...], tuple[Tensor, Again]] = {}
 
@@ -80,14 +81,15 @@ class Replays:
         """Those that have come, behind their ``steps``, the first one first."""
         return list(self._ready)
 
-    def __call__(self, inputs: NDArray[np.int64], steps: int) -> Tensor:
-        """``run`` on ``inputs``; the result holds until the next call."""
+    def __call__(self, run: Callable[[Tensor, int], Tensor], inputs: NDArray[np.int64], steps: int) -> Tensor:
+        """``run``, always the same, on ``inputs``; the result holds until the next call."""
         key = (steps, *inputs.shape)
         if key not in self._ready:
             room = torch.from_numpy(inputs).to(self._device, copy=True)  # the pass is run on it to make it ready
-            self._ready[key] = room, self._capture(lambda given: self._run(given, steps), room)
+            self._ready[key] = room, self._capture(lambda given: run(given, steps), room)
         room, again = self._ready[key]
-        room.copy_(torch.from_numpy(inputs), non_blocking=True)  # so small that the driver takes it at once
+        # the driver has taken what is not pinned when this comes back; above 64 KiB it may wait for the device to
+        room.copy_(torch.from_numpy(inputs), non_blocking=True)
         return again()
 
 

@@ -249,8 +249,9 @@ def stop() -> None:
             for process in _running:
                 _tell(process, what)
         if not wait(under_way, timeout=1).not_done:
-            break
-    _stopping.clear()
+            _stopping.clear()
+            return
+    log.warning("a compiler does not end; kernels are not compiled again in this process")
 
 
 @functools.cache

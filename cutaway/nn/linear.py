@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from ctypes import CDLL, POINTER, Structure, byref, c_int, c_int64, c_void_p, cast
 from typing import Any, Literal, NamedTuple
@@ -214,7 +215,11 @@ class PackedLinear(nn.Module):
             self.lib.linear_pack_int8(*given, pointer(self.scales), pointer(self.sums))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
-        return self  # nothing in it changes
+        if self.rows is None:
+            return self  # nothing in it changes
+        made = copy.copy(self)
+        made.rows = copy.deepcopy(self.rows, memo)  # the copy's own
+        return made
 
     def forward(self, x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """``(…, outputs)`` in ``dtype``, that of its inputs if not given; half as many behind a gate."""

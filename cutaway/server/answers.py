@@ -1,4 +1,5 @@
-"""What clients are answered: the public interface's objects, with ``timings`` and the ``seed`` that was drawn with."""
+"""What clients are answered: the public interface's objects, with ``timings``, the ``seed`` that was drawn with, and
+whether that gives the same answer again in any company (``reproducible``)."""
 
 from __future__ import annotations
 
@@ -125,6 +126,7 @@ class ChatAnswer(Answer):
     system_fingerprint: str
     service_tier: None = None
     seed: int
+    reproducible: bool
     timings: Timings
 
 
@@ -157,6 +159,7 @@ class CompletionAnswer(Answer):
     usage: Usage
     system_fingerprint: str
     seed: int
+    reproducible: bool
     timings: Timings
 
 
@@ -194,4 +197,5 @@ class ResponseAnswer(Answer):
     text: dict[str, Any]
     store: Literal[False] = False
     usage: ResponseUsage | None = None
+    reproducible: bool | None = None
     timings: Timings | None = None

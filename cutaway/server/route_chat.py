@@ -125,7 +125,8 @@ class _Talk:
             choices = [self._choice(index, mine) for index, mine in enumerate(parts)]
             answer = ChatAnswer(id=self.id, created=self.created, model=self.ask.model, choices=choices,
                                 usage=self.writing.usage, seed=self.writing.plan.seed,
-                                system_fingerprint=self.writing.fingerprint, timings=self.writing.timings)
+                                reproducible=self.writing.call.exact, system_fingerprint=self.writing.fingerprint,
+                                timings=self.writing.timings)
         finally:
             self.writing.close()
         return JSONResponse(answer.model_dump())
@@ -197,7 +198,7 @@ class _Talk:
 
     def _tail(self) -> dict[str, Any]:
         """What stands on the last chunk of all."""
-        return {"seed": self.writing.plan.seed, "timings": self.writing.timings.model_dump()}
+        return self.writing.tail
 
     def _end(self) -> Iterator[bytes]:
         if self._counts:

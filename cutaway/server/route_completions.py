@@ -69,7 +69,8 @@ class _Continued:
             choices = [self._choice(index, delta) for index, delta in enumerate(await self.writing.whole())]
             answer = CompletionAnswer(id=self.id, created=self.created, model=self.ask.model, choices=choices,
                                       usage=self.writing.usage, system_fingerprint=self.writing.fingerprint,
-                                      seed=self.writing.plan.seed, timings=self.writing.timings)
+                                      seed=self.writing.plan.seed, reproducible=self.writing.call.exact,
+                                      timings=self.writing.timings)
         finally:
             self.writing.close()
         return JSONResponse(answer.model_dump())
@@ -123,7 +124,7 @@ class _Continued:
                      **(self._tail() if over and not self._counts else {})})
 
     def _tail(self) -> dict[str, Any]:
-        return {"seed": self.writing.plan.seed, "timings": self.writing.timings.model_dump()}
+        return self.writing.tail
 
     def _end(self) -> Iterator[bytes]:
         if self._counts:

@@ -129,7 +129,7 @@ class _Made:
                 input_tokens_details={"cached_tokens": usage.prompt_tokens_details.cached_tokens,
                                       "cache_write_tokens": 0},
                 output_tokens_details={"reasoning_tokens": 0}, total_tokens=usage.total_tokens) if over else None,
-            timings=self.writing.timings if over else None)
+            reproducible=self.writing.call.exact if over else None, timings=self.writing.timings if over else None)
 
     def _event(self, kind: str, **about: Any) -> bytes:
         made = event({"type": kind, "sequence_number": self.number, **about}, kind)

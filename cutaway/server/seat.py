@@ -45,6 +45,11 @@ class Call:
         """Whether it is written without kernels."""
         return self.seat is not None and self.seat.plain
 
+    @property
+    def exact(self) -> bool:
+        """Whether what is written depends on it alone, and on nothing that runs beside it."""
+        return self.seat is not None and self.seat.exact
+
     def put(self, item: Said) -> None:
         """Tell the waiting side; on the event loop."""
         self.inbox.append(item)
@@ -53,10 +58,11 @@ class Call:
 
 class Seat:
     """``make``'s engine, once it is begun; where ``plain`` its model was opened without kernels, and whatever is there
-    by now it is not read with them. But for ``plain`` all of it is the worker's thread's."""
+    by now it is not read with them. ``exact`` as ``Served`` says. But for these two all of it is the worker's
+    thread's."""
 
-    def __init__(self, make: Callable[[], Served], *, plain: bool = False) -> None:
-        self.plain = plain
+    def __init__(self, make: Callable[[], Served], *, plain: bool = False, exact: bool = True) -> None:
+        self.plain, self.exact = plain, exact
         self._make = make
         self._engine: Served | None = None
         self._owners: dict[int, tuple[Call, int]] = {}  # two engines may give out equal tickets

@@ -165,9 +165,18 @@ class Shelf:
         line = self.lines[name]
         model, seat = self._writer(line, plain=plain)
         worker, there = Worker(line.title, seat, self.limits), {line.name, *adapters_of(model)}
-        return {each: Language(each, open_tokenizer(self.places[each]), model.vocab_size, model.context_length,
-                               model.reads_source, worker, each if each in line.adapters else None)
-                for each in line.names if each in there}
+        made = dict[str, Opened]()
+        for each in line.names:
+            try:
+                if each in there:
+                    made[each] = Language(each, open_tokenizer(self.places[each]), model.vocab_size,
+                                          model.context_length, model.reads_source, worker,
+                                          each if each in line.adapters else None)
+            except CutawayError as error:
+                if each == name:
+                    raise
+                self._refuse(each, "text", error)
+        return made
 
     def _embedder(self, place: Path, *, plain: bool) -> TextEmbedder:
         with without(plain):
@@ -185,7 +194,7 @@ class Shelf:
             made = [self.engine_for(model)]  # here, where what is wrong with it can be answered
         knows = isinstance(model, Model) and self.place.type == "cpu"  # knows kernels at all
         return model, Seat(lambda: made.pop() if made else self.engine_for(model),
-                           plain=knows and (plain or built().library is None))
+                           plain=knows and (plain or built().library is None), exact=made[0].exact)
 
     def _asked(self, *, plain: bool) -> Asked:
         """The precision; float32 for a while, where the machine might be measured for seconds to know a better one."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.types import Receive
@@ -182,6 +183,11 @@ class Writing:
     def fingerprint(self) -> str:
         """What gives equal answers to equal seeds: this version, and on which path of it the answer is written."""
         return f"{self.service.fingerprint}-plain" if self.call.plain else self.service.fingerprint
+
+    @property
+    def tail(self) -> dict[str, Any]:
+        """What stands on a stream's last chunk."""
+        return {"seed": self.plan.seed, "reproducible": self.call.exact, "timings": self.timings.model_dump()}
 
     @property
     def usage(self) -> Usage:

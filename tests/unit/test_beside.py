@@ -11,6 +11,7 @@ import torch
 from lora import drawn, merged
 from tiny import CONFIGS, CONTEXT, VOCABULARY
 
+from cutaway.batch import Batch
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.beam import Beam, search
 from cutaway.generate.engine import Engine
@@ -139,6 +140,21 @@ def test_what_was_read_under_one_adapter_is_no_others(tmp_path: Path) -> None:
         engine.submit(Request(prompt, 2, adapter=adapter))
         events = [event for event in iter(engine.step, []) if event.token >= 0]
         assert events[0].cached == cached
+
+
+def test_a_copy_has_the_adapters_too_and_tells_them_apart(tmp_path: Path) -> None:
+    model, _ = _three("tied", tmp_path)
+    light = for_reading(model)
+    other = copy.deepcopy(light)
+    with light.rows.of([0]):  # of the first alone
+        assert other.rows.which is None
+    batch = Batch(torch.tensor([[4, 5, 6]]))
+    with torch.inference_mode(), other.rows.of([0]):
+        found = other(batch)
+    with torch.inference_mode(), light.rows.of([0]):
+        wanted = light(batch)
+    with torch.inference_mode():
+        assert torch.equal(found, wanted) and not torch.equal(found, other(batch))
 
 
 def test_names_are_checked(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def test_together_and_one_by_one_are_the_same(name: str) -> None:
 def test_what_is_too_much_for_a_pass_takes_several(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder(name)
     monkeypatch.setattr(batched, "PAIRS", 700)
-    monkeypatch.setattr(batched, "GATHERED", 8)
+    monkeypatch.setattr(batched, "PIECE", 5)
+    monkeypatch.setattr(batched, "GATHERED", 10)
     runs, tape = list[tuple[int, ...]](), Taped()
 
     def noted(run: Pass, inputs: Tensor) -> Again:
@@ -134,12 +135,17 @@ def test_what_is_too_much_for_a_pass_takes_several(name: str, monkeypatch: pytes
     found = read(model, Reading.of([(row[:-1], 0, p) for row, p in zip(rows, own, strict=True)], range(173)), pages)
     for logits, row in zip(found.split([len(row) - 1 for row in rows]), rows, strict=True):
         near(logits, model, row[:-1])
-    assert prompts == [*[(2, 5)] * 13, (1, 4), (2, 18), (1, 1)]
+    warm = [(1, 2)] * WARM_UP  # what is short is made ready, and then runs
+    assert prompts == [*warm, (1, 2), *[(2, 5)] * 13, (1, 4), (2, 18), (1, 1)]
     last = Reading.of([(row[-1:], len(row) - 1, p) for row, p in zip(rows, own, strict=True)], [4, 1, 0, 2, 3])
     for logits, i in zip(read(model, last, pages), (4, 1, 0, 2, 3), strict=True):
         near(logits[None], model, rows[i])
     assert runs[0] == (1, 2 + 2 + 1)
     assert runs[1:] == [(1, 2 + 1 + 6), (1, 2 + 1 + 6), (4, 2 + 1 + 2)]  # 5 pages are a bucket of 6, a whole context
+    prompts.clear()
+    monkeypatch.setattr(batched, "GATHERED", 9)  # two prompts of five pages would gather more
+    read(model, Reading.of([(row[:-1], 0, p) for row, p in zip(rows, own, strict=True)], range(173)), pages)
+    assert prompts == [(1, 2), *[(1, 10)] * 6, (1, 9), *[(1, 10)] * 6, (1, 5), (2, 18), (1, 1)]
 
 
 def test_few_tokens_are_read_in_one_pass_with_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,14 +55,14 @@ def test_a_graph_is_recorded_behind_warm_passes_and_then_replayed(told: list[str
         told.append(f"run {steps}")
         return inputs * steps
 
-    replays = Replays(run, torch.device("cpu"), Recorded(torch.device("cuda", 0)))
+    replays = Replays(torch.device("cpu"), Recorded(torch.device("cuda", 0)))
     first = ["side waits for now", *["run 1"] * WARM_UP, "now waits for side",
              "record in one pool on side, thread_local", "run 1", "recorded"]
-    replays(np.ones((2, 3), np.int64), 1)
+    replays(run, np.ones((2, 3), np.int64), 1)
     assert told == [*first, "replay"]
-    replays(np.zeros((2, 3), np.int64), 1)
+    replays(run, np.zeros((2, 3), np.int64), 1)
     assert told == [*first, "replay", "replay"]
-    replays(np.zeros((2, 3), np.int64), 2)  # the same shape with other steps is another graph, in the same pool
+    replays(run, np.zeros((2, 3), np.int64), 2)  # the same shape with other steps is another graph, in the same pool
     assert told[len(first) + 2 :] == [*(line.replace("run 1", "run 2") for line in first), "replay"]
     assert replays.shapes == [(1, 2, 3), (2, 2, 3)]
 
@@ -73,10 +73,13 @@ def test_graphs_are_for_gpus_alone(told: list[str]) -> None:
 
 
 def test_a_call_reads_its_inputs_anew() -> None:
-    replays = Replays(lambda inputs, steps: inputs * steps, torch.device("cpu"))
+    def times(inputs: Tensor, steps: int) -> Tensor:
+        return inputs * steps
+
+    replays = Replays(torch.device("cpu"))
     given = np.arange(6).reshape(2, 3)
-    assert replays(given, 2).tolist() == (2 * given).tolist()
+    assert replays(times, given, 2).tolist() == (2 * given).tolist()
     room = replays._ready[2, 2, 3][0]
-    assert replays(given + 1, 2).tolist() == (2 * given + 2).tolist() and replays._ready[2, 2, 3][0] is room
+    assert replays(times, given + 1, 2).tolist() == (2 * given + 2).tolist() and replays._ready[2, 2, 3][0] is room
     given += 5  # what was given stays the caller's own
     assert room.tolist() == np.arange(1, 7).reshape(2, 3).tolist()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from lora import drawn, merged
 from openai import BadRequestError, NotFoundError
 from wired import BYTES, Wired, serving
@@ -16,10 +19,14 @@ from wired import BYTES, Wired, serving
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Sampling
 from cutaway.generate.writer import Options, Writer
-from cutaway.models.adapter import CONFIG, Lora
+from cutaway.models.adapted import known_by
+from cutaway.models.adapter import CONFIG, Lora, adapt, merge, save_adapter
 from cutaway.models.folder import save_model
+from cutaway.models.kneser_ney import fit
 from cutaway.models.light import for_reading
 from cutaway.models.model import Model, build
+from cutaway.models.ngram import NGramConfig
+from cutaway.models.ngram_folder import save_ngram
 from cutaway.models.open import open_writer
 from cutaway.models.transformer import TransformerConfig
 from cutaway.server.limits import Limits
@@ -100,19 +107,56 @@ def test_one_that_cannot_stand_beside_its_base_leaves_the_others(folders: dict[s
     said = json.loads((other / CONFIG).read_text("utf-8"))
     (other / CONFIG).write_text(json.dumps(said | {"base_model_name_or_path": str(folders["base"])}), "utf-8")
     lost = shutil.copytree(folders["law"], tmp_path / "lost")
-    (lost / CONFIG).write_text(json.dumps(said | {"base_model_name_or_path": "nowhere"}), "utf-8")
-    with serving(folders | {"other": other, "lost": lost}, engine_for=Engine) as server:
+    (lost / CONFIG).write_text(json.dumps(said | {"base_model_name_or_path": str(tmp_path / "nowhere")}), "utf-8")
+    mute = shutil.copytree(folders["law"], tmp_path / "mute")
+    said = json.loads((mute / CONFIG).read_text("utf-8"))
+    (mute / CONFIG).write_text(json.dumps(said | {"base_model_name_or_path": str(folders["base"])}), "utf-8")
+    (mute / "tokenizer.json").write_text("{no tokenizer", "utf-8")
+    with serving(folders | {"other": other, "lost": lost, "mute": mute}, engine_for=Engine) as server:
         client = server.openai()
         for _ in range(2):  # why is remembered
             with pytest.raises(BadRequestError, match=r"other .*learned beside") as refused:
                 client.completions.create(model="other", prompt="a", max_tokens=2)
             assert refused.value.code == "model_unsuited" and str(tmp_path) not in str(refused.value)
-            with pytest.raises(BadRequestError, match=r"lost .*not on this machine"):
-                client.completions.create(model="lost", prompt="a", max_tokens=2)
+            for name, why in (("lost", "not on this machine"), ("mute", "damaged")):
+                with pytest.raises(BadRequestError, match=f"{name} .*{why}") as refused:
+                    client.completions.create(model=name, prompt="a", max_tokens=2)
+                assert str(tmp_path) not in str(refused.value)
             for name in NAMES:
                 assert client.completions.create(model=name, prompt="a", max_tokens=2).choices[0].text is not None
         with pytest.raises(NotFoundError, match="poem"):
             client.completions.create(model="poem", prompt="a", max_tokens=2)
+
+
+def test_where_a_base_lies_is_no_clients_business(folders: dict[str, Path], tmp_path: Path) -> None:
+    """An adapter that knows its base again, beside another one."""
+    base, other = open_writer(folders["base"]), shutil.copytree(folders["base"], tmp_path / "other")
+    assert isinstance(base, Model)
+    save_adapter(tmp_path / "a", adapt(base, Lora(rank=2)), base=str(other), side=known_by(base, folders["base"]))
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.mul_(1.1)
+    save_model(other, merge(base), BYTES)
+    with serving({"base": other, "a": tmp_path / "a"}, engine_for=Engine) as server:
+        for name, fine in (("a", False), ("base", True)):
+            answer = server.http().post("/v1/completions", json={"model": name, "prompt": "a", "max_tokens": 2})
+            assert answer.is_success == fine and str(tmp_path) not in answer.text
+            assert fine or "learned beside another model" in answer.text
+
+
+def test_what_counts_is_served_though_adapters_name_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    rows = np.array([BYTES.bos_id, *BYTES.encode("a cat sat on a mat"), BYTES.eos_id] * 3)
+    config = NGramConfig(vocab_size=BYTES.vocab_size, order=2, bos_id=BYTES.bos_id)
+    with warnings.catch_warnings(action="ignore"):
+        save_ngram(tmp_path / "counts", fit(rows, np.arange(4) * (len(rows) // 3), config), BYTES)
+    law = shutil.copytree(folders["law"], tmp_path / "law")
+    said = json.loads((law / CONFIG).read_text("utf-8"))
+    (law / CONFIG).write_text(json.dumps(said | {"base_model_name_or_path": "../counts"}), "utf-8")
+    with serving({"counts": tmp_path / "counts", "law": law}, engine_for=Engine) as server:
+        client = server.openai()
+        assert client.completions.create(model="counts", prompt="a", max_tokens=2).choices[0].finish_reason
+        with pytest.raises(BadRequestError, match="counts, and that can have no adapters"):
+            client.completions.create(model="law", prompt="a", max_tokens=2)
 
 
 def test_adapters_are_served_without_their_base_and_closed_together(folders: dict[str, Path]) -> None:

@@ -9,6 +9,7 @@ import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -215,13 +216,13 @@ def test_what_would_not_fit_twice_waits(places: dict[str, Path], compiling: Comp
 
 def test_nothing_is_measured_before_the_first_answer(places: dict[str, Path], compiling: Compiling) -> None:
     """What is stored in few bits is read in what this machine is faster in, which takes seconds to find out."""
-    made = shelf.Shelf(places, Limits(), lambda model: None, "stored")  # type: ignore[arg-type, return-value]
+    made = shelf.Shelf(places, Limits(), lambda model: SimpleNamespace(exact=True), "stored")  # type: ignore[arg-type, return-value]
     for plain in (True, False):
-        made._writer(places["tiny"], plain=plain)
+        made._writer(made.lines["tiny"], plain=plain)
         made._embedder(places["owner/vectors"], plain=plain)
     assert compiling.asked == ["float32", "float32", "stored", "stored"]
     made.precision = "bfloat16"
-    made._writer(places["tiny"], plain=True)
+    made._writer(made.lines["tiny"], plain=True)
     assert compiling.asked[-1] == "bfloat16"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from openai import BadRequestError
-from wired import BYTES, Wired, serving
+from wired import BYTES, Wired, serving, write_model
 
 from cutaway.generate.engine import Engine
 from cutaway.generate.request import Sampling
@@ -19,6 +20,7 @@ from cutaway.models.folder import save_model
 from cutaway.models.model import build
 from cutaway.models.open import open_language_model
 from cutaway.models.transformer import TransformerConfig
+from cutaway.nn import kernels
 from cutaway.server.worker import Worker
 from cutaway.text.chat import Message
 
@@ -64,6 +66,25 @@ def test_logprobs_are_the_models_own(real: Wired, writer: Writer) -> None:
     assert values == pytest.approx([x for x, t in zip(written.logprobs, written.tokens, strict=True)
                                     if BYTES.bytes_of([t])], abs=1e-4)
     assert all(x is not None and x < 0 for x in logs.token_logprobs[1:4])
+
+
+def test_every_form_of_an_answer_says_whether_it_would_be_the_same_in_company(places: dict[str, Path],
+                                                                              tmp_path: Path) -> None:
+    """A decoder's kernels promise it; an encoder-decoder's library does not."""
+    whole = write_model(tmp_path / "whole", hidden_size=32, num_kv_heads=1, intermediate_size=32)
+    with serving({"whole": whole, "reader": places["reader"]}, engine_for=Engine) as server:
+        client, hi = server.http(), [{"role": "user", "content": "hi"}]
+        for model, promised in (("whole", kernels.built().library is not None), ("reader", False)):
+            text: dict[str, Any] = {"model": model, "prompt": "hi", "max_tokens": 3}
+            asked = [("completions", text)]
+            if model == "whole":
+                asked += [("chat/completions", {"model": model, "messages": hi, "max_tokens": 3}),
+                          ("responses", {"model": model, "input": "hi", "max_output_tokens": 16})]
+            for route, body in asked:
+                assert client.post(f"/v1/{route}", json=body).json()["reproducible"] is promised
+            lines = client.post("/v1/completions", json={**text, "stream": True}).text.split("\n\n")
+            last = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")][-1]
+            assert last["reproducible"] is promised
 
 
 def test_an_encoder_decoder_writes_beside_its_prompt(real: Wired, places: dict[str, Path]) -> None:

@@ -116,6 +116,8 @@ class FakeStats:
 class FakeEngine:
     """A token is a hash of all before it, so an answer depends on its prompt alone."""
 
+    exact = True
+
     def __init__(self, model: LanguageModel, fake: Fake) -> None:
         self.vocab, self.context, self.fake = model.vocab_size, model.context_length, fake
         self.live: dict[int, tuple[Request, list[int]]] = {}
