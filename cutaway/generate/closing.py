@@ -68,11 +68,14 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Closer:
     """Finds ends. ``json``: what is ruled is JSON, so a bracket that may close does. ``names`` are the keys that some
-    object must have, as their bytes stand in a string; ``most`` bounds the states that one search looks at."""
+    object must have, as their bytes stand in a string, and ``samples`` what is tried in other strings, or where much
+    may follow: where a pattern may begin anywhere no byte is nearer to its end than another. ``most`` bounds the
+    states that one search looks at."""
 
     json: bool
     names: frozenset[bytes] = frozenset()
     most: int = 400
+    samples: tuple[bytes, ...] = ()
 
     def shortest(self, matcher: LLMatcher, place: Place) -> bytes | None:
         """Bytes that complete the text of a matcher over single bytes, which is not changed; None if none was found."""
@@ -100,7 +103,9 @@ class Closer:
             return (node.forced,)
         may = bytes(np.flatnonzero(np.unpackbits(np.frombuffer(node.mask, np.uint8)[:32], bitorder="little")).tolist())
         chosen = self._in_json(node.place, may) if self.json else _kinds(may)
-        return (bytes([byte]) for byte in chosen)
+        each = [bytes([byte]) for byte in chosen]
+        inside = node.place.value_string and chosen != b'"' if self.json else len(may) > _MANY
+        return [*each, *(sample for sample in self.samples if inside and sample[0] in may)]
 
     def _in_json(self, place: Place, may: bytes) -> bytes:
         if place.string:

@@ -6,6 +6,8 @@ on what is accepted, bounded white space, and an answer that is complete before 
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from cutaway.errors import RequestError
 from cutaway.generate.closing import Closer, Place
 from cutaway.generate.request import Constraint
-from cutaway.generate.schema import Growth, checked_schema, growth, required_names
+from cutaway.generate.schema import Growth, checked_schema, growth, patterns, required_names
 from cutaway.generate.spelled import Spelled, spelled
 from cutaway.text.tokenizer import Tokenizer
 
@@ -105,8 +107,6 @@ def _check_size(text: str, most: int, name: str) -> None:
 
 def _check_lark(lark: str) -> None:
     """What would write control tokens, take tokens back or change the rules from inside is refused."""
-    import re
-
     bare = re.sub(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|//[^\n]*|#[^\n]*', " ", lark)
     for what, name in ((r"<", "a special token"), (r"%llguidance", "%llguidance"),
                        (r"\[[^\]]*\b(?:stop|suffix|max_tokens|temperature)", "stop, suffix, max_tokens, temperature"),
@@ -133,7 +133,7 @@ def _compiled(text: str, vocabulary: Spelled, name: str, schema: Mapping[str, An
     _check_error(bytewise, name)
     closer = Closer(False, most=_SEARCHED)
     if schema is not None:
-        closer = Closer(True, required_names(schema), _SEARCHED)
+        closer = Closer(True, required_names(schema), _SEARCHED, _samples(schema, bytes_alone))
     end = closer.shortest(bytewise, Place())
     if end is None and schema is not None:
         raise RequestError("no document of it was found: there is none, or the shortest is too long", where=name)
@@ -147,8 +147,26 @@ def _compiled(text: str, vocabulary: Spelled, name: str, schema: Mapping[str, An
     if took > COMPILE_SECONDS:
         raise RequestError(f"it took {took:.1f} s to compile, and may take {COMPILE_SECONDS:g}", where=name,
                            way_out="make it smaller: fewer properties, repetitions or alternatives")
-    closer = Closer(closer.json, closer.names)
+    closer = Closer(closer.json, closer.names, samples=closer.samples)
     return Rules(vocabulary, made, bytewise, closer, _UNKNOWN if schema is None else growth(schema), end)
+
+
+def _samples(schema: Mapping[str, Any], vocabulary: Any) -> tuple[bytes, ...]:
+    """A short text of each pattern by itself, as it stands inside quotes; none where it is not found."""
+    from llguidance import LLMatcher
+
+    found = []
+    for pattern in patterns(schema):
+        try:
+            alone = LLMatcher.grammar_from_regex(pattern.removeprefix("^").removesuffix("$"))
+        except ValueError:  # an anchor inside: then nothing may begin anywhere
+            continue
+        matcher = LLMatcher(vocabulary, alone, log_level=0, limits=_limits())
+        words = tuple(word.encode() for word in re.findall(r"\w+", pattern))
+        text = None if matcher.is_error() else Closer(False, samples=words).shortest(matcher, Place())
+        if text:
+            found.append(json.dumps(text.decode(errors="replace"), ensure_ascii=False).encode()[1:-1])
+    return tuple(found)
 
 
 def _check_error(matcher: LLMatcher, name: str) -> None:

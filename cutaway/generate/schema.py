@@ -5,6 +5,7 @@ JSON Schema 2020-12 as far as llguidance has it; a keyword outside of that is re
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -234,3 +235,10 @@ def required_names(schema: Mapping[str, Any]) -> frozenset[bytes]:
     """The keys that some object must have, as they stand inside their quotes."""
     names = {name for _, part in _parts(schema, "") if isinstance(part, Mapping) for name in part.get("required", ())}
     return frozenset(json.dumps(name, ensure_ascii=False).encode()[1:-1] for name in names)
+
+
+def patterns(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those that strings must have, a few of them: what is tried with them is tried at every letter."""
+    found = (part["pattern"] for _, part in _parts(schema, "") if isinstance(part, Mapping)
+             and isinstance(part.get("pattern"), str))
+    return tuple(itertools.islice(dict.fromkeys(found), 16))

@@ -96,6 +96,21 @@ def test_every_kind_of_vocabulary_writes_a_schema_by_its_bytes(kind: str) -> Non
         jsonschema.validate(json.loads(data), SCHEMA)
 
 
+@pytest.mark.parametrize(("pattern", "end"), [
+    ("ab", "ab"), ("ab$", "ab"), ("^ab", "ab"), ("hello there", "hello there"), (r"[a-z]+@[a-z]+\.com", "a@a.com"),
+    ("foo.*bar", "foo]bar"), (r"\d{3}-\d{4}", "000-0000"), ("(cat|dog) food", "cat food"), ("é漢", "é漢"),
+    ('x"y', 'x"y'), (r"a\\b", "a\\b")])
+def test_a_pattern_that_may_begin_anywhere_is_ended(pattern: str, end: str) -> None:
+    """No byte before it is nearer to its end than another; from the middle of a string, too."""
+    schema = {"type": "object", "properties": {"x": {"type": "string", "pattern": pattern}}, "required": ["x"]}
+    rules = json_schema(schema, tokenizer("byte"))
+    assert rules.end is not None and json.loads(rules.end) == {"x": end} and rules.least is not None
+    for seed in range(4):
+        data, complete, _ = written(rules, rules.least + 9 * seed, random.Random(seed))
+        assert complete
+        assert re.search(pattern, json.loads(data)["x"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bytes_of_every_id_are_the_tokenizers(kind: str) -> None:
     found = Spelled(tokenizer(kind))
