@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -28,12 +32,28 @@ PrecisionName = Annotated[Literal["stored", "float32", "bfloat16", "int8", "int4
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 
 
+@contextmanager
+def unswept() -> Iterator[None]:
+    """Modules are imported here: PyTorch leaves half a million objects, which are no garbage and need not be searched
+    for it as they come, nor later."""
+    first = "torch" not in sys.modules  # else what is frozen would be somebody's models
+    if first:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if first:
+            gc.freeze()
+            gc.enable()
+
+
 def options(*, max_tokens: int | None, temperature: float, top_k: int | None, top_p: float, min_p: float,
             repetition_penalty: float, presence_penalty: float, frequency_penalty: float, seed: int,
             stop: list[str] | None = None, logprobs: int | None = None) -> Options:
     """How to write; a value out of range is a one-line error that names it."""
-    from cutaway.generate.writer import Options
-    from cutaway.settings import decode
+    with unswept():
+        from cutaway.generate.writer import Options
+        from cutaway.settings import decode
 
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
            "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
@@ -44,16 +64,17 @@ def options(*, max_tokens: int | None, temperature: float, top_k: int | None, to
 
 def open_writer(name: str, device: str, precision: Asked = "stored") -> Writer:
     """The model of that name on the device. Raises ModelError for one that writes no text, and says what it does."""
-    from concurrent.futures import ThreadPoolExecutor
+    with unswept():
+        from concurrent.futures import ThreadPoolExecutor
 
-    from cutaway.device import pick, set_threads
-    from cutaway.errors import SettingsError
-    from cutaway.generate.engine import engine_for
-    from cutaway.generate.writer import Writer
-    from cutaway.models.adapted import open_tokenizer
-    from cutaway.models.model import Model
-    from cutaway.models.open import open_language_model
-    from cutaway.run.place import model_folder
+        from cutaway.device import pick, set_threads
+        from cutaway.errors import SettingsError
+        from cutaway.generate.engine import engine_for
+        from cutaway.generate.writer import Writer
+        from cutaway.models.adapted import open_tokenizer
+        from cutaway.models.model import Model
+        from cutaway.models.open import open_language_model
+        from cutaway.run.place import model_folder
 
     folder = model_folder(name)
     set_threads()
