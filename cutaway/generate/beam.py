@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cutaway.errors import RequestError
-from cutaway.generate.prefill import adapters_of, checked, read, under, waves
+from cutaway.generate.prefill import adapters_of, checked, numbers, read, under, waves
 from cutaway.generate.request import FinishReason, Request, Sampling
 from cutaway.generate.sample import refuse_unless_finite
 from cutaway.models.model import LanguageModel
@@ -78,10 +78,9 @@ def search(model: LanguageModel, requests: Sequence[Request], beam: Beam, *,
 
 def _by_adapter(model: LanguageModel, requests: Sequence[Request]) -> dict[int, list[int]]:
     """Places of the requests that have each adapter, by its number, -1: none."""
-    numbers = {None: -1} | {name: number for number, name in enumerate(adapters_of(model))}
-    out: dict[int, list[int]] = {}
+    number_of, out = numbers(adapters_of(model)), dict[int, list[int]]()
     for place, request in enumerate(requests):
-        out.setdefault(numbers[request.adapter], []).append(place)
+        out.setdefault(number_of[request.adapter], []).append(place)
     return out
 
 

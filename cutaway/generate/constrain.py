@@ -157,11 +157,8 @@ def _samples(schema: Mapping[str, Any], vocabulary: Any) -> tuple[bytes, ...]:
 
     found = []
     for pattern in patterns(schema):
-        try:
-            alone = LLMatcher.grammar_from_regex(pattern.removeprefix("^").removesuffix("$"))
-        except ValueError:  # an anchor inside: then nothing may begin anywhere
-            continue
-        matcher = LLMatcher(vocabulary, alone, log_level=0, limits=_limits())
+        alone = LLMatcher.grammar_from_regex(pattern.removeprefix("^").removesuffix("$"))
+        matcher = LLMatcher(vocabulary, alone, log_level=0, limits=_limits())  # an error where an anchor stands inside
         words = tuple(word.encode() for word in re.findall(r"\w+", pattern))
         text = None if matcher.is_error() else Closer(False, samples=words).shortest(matcher, Place())
         if text:

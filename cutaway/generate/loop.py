@@ -15,6 +15,7 @@ from torch import Tensor
 from cutaway.errors import ModelError, RequestError
 from cutaway.generate.draw import Draw, Guess, Live, Taker, Tick, scored
 from cutaway.generate.pages import Pages
+from cutaway.generate.prefill import numbers
 from cutaway.generate.request import Request, Scores
 from cutaway.generate.runner import Runner
 from cutaway.generate.scheduler import Scheduler
@@ -66,7 +67,7 @@ class Loop:
             raise ModelError("what was read of proposed tokens cannot be taken back here",
                              way_out="leave speculation out: only a model whose cache has pages can do it")
         self.runner, self.pages = runner, Pages(runner.num_pages, runner.page_size)
-        self._adapters = {None: -1} | {name: number for number, name in enumerate(adapters)}
+        self._adapters = numbers(adapters)
         self._guess = guess
         self._scheduler = Scheduler(self.pages, max_rows=max_rows, step_tokens=step_tokens, work=work,
                                     shares=runner.shares_pages)

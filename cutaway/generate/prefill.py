@@ -29,6 +29,11 @@ def adapters_of(model: LanguageModel) -> tuple[str, ...]:
     return model.adapters if isinstance(model, Model) else ()
 
 
+def numbers(adapters: Sequence[str]) -> dict[str | None, int]:
+    """What the names of adapters are to a batch's rows; None has none, -1."""
+    return {None: -1} | {name: number for number, name in enumerate(adapters)}
+
+
 def under(model: LanguageModel, adapters: Sequence[int]) -> AbstractContextManager[None]:
     """``model`` reads rows with these adapters meanwhile, by number, -1: none."""
     return model.rows.of(adapters) if isinstance(model, Model) else nullcontext()

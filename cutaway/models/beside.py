@@ -18,10 +18,9 @@ Lost = Callable[[str, ModelError], None]
 
 def with_adapters(model: Model, folders: Mapping[str, str | Path], *, base: Path, lost: Lost | None = None) -> Model:
     """``model``, which comes from ``base``, with the adapters of some folders beside it under their names; a request
-    asks for one (``Request.adapter``). It has yet to be made fast (``models.light``), learns nothing, and is read
-    by one thread at a time. Raises
-    ModelError for a folder whose adapters were learned beside another model, or are no LoRA; with ``lost`` that is
-    told of it and the others are there."""
+    asks for one (``Request.adapter``). It has yet to be made fast (``models.light``), learns nothing, and is read by
+    one thread at a time. Raises ModelError for a folder whose adapters were learned beside another model, or are no
+    LoRA; with ``lost`` that is told of it and the others are there."""
     if model.adapters:
         raise ModelError(f"has the adapters {', '.join(model.adapters)} already", way_out="give all of them at once")
     found: dict[str, dict[str, Pair]] = {}

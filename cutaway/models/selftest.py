@@ -68,16 +68,13 @@ def learned(model: Model, given: Batch) -> list[Tensor]:
     return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-def paged(model: Model, *, kernels: bool) -> list[Tensor]:
-    """Logits behind every token of a prompt, which is read in two pieces."""
-    tokens = batch(source=False).tokens[0].tolist()
-    if not kernels:
-        return [model(Batch(torch.tensor([tokens])))[0]]
+def paged(model: Model, tokens: list[int]) -> Tensor:
+    """Logits behind every token of a prompt ``(T, V)``, which is read in two pieces over pages."""
     pages = model.new_pages(4)
     assert isinstance(pages, PagedStack), "its weights are laid out"
     pieces = [(tokens[: PAGE + 3], 0), (tokens[PAGE + 3 :], PAGE + 3)]
-    return [torch.cat([model.read(Reading.of([(piece, start, (2, 0, 1))], range(len(piece))), pages)
-                       for piece, start in pieces])]
+    return torch.cat([model.read(Reading.of([(piece, start, (2, 0, 1))], range(len(piece))), pages)
+                      for piece, start in pieces])
 
 
 def differences(library: ctypes.CDLL) -> Iterator[str]:
@@ -90,15 +87,15 @@ def differences(library: ctypes.CDLL) -> Iterator[str]:
         with without():
             wanted = learned(model, given)
         yield from _apart(name, found, wanted, NEAR["float32"])
-    model = build(LEARNS["decoder"], seed=2).eval()
+    model, prompt = build(LEARNS["decoder"], seed=2).eval(), batch(source=False).tokens[:1]
+    with without(), torch.inference_mode():
+        plain = model(Batch(prompt))[0]
     for precision, near in NEAR.items():
         with instead(library), torch.inference_mode():
             if packs(torch.zeros(1, 2), precision) is None:
                 continue
-            found = paged(for_reading(model, precision), kernels=True)
-        with without(), torch.inference_mode():
-            wanted = paged(model, kernels=False)
-        yield from _apart(f"reading in {precision}", found, wanted, near)
+            read = paged(for_reading(model, precision), prompt[0].tolist())
+        yield from _apart(f"reading in {precision}", [read], [plain], near)
 
 
 def _apart(name: str, found: list[Tensor], wanted: list[Tensor], near: float) -> Iterator[str]:

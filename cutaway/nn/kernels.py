@@ -89,11 +89,6 @@ class _Here(threading.local):
 
     instead: tuple[ctypes.CDLL | None, ...] = ()
 
-    @property
-    def without(self) -> bool:
-        """Whether there are no kernels here."""
-        return self.instead == (None,)
-
 
 _here = _Here()
 _lock = threading.Lock()  # of what stands below

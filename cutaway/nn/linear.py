@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.device import forget_pages, large_pages
-from cutaway.nn.beside import Beside, Laid, Struct
+from cutaway.nn.beside import PANEL, Beside, Laid, Struct
 from cutaway.nn.kernels import library_for, pointer
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -21,7 +21,7 @@ KERNEL_OF: dict[After, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3} 
 Packing = Literal["float32", "bfloat16", "int8", "int4"]
 _KINDS: dict[Packing, int] = {"bfloat16": 0, "int8": 1, "float32": 2, "int4": 3}  # their numbers in csrc/linear.h
 _BITS: dict[Packing, int] = {"bfloat16": 1, "int8": 2, "float32": 4, "int4": 8}  # of what linear_packs answers
-_PANEL, _GROUP, _BLOCK = 32, 64, 32  # of csrc/int8.h and int4.h
+_GROUP, _BLOCK = 64, 32  # of csrc/int8.h and int4.h
 _LINE = 64  # bytes of a cache line
 
 
@@ -180,7 +180,7 @@ class PackedLinear(nn.Module):
         weight, bias = weight.detach(), None if bias is None else bias.detach()
         if gated and bias is not None:  # 16 gates, then what they let through
             bias = bias[torch.arange(outputs).view(2, -1, 16).transpose(0, 1).flatten()]
-        padded = -(-outputs // _PANEL) * _PANEL
+        padded = -(-outputs // PANEL) * PANEL
         self.bias = None if bias is None else F.pad(bias.float(), (0, padded - outputs)).contiguous()
         self.scales: Tensor | None = None
         self.sums: Tensor | None = None

@@ -30,17 +30,17 @@ class Seen(FakeEngine):
         self.gone = list[int]()
 
     def submit(self, request: Request, *, salt: str = "") -> int:
-        self.plain.add(kernels._here.without)
+        self.plain.add(kernels._here.instead == (None,))
         self.own.append(super().submit(request, salt=salt))
         return self.own[-1]
 
     def cancel(self, ticket: int) -> None:
-        self.plain.add(kernels._here.without)
+        self.plain.add(kernels._here.instead == (None,))
         self.gone.append(ticket)
         super().cancel(ticket)
 
     def step(self) -> list[Event]:
-        self.plain.add(kernels._here.without)
+        self.plain.add(kernels._here.instead == (None,))
         return super().step()
 
 
