@@ -66,6 +66,48 @@ INLINE int32_t block_sum(const uint8_t *bytes) {
   return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
 }
 
+#if defined(__AVX512VNNI__)
+// R rows by two registers of 16 outputs: a block's products are added up by the instruction that makes them
+#define HALF(R, offset) \
+  for (int i = 0; i < R; i++) { \
+    int32_t four; \
+    memcpy(&four, a + i * K + k * 8 + offset, 4); \
+    __m512i x = _mm512_set1_epi32(four); \
+    for (int j = 0; j < 2; j++) whole[i][j] = fours_by(whole[i][j], w[j], x); \
+  }
+#define ROWS(R, V) { \
+    const uint8_t *b = B, *a = A + m * K; \
+    const float *by = scales + 2 * m; \
+    __m512 sum[R][2] = {}; \
+    for (int64_t g = 0; g < K / BLOCK; g++, b += BLOCK_BYTES, a += BLOCK, by += 2 * all) { \
+      if (m == 0) \
+        for (int j = 0; j < BLOCK_BYTES; j += 64) _mm_prefetch((const char *)b + AHEAD + j, _MM_HINT_T0); \
+      __m512i whole[R][2] = {}; \
+      for (int64_t k = 0; k < 4; k++) { \
+        __m512i eight[2], w[2]; \
+        for (int j = 0; j < 2; j++) { \
+          eight[j] = _mm512_loadu_si512(b + k * PANEL * 4 + j * 64); \
+          w[j] = _mm512_and_si512(eight[j], _mm512_set1_epi8(15)); \
+        } \
+        HALF(R, 0) \
+        for (int j = 0; j < 2; j++) w[j] = _mm512_and_si512(_mm512_srli_epi16(eight[j], 4), _mm512_set1_epi8(15)); \
+        HALF(R, 4) \
+      } \
+      for (int j = 0; j < 2; j++) { \
+        const uint8_t *of = b + PANEL * 16 + j * 32; \
+        __m512 d = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)of)); \
+        __m512 low = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(of + PANEL * 2))); \
+        for (int i = 0; i < R; i++) { \
+          sum[i][j] = _mm512_fmadd_ps(low, _mm512_set1_ps(by[2 * i + 1]), sum[i][j]); \
+          sum[i][j] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(by[2 * i])), _mm512_cvtepi32_ps(whole[i][j]), sum[i][j]); \
+        } \
+      } \
+    } \
+    for (int i = 0; i < R; i++) \
+      for (int j = 0; j < 2; j++) _mm512_storeu_ps(C + (m + i) * PANEL + 16 * j, sum[i][j]); \
+    m += R; \
+  }
+#else
 // Nothing that follows comes before `v` is what it was made: left to itself, the compiler begins all products of a block at
 // once and runs out of registers (35 % slower).
 #define HERE(v) __asm__ volatile("" : "+x"(v))
@@ -120,9 +162,13 @@ INLINE int32_t block_sum(const uint8_t *bytes) {
     } \
     m += R; \
   }
+#endif
 // C (M, PANEL) of a panel B: A (M, K) bytes with their `scales` (blocks, all, 2): an input's, and the block's scaled sum
 static void product_int4(int64_t M, int64_t all, int64_t K, const uint8_t *A, const float *scales, const uint8_t *B, float *C) {
   int64_t m = 0;
+#if defined(__AVX512VNNI__)
+  while (m + 6 <= M) ROWS(6, 2)
+#endif
   while (m + 4 <= M) ROWS(4, 2)
   if (m + 2 <= M) ROWS(2, 2)
   if (m < M) ROWS(1, 4)

@@ -1,7 +1,7 @@
 #include "paged.h"
 #include "attention.h"
 
-#define TOGETHER 6  // queries that pass by a page at once
+#define TOGETHER (WIDE == 16 ? 12 : 6)  // queries that pass by a page at once: as many as there are registers for
 
 // one head of a row: normalised, turned and scaled, in float32
 static ONCE void turned(const Look *S, const void *qkv, int64_t at, int64_t position, const float *norm, float scale, float *out) {
@@ -43,8 +43,8 @@ static ONCE void append(const Look *S, const void *qkv, int64_t token, int64_t g
   for (int64_t i = 0; i < S->D; i += WIDE) reg_out(to, i, reg_in(value, i, S->bf), S->cache_bf);
 }
 
-// Q queries by P pages: 16 scores each, every one a chain over D. Of few queries the numbers stay in registers, of many those
-// of the keys
+// Q queries, that lie beside each other, by P pages: 16 scores each, every one a chain over D. Of few queries the numbers
+// stay in registers, of many those of the keys
 #define SCORES(Q, P) { \
     reg acc[Q][P][PAGE / WIDE] = {}; \
     int64_t of[P], next[P]; \
@@ -52,24 +52,28 @@ static ONCE void append(const Look *S, const void *qkv, int64_t token, int64_t g
       of[p] = (pages[n + p] * S->G + g) * PAGE * D; \
       next[p] = n + P + p < until ? (pages[n + P + p] * S->G + g) * PAGE * D : of[p]; \
     } \
-    for (int64_t d = 0; d < D; d++) \
+    for (int64_t d = 0; d < D; d++) { \
+      const float *by = q + d * TOGETHER; \
       for (int p = 0; p < P; p++) { \
         __builtin_prefetch(values + (of[p] + d * PAGE) * size); /* that come next, while these are multiplied */ \
         __builtin_prefetch(keys + (next[p] + d * PAGE) * size); \
         if (Q < 4) \
           for (int j = 0; j < PAGE / WIDE; j++) { \
             reg k = reg_in(keys, of[p] + d * PAGE + j * WIDE, bf); \
-            for (int i = 0; i < Q; i++) acc[i][p][j] = reg_fma(reg_all(q[i * D + d]), k, acc[i][p][j]); \
+            for (int i = 0; i < Q; i++) acc[i][p][j] = reg_fma(reg_all(by[i]), k, acc[i][p][j]); \
           } \
-        else { \
-          reg k[PAGE / WIDE]; \
-          for (int j = 0; j < PAGE / WIDE; j++) k[j] = reg_in(keys, of[p] + d * PAGE + j * WIDE, bf); \
-          for (int i = 0; i < Q; i++) { \
-            reg by = reg_all(q[i * D + d]); \
-            for (int j = 0; j < PAGE / WIDE; j++) acc[i][p][j] = reg_fma(by, k[j], acc[i][p][j]); \
-          } \
+      } \
+      if (Q >= 4) { \
+        reg k[P][PAGE / WIDE]; \
+        for (int p = 0; p < P; p++) \
+          for (int j = 0; j < PAGE / WIDE; j++) k[p][j] = reg_in(keys, of[p] + d * PAGE + j * WIDE, bf); \
+        for (int i = 0; i < Q; i++) { \
+          reg one = reg_all(by[i]); \
+          for (int p = 0; p < P; p++) \
+            for (int j = 0; j < PAGE / WIDE; j++) acc[i][p][j] = reg_fma(one, k[p][j], acc[i][p][j]); \
         } \
       } \
+    } \
     for (int i = 0; i < Q; i++) \
       for (int p = 0; p < P; p++) \
         for (int j = 0; j < PAGE / WIDE; j++) *(reg *)(s + i * ld + (n - from + p) * PAGE + j * WIDE) = acc[i][p][j]; \
@@ -77,22 +81,30 @@ static ONCE void append(const Look *S, const void *qkv, int64_t token, int64_t g
   }
 INLINE void scores(const Look *S, const float *q, int rows, const int32_t *pages, int64_t from, int64_t until, int64_t g,
                    float *s, int64_t ld, int bf) {
-  int64_t D = S->D, n = from, size = bf ? 2 : 4;
+  int64_t D = S->D, size = bf ? 2 : 4;
   const char *keys = S->keys, *values = S->values;
-  if (rows == 6) while (n < until) SCORES(6, 1)
-  if (rows == 5) while (n < until) SCORES(5, 1)
-  if (rows == 4) while (n < until) SCORES(4, 1)
-  if (rows == 3) {  // enough chains side by side to hide how long a sum takes
-    while (n + 2 <= until) SCORES(3, 2)
-    if (n < until) SCORES(3, 1)
-  }
-  if (rows == 2) {
-    while (n + 2 <= until) SCORES(2, 2)
-    if (n < until) SCORES(2, 1)
-  }
-  if (rows == 1) {
-    while (n + 4 <= until) SCORES(1, 4)
-    while (n < until) SCORES(1, 1)
+  for (int64_t n = from; rows > 0; n = from) {
+    int some = rows < 6 ? rows : rows == TOGETHER ? TOGETHER : 6;
+    if (some == 12) {
+      while (n + 2 <= until) SCORES(12, 2)
+      if (n < until) SCORES(12, 1)
+    }
+    if (some == 6) while (n < until) SCORES(6, 1)
+    if (some == 5) while (n < until) SCORES(5, 1)
+    if (some == 4) while (n < until) SCORES(4, 1)
+    if (some == 3) {  // enough chains side by side to hide how long a sum takes
+      while (n + 2 <= until) SCORES(3, 2)
+      if (n < until) SCORES(3, 1)
+    }
+    if (some == 2) {
+      while (n + 2 <= until) SCORES(2, 2)
+      if (n < until) SCORES(2, 1)
+    }
+    if (some == 1) {
+      while (n + 4 <= until) SCORES(1, 4)
+      while (n < until) SCORES(1, 1)
+    }
+    rows -= some, q += some, s += some * ld;
   }
 }
 #undef SCORES
@@ -128,20 +140,26 @@ INLINE void scores(const Look *S, const float *q, int rows, const int32_t *pages
   }
 INLINE void mixed(const Look *S, int rows, const int32_t *pages, int64_t from, int64_t until, int64_t g, const float *s,
                   int64_t ld, float *o, int bf) {
-  int64_t D = S->D, c = 0;
-  if (rows == 6) MIXED(6, 2)
-  if (rows == 5) MIXED(5, 2)
-  if (rows == 4) MIXED(4, 2)
-  if (rows == 3) MIXED(3, 4)
-  if (rows == 2) MIXED(2, 4)
-  if (rows == 1) MIXED(1, 4)
-  if (rows == 6) MIXED(6, 1)
-  if (rows == 5) MIXED(5, 1)
-  if (rows == 4) MIXED(4, 1)
-  if (rows == 3) MIXED(3, 2)
-  if (rows == 3) MIXED(3, 1)
-  if (rows == 2) MIXED(2, 1)
-  if (rows == 1) MIXED(1, 1)
+  int64_t D = S->D;
+  for (int64_t c = 0; rows > 0; c = 0) {
+    int some = rows < 6 ? rows : rows == TOGETHER ? TOGETHER : 6;
+    if (some == 12) MIXED(12, 2)
+    if (some == 6) MIXED(6, 2)
+    if (some == 5) MIXED(5, 2)
+    if (some == 4) MIXED(4, 2)
+    if (some == 3) MIXED(3, 4)
+    if (some == 2) MIXED(2, 4)
+    if (some == 1) MIXED(1, 4)
+    if (some == 12) MIXED(12, 1)
+    if (some == 6) MIXED(6, 1)
+    if (some == 5) MIXED(5, 1)
+    if (some == 4) MIXED(4, 1)
+    if (some == 3) MIXED(3, 2)
+    if (some == 3) MIXED(3, 1)
+    if (some == 2) MIXED(2, 1)
+    if (some == 1) MIXED(1, 1)
+    rows -= some, s += some * ld, o += some * D;
+  }
 }
 #undef MIXED
 
@@ -186,7 +204,8 @@ static void tile(const Look *S, const Ragged *R, const void *qkv, void *out, int
     high[i] = position + 1, low[i] = S->window && high[i] > S->window ? high[i] - S->window : 0;
     if (low[i] / PAGE < from) from = low[i] / PAGE;
     if ((high[i] + PAGE - 1) / PAGE > until) until = (high[i] + PAGE - 1) / PAGE;
-    turned(S, qkv, (begin + t) * wide + h * D, position, S->query_norm, S->scale, q + i * D);
+    turned(S, qkv, (begin + t) * wide + h * D, position, S->query_norm, S->scale, o);
+    for (int64_t d = 0; d < D; d++) q[d * TOGETHER + i] = o[d];
   }
   if (S->cache_bf) scores(S, q, rows, pages, from, until, g, s, ld, 1);
   else scores(S, q, rows, pages, from, until, g, s, ld, 0);
