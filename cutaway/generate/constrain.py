@@ -265,12 +265,12 @@ class _Answer:
         """Of what may come next, what an end was found behind that is short enough. Of few, each is followed to an end
         of its own; of many, the commonest are tried with the end that is known, or none."""
         words = self._allowed()
-        ids = [i for i in self._words.ids(words) if i not in self._words.stop_ids]
+        ids = self._words.ids(words & ~self._words.stops, _TRIED)
         if len(ids) <= _FEW:
             kept = [i for i in ids if self._leaves_room(i)]
         else:
             stop, ends = self._words.stop_ids[0], ((), way)
-            kept = [i for i in ids[:_TRIED] if any(  # the stop counts where the document is complete
+            kept = [i for i in ids if any(  # the stop counts where the document is complete
                 self._matcher.validate_tokens([i, *end, stop]) == len(end) + 2 for end in ends)]
         return self._words.of(kept) | words & self._words.stops
 

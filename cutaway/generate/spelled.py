@@ -71,9 +71,10 @@ class Spelled:
         """One id."""
         return self.of((token,))
 
-    def ids(self, words: NDArray[np.uint32]) -> list[int]:
-        """The ids whose bits are set, in order."""
-        found: list[int] = np.flatnonzero(np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")).tolist()
+    def ids(self, words: NDArray[np.uint32], most: int) -> list[int]:
+        """The first ids, at most that many, whose bits are set, in order."""
+        bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
+        found: list[int] = np.flatnonzero(bits)[:most].tolist()
         return found
 
     def of(self, ids: Iterable[int]) -> NDArray[np.uint32]:
