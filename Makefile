@@ -36,13 +36,14 @@ bench: .venv/.developer
 	@for script in $$(find benchmarks -maxdepth 1 -name '*.py' -not -name soak.py -not -name attacks.py | sort); do \
 	  echo "== $$script"; $(BIN)/python $$script $(if $(FULL),,--quick) || exit 1; done
 
-# The libraries we measure ourselves against, in an environment of their own.
+# The libraries we measure ourselves against, in an environment of their own. litgpt wants numpy below 2, which pyarrow
+# 26 wants above.
 bench-peers: .venv-peers/.installed
 
 .venv-peers/.installed: pyproject.toml constraints.txt
 	@test -x .venv-peers/bin/python || "$(PYTHON)" -m venv .venv-peers
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
-	  torch transformers accelerate litgpt tokenizers gguf sentence-transformers onnxruntime onnx lm_eval trl peft datasets \
+	  torch transformers accelerate litgpt tokenizers gguf sentence-transformers onnxruntime onnx lm_eval trl peft datasets "pyarrow<26" \
 	  -e .
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps joeynmt "importlib_metadata<9" zipp
 	@touch $@
