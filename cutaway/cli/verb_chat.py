@@ -110,10 +110,10 @@ class _Talk:
 
         opening = [] if self.system is None else [Message("system", self.system)]
         messages = [*opening, *self.turns, Message("user", text)]
-        ids = self.writer.chat_ids(messages)
         how = self.how.model_copy(update={"seed": (self.how.seed + self.said) % 2**64})
         self.said += 1
         try:
+            ids = self.writer.chat_ids(messages)
             answer, finish = self._answer(ids, how)
         except RequestError as error:
             if not self.turns and not sys.stdin.isatty():

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, NonNegativeInt, field_validator
 
-from cutaway.errors import CutawayError, RequestError
+from cutaway.errors import CutawayError, ModelError, RequestError
 from cutaway.settings import Settings, nearest
 
 FinishReason = Literal["stop", "length"]
@@ -182,6 +182,10 @@ class Completion:
     alternatives: tuple[tuple[Alternative, ...], ...] = ()
     sampler: Scores | None = None
     prompt: Scores | None = None
+
+
+class StepFailed(ModelError):
+    """A step of the model failed by what is no error of ours, its ``__cause__``: all that were running ended in it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,13 @@ _NOTES = ("$schema", "$id", "$comment", "title", "description", "default", "exam
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 KEYWORDS = frozenset((*_MAPS, *_LISTS, *_ONE, *_NOTES, *_NUMBERS, "$ref", "type", "const", "enum", "required",
                       "minItems", "maxItems", "maxProperties", "minLength", "maxLength", "pattern", "format"))
+_COUNT, _TEXT, _LIST = (int, "a whole number"), (str, "a text"), (list | tuple, "a list")
+_KINDS: dict[str, tuple[Any, str]] = {  # of what stands behind a keyword; what else there is holds schemas, or anything
+    "enum": _LIST, "required": _LIST, "type": (str | list | tuple, "a text or a list of texts"), "pattern": _TEXT,
+    "format": _TEXT, **dict.fromkeys(("minItems", "maxItems", "maxProperties", "minLength", "maxLength"), _COUNT),
+    **dict.fromkeys(_NUMBERS, (int | float, "a number"))}
+_LARGEST = 2**31
+_ROUNDS = 64  # in which lengths settle: a round settles a chain of references, back or forth
 _DIGITS, _FORMAT = 40, 64  # bytes of a number within bounds and of a text in a format, at most
 
 
@@ -47,13 +54,18 @@ def checked_schema(schema: object) -> dict[str, Any]:
         raise _refused(f"{size:,} bytes are more than {SCHEMA_BYTES:,}", "make it smaller")
     if _depth(schema) > SCHEMA_DEPTH:
         raise _refused(f"it is nested deeper than {SCHEMA_DEPTH}", "use $ref, or flatten it")
-    count = 0
-    for path, part in _parts(dict(schema), "JSON schema"):
-        count += 1
+    root = dict(schema)
+    parts = [*_parts(root, "JSON schema")]
+    if len(parts) > SCHEMA_PARTS:
+        raise _refused(f"{len(parts):,} parts are more than {SCHEMA_PARTS:,}", "make it smaller")
+    for path, part in parts:
         _check_part(part, path)
-    if count > SCHEMA_PARTS:
-        raise _refused(f"{count:,} parts are more than {SCHEMA_PARTS:,}", "make it smaller")
-    return dict(schema)
+    known = {id(part) for _, part in parts}
+    for path, part in parts:
+        target = part.get("$ref") if isinstance(part, Mapping) else None
+        if target is not None and id(resolved(root, target)) not in known:
+            raise _refused(f"$ref {target!r} names what is no schema", where=path)
+    return root
 
 
 def _refused(what: str, way_out: str | None = None, where: str = "JSON schema") -> RequestError:
@@ -104,6 +116,14 @@ def _check_part(part: Any, path: str) -> None:
     unknown = sorted(set(part) - KEYWORDS)
     if unknown:
         raise _refused(f"the keyword {unknown[0]!r} is not honoured", "leave it out", path)
+    for word, kind in _KINDS.items():
+        if word in part and (not isinstance(part[word], kind[0]) or isinstance(part[word], bool)):
+            raise _refused(f"{word} must be {kind[1]}", where=path)
+        if word in part and kind is _COUNT and not 0 <= part[word] <= _LARGEST:
+            raise _refused(f"{word} must be from 0 to {_LARGEST:,}", where=path)
+    for word in ("required", "type"):
+        if isinstance(part.get(word), list | tuple) and not all(isinstance(name, str) for name in part[word]):
+            raise _refused(f"{word} must be a list of texts", where=path)
     target = part.get("$ref")
     if target is not None and not (isinstance(target, str) and target.startswith("#")):
         raise _refused(f"$ref {target!r} is outside of this schema", "copy what it names into $defs", path)
@@ -113,20 +133,22 @@ def _check_part(part: Any, path: str) -> None:
 class _Measure:
     """Lengths of the shortest documents of a schema's parts, in bytes without white space; an upper bound."""
 
-    root: Mapping[str, Any]
     known: dict[str, float]  # by the pointer of a $ref
+    settled: bool  # False: what is infinite may be finite
 
     @classmethod
     def of(cls, root: Mapping[str, Any]) -> _Measure:
-        made = cls(root, {})
-        targets = {part["$ref"] for _, part in _parts(root, "") if isinstance(part, Mapping) and "$ref" in part}
-        made.known.update(dict.fromkeys(targets, inf))
-        for _ in range(len(targets) + 1):  # each round settles one at least
-            new = {t: made.shortest(resolved(root, t)) for t in targets}
-            if new == made.known:
-                break
-            made.known.update(new)
-        return made
+        parts = [part for _, part in _parts(root, "") if isinstance(part, Mapping)]
+        named = dict.fromkeys(part["$ref"] for part in parts if "$ref" in part)
+        order, known = [(name, resolved(root, name)) for name in named], dict.fromkeys(named, inf)
+        for _ in range(_ROUNDS):
+            before = dict(known)
+            order.reverse()
+            for name, part in order:
+                known[name] = cls(known, True).shortest(part)
+            if known == before:
+                return cls(known, True)
+        return cls(known, False)
 
     def shortest(self, part: Any) -> float:
         if isinstance(part, bool):
@@ -189,7 +211,7 @@ def resolved(root: Mapping[str, Any], pointer: str) -> Any:
 def growth(schema: Mapping[str, Any]) -> Growth:
     """How far one token can move the end of a document of this schema."""
     measure = _Measure.of(schema)
-    base, choice, certain = 16.0, 4.0, True  # 16: an escape, the rest of a character, a sign, a point
+    base, choice, certain = 16.0, 4.0, measure.settled  # 16: an escape, the rest of a character, a sign, a point
     for _, part in _parts(schema, ""):
         if not isinstance(part, Mapping):
             continue

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from cutaway.errors import CutawayError, ModelError
+from cutaway.errors import CutawayError
 from cutaway.generate.draw import Live, Tick
 from cutaway.generate.gather import completions, event_of
 from cutaway.generate.loop import Loop
-from cutaway.generate.request import Completion, Event, Request
+from cutaway.generate.request import Completion, Event, Request, StepFailed
 
 
 class Session:
@@ -100,7 +100,7 @@ class Outbox:
 
     def fail(self, live: Live, error: Exception) -> None:
         """One came to nothing."""
-        known = error if isinstance(error, CutawayError) else ModelError(f"{type(error).__name__}: {error}",
+        known = error if isinstance(error, CutawayError) else StepFailed(f"{type(error).__name__}: {error}",
                                                                          where="a step of the model failed")
         if known is not error:
             known.__cause__ = error

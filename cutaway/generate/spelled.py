@@ -71,8 +71,8 @@ class Spelled:
         """One id."""
         return self.of((token,))
 
-    def ids(self, words: NDArray[np.uint32], most: int) -> list[int]:
-        """The first ids, at most that many, whose bits are set, in order."""
+    def ids(self, words: NDArray[np.uint32], most: int | None = None) -> list[int]:
+        """The ids whose bits are set, in order; the first ``most`` of them, if given."""
         bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
         found: list[int] = np.flatnonzero(bits)[:most].tolist()
         return found

@@ -39,8 +39,9 @@ TURN = _any(having("content", {"type": ["string", "array"]}), having("tool_calls
 _STREAMS = _any(without("stream_options"), having("stream", _YES))
 _PLAIN = {"properties": {"response_format": {"anyOf": [
     {"type": "null"}, {"type": "object", "required": ["type"], "properties": {"type": {"const": "text"}}}]}}}
-_FREE = {"properties": {"stop": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]},
-                        "tool_choice": {"enum": [None, "none", "auto"]}}}
+_EMPTY = {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}
+_UNCALLED = _any({"properties": {"tools": _EMPTY}}, having("tool_choice", {"const": "none"}))
+_FREE = {"properties": {"stop": _EMPTY}, **_UNCALLED}
 CHAT: Schema = {"allOf": [
     _STREAMS, _any(without("top_logprobs"), having("logprobs", _YES)),
     _any(without("max_tokens"), without("max_completion_tokens")),
@@ -49,5 +50,6 @@ CHAT: Schema = {"allOf": [
 COMPLETION: Schema = {"allOf": [_STREAMS, _any(
     without("best_of"), _both(without("n"), having("best_of", {"const": 1})),
     *(_both(having("n", {"const": k}), having("best_of", {"const": k})) for k in _COUNT))]}
+RESPONSE: Schema = _any(without("top_logprobs"), having("include", _SOME))
 TOKENIZE: Schema = _any(_both(having("prompt", {"type": "string"}), without("messages", "tools")),
                         _both(having("messages", {"type": "array"}), without("prompt", "add_special_tokens")))

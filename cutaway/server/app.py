@@ -19,7 +19,6 @@ from cutaway.server.body import beside
 from cutaway.server.endpoints import ENDPOINTS, Run, ask_schemas, extra
 from cutaway.server.guard import Guard
 from cutaway.server.keys import Key
-from cutaway.server.opened import Language
 from cutaway.server.problem import Problem, later, problem_of
 from cutaway.server.service import Service
 
@@ -92,8 +91,7 @@ async def _look_after(service: Service) -> None:
         began = time.monotonic() if began is None else began
         if time.monotonic() - began >= service.limits.drain_seconds:
             for found in service.shelf.opened.values():
-                if isinstance(found, Language):
-                    found.worker.fail(later("the server is ending", status=503, code="draining", seconds=5))
+                found.fail(later("the server is ending", status=503, code="draining", seconds=5))
 
 
 def _schema(app: FastAPI, service: Service, *, keyed: bool) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def _whole(value: object) -> object:
 
 _WHOLE = BeforeValidator(_whole)  # 2.0 is an integer to JSON
 Count = Annotated[int, Field(ge=1), _WHOLE]
+TopK = Annotated[int, Field(ge=-1), _WHOLE]  # -1 and 0: all, as vLLM's
 Choices = Annotated[int, Field(ge=1, le=CHOICES), _WHOLE]
 Likeliest = Annotated[int, Field(ge=0, le=TOP_LOGPROBS), _WHOLE]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), _WHOLE]
@@ -78,7 +79,7 @@ class Drawing(Settings):
     max_tokens: Count | None = None
     temperature: Temperature | None = None
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: Count | None = None
+    top_k: TopK | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
@@ -282,8 +283,8 @@ class ChatAsk(Drawing):
         if self.response_format is not None and self.response_format.type != "text":
             if self.stops:
                 raise ValueError("stop strings could cut what response_format asks for; leave one of them out")
-            if self.tool_choice not in (None, "none", "auto"):
-                raise ValueError("an answer cannot be a call and have a response_format; give one")
+            if self.tools and self.tool_choice != "none":
+                raise ValueError("an answer is a call or has a response_format: give one, or tool_choice: none")
         return self
 
 

@@ -143,6 +143,8 @@ class TextSettings(Settings):
 class ResponseAsk(Settings):
     """POST /v1/responses: one answer, nothing kept."""
 
+    model_config = ConfigDict(json_schema_extra=agreements.RESPONSE)
+
     model: Name
     input: Text | Annotated[tuple[InputMessage, ...], Field(min_length=1, max_length=MESSAGES)]
     instructions: str | None = None
@@ -164,6 +166,12 @@ class ResponseAsk(Settings):
     service_tier: Tier | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> ResponseAsk:
+        if self.top_logprobs is not None and not self.include:
+            raise ValueError("top_logprobs need include: ['message.output_text.logprobs']")
+        return self
 
 
 RESPONSE_UNSUPPORTED = {

@@ -9,6 +9,7 @@ import asyncio
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -22,7 +23,10 @@ from cutaway.server.problem import Problem
 from cutaway.settings import Settings, nearest
 
 S = TypeVar("S", bound=Settings)
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # none is looked at twice: one without end is the rest
+_ELSEWHERE = {
+    **dict.fromkeys(("image_url", "input_audio", "file", "file_id", "file_data"), "only text is read"),
+    "call_id": "calls of tools are for /v1/chat/completions", "name": "templates have no place for it; leave it out"}
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
 
@@ -83,8 +87,8 @@ def parsed(data: bytes) -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise Problem(400, f"the field {twice!r} stands twice in one object", code="invalid_json", param=twice[:100])
     return out
 
@@ -118,19 +122,22 @@ def decode(cls: type[S], data: bytes, unsupported: Mapping[str, str] | None = No
 def _explained(cls: type[Settings], tree: dict[str, Any], error: pydantic.ValidationError) -> Problem:
     found = error.errors(include_url=False)
     # An unknown name explains more than what else is wrong; of a union's members the one of the right type does, then
-    # the one that came furthest.
-    first = min(found, key=lambda e: (e["type"] != "extra_forbidden", e["type"].endswith("_type"), -len(e["loc"])))
+    # the one that came furthest. What is "too short" is so because an item was of the wrong type, if there are items.
+    first = min(found, key=lambda e: (e["type"] != "extra_forbidden", e["type"] == "too_short" and bool(e["input"]),
+                                      e["type"].endswith("_type"), -len(e["loc"])))
     kind, loc = first["type"], first["loc"]
     if kind == "json_invalid":
         return Problem(400, f"the body is not JSON: {first['ctx'].get('error', '')}", code="invalid_json")
     name, last = place_in(tree, loc, missing=kind == "missing")
     if kind == "extra_forbidden":
-        near = nearest(str(last), _known(cls, name))
-        return Problem(400, f"unknown field {name}; {f'did you mean {near!r}?' if near else 'leave it out'}",
+        near = nearest(str(last), [known for known in _known(cls, name) if known != last])  # it is one of another part
+        way_out = _ELSEWHERE.get(str(last)) or (f"did you mean {near!r}?" if near else "leave it out")
+        return Problem(400, f"unknown field {name}; {way_out}",
                        code="unknown_parameter", param=name)
     if kind == "missing":
         return Problem(400, f"{name} is missing", code="missing_required_parameter", param=name)
-    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ").replace("tuple", "list").replace(
+        "dictionary", "object")
     return Problem(400, f"{name + ': ' if name else ''}{message[:1].lower() + message[1:]}", param=name or None)
 
 

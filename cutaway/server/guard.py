@@ -79,11 +79,11 @@ class Guard:
             self._check_origin(origin, headers.get("host", ""))
             told.origin = origin if origin in self.origins else None
         if scope["method"] == "OPTIONS" and told.origin is not None:
-            await _preflight(told)
+            await _preflight(told, headers.get("access-control-request-headers", ""))
             return
-        if self.running > self.limits.connections:
+        public = (scope["method"], scope["path"]) in PUBLIC  # who asks whether it lives is told, however much it does
+        if self.running > self.limits.connections and not public:
             raise later(f"{self.running - 1} requests are running, and the server takes {self.limits.connections}")
-        public = (scope["method"], scope["path"]) in PUBLIC
         if self.draining() and not public:
             raise later("the server is ending", status=503, code="draining", seconds=5)
         if public:
@@ -159,9 +159,10 @@ async def answer(send: Send, problem: Problem) -> None:
     await send({"type": "http.response.body", "body": data})
 
 
-async def _preflight(send: Send) -> None:
+async def _preflight(send: Send, wanted: str) -> None:
+    """An origin that may ask may send what headers it likes: the official client's have names of their own."""
     headers = {"access-control-allow-methods": "GET, POST", "access-control-allow-headers":
-               "authorization, content-type", "access-control-max-age": "600"}
+               wanted or "authorization, content-type", "access-control-max-age": "600"}
     await send({"type": "http.response.start", "status": 204,
                 "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
     await send({"type": "http.response.body", "body": b""})

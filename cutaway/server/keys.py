@@ -50,7 +50,10 @@ def new_key(name: str, file: Path) -> str:
                             "another name")
     secret = f"ck-{secrets.token_urlsafe(32)}"
     file.touch(mode=0o600)
+    before = file.read_bytes()
     with file.open("a") as out:
+        if before and not before.endswith(b"\n"):  # a person's last line
+            out.write("\n")
         out.write(f"{name} {hashed(secret).hex()}\n")
     return secret
 

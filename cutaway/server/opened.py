@@ -55,6 +55,10 @@ class Language:
         """Whether it writes without kernels."""
         return self.worker.plain
 
+    def fail(self, problem: Problem) -> None:
+        """Tell all who wait for it that they wait in vain."""
+        self.worker.fail(problem)
+
     async def close(self) -> None:
         """End its engine."""
         await self.worker.close()
@@ -71,6 +75,8 @@ class Reader(Generic[T]):
     plain: bool = False
     used: float = field(default_factory=time.monotonic)
     pending: int = 0
+    refused: Problem | None = None  # what all are told from now on
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "reader"))
 
     @property
@@ -85,7 +91,8 @@ class Reader(Generic[T]):
 
     async def run(self, receive: Receive, work: Callable[[T], R]) -> tuple[R, float, float]:
         """What ``work`` makes of the model, and the seconds that it waited and took. Raises Problem 429 where too much
-        waits already, 504 for what takes too long, and Gone where the client left, whose turn is then given up."""
+        waits already, 504 for what takes too long, what ``fail`` says, and Gone where the client left, whose turn is
+        then given up."""
         if self.pending > self.limits.waiting:
             raise later(f"{self.pending} requests are waiting, and the queue takes {self.limits.waiting}; come again")
         self.pending += 1
@@ -98,19 +105,22 @@ class Reader(Generic[T]):
             return made, begun - asked, time.perf_counter() - begun
 
         running = asyncio.get_running_loop().run_in_executor(self.thread, timed)
-        left = asyncio.create_task(until_gone(receive))
-        either: list[asyncio.Future[Any]] = [running, left]
+        left, ended = asyncio.create_task(until_gone(receive)), asyncio.create_task(self.ended.wait())
+        either: list[asyncio.Future[Any]] = [running, left, ended]
         try:
             await asyncio.wait(either, timeout=self.limits.answer_seconds, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 return running.result()
             if left.done():
                 raise Gone
+            if self.refused is not None:
+                raise self.refused
             raise Problem(504, f"the answer took more than {self.limits.answer_seconds:g} seconds",
                           headers={"x-should-retry": "false"})
         finally:
             running.cancel()
             left.cancel()
+            ended.cancel()
             self.pending -= 1
             self.used = time.monotonic()
 
@@ -122,9 +132,17 @@ class Reader(Generic[T]):
 
         self.thread.submit(put)
 
+    def fail(self, problem: Problem) -> None:
+        """Tell all who wait for it that they wait in vain."""
+        self.refused = problem
+        self.ended.set()
+
     async def close(self) -> None:
-        """End its thread."""
-        await asyncio.to_thread(self.thread.shutdown)
+        """End its thread. What was waited for in vain is not waited for here."""
+        if self.refused is not None:
+            self.thread.shutdown(wait=False, cancel_futures=True)
+        else:
+            await asyncio.to_thread(self.thread.shutdown)
 
 
 Opened = Language | Reader[TextEmbedder] | Reader[Classifier]

@@ -113,6 +113,7 @@ class _Talk:
     readers: list[CallReader]
     id: str = field(default_factory=lambda: new_id("chatcmpl-"))
     created: int = field(default_factory=now)
+    ended: int = 0  # choices whose end was sent
 
     async def whole(self) -> Response:
         """The answer when it is complete."""
@@ -157,7 +158,7 @@ class _Talk:
         if calls and self.ask.parallel_tool_calls is False:
             calls, finish = calls[:1], "tool_calls"
             self.writing.end(index)
-        if finish is not None and reader.found:
+        if finish == "stop" and reader.found:
             finish = "tool_calls"
         return _Part(text, tuple(calls), delta.drawn, finish)
 
@@ -193,7 +194,8 @@ class _Talk:
                     "function": {"name": call.name, "arguments": call.arguments}}
             yield self._chunk(index, {"tool_calls": [said]})
         if part.finish is not None:
-            over = all(choice.finish is not None for choice in self.writing.choices)
+            self.ended += 1
+            over = self.ended == len(self.writing.choices)
             yield self._chunk(index, {}, finish=part.finish, tail=self._tail() if over and not self._counts else None)
 
     def _tail(self) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class _Continued:
     created: int = field(default_factory=now)
     columns: list[TextColumns] = field(init=False)
     echoed: set[int] = field(default_factory=set)
+    ended: int = 0  # choices whose end was sent
 
     def __post_init__(self) -> None:
         self.columns = [TextColumns(self.writing.plan.model.tokenizer, best=bool(self.ask.logprobs))
@@ -119,7 +120,8 @@ class _Continued:
         choice = self._choice(index, delta)
         if not (choice.text or choice.finish_reason or (choice.logprobs and choice.logprobs.tokens)):
             return
-        over = delta.finish is not None and all(c.finish is not None for c in self.writing.choices)
+        self.ended += delta.finish is not None
+        over = delta.finish is not None and self.ended == len(self.writing.choices)
         yield event({**self._head(), "choices": [choice.model_dump()], **({"usage": None} if self._counts else {}),
                      **(self._tail() if over and not self._counts else {})})
 

@@ -29,7 +29,7 @@ from cutaway.server.answers_other import (
 from cutaway.server.asks_other import ClassifyAsk, EmbeddingAsk, RerankAsk
 from cutaway.server.limits import INPUT_TOKENS
 from cutaway.server.problem import Problem
-from cutaway.server.service import Service, new_id, now
+from cutaway.server.service import Service, new_id, now, spent
 
 Floats = NDArray[np.float64]
 
@@ -43,11 +43,11 @@ async def embeddings(request: Request, service: Service) -> Response:
         raise Problem(400, f"{ask.model} gives {width} dimensions and was not made to be cut to {ask.dimensions}",
                       param="dimensions", code="model_unsuited")
 
-    def read(embedder: TextEmbedder) -> tuple[Floats, int]:
-        rows = rows_of(ask.inputs, embedder)
-        return embedder.vectors_of_rows(rows), sum(map(len, rows))
-
-    (vectors, tokens), waited, took = await model.run(request.receive, read)
+    first = model.what
+    rows = await service.aside(lambda: rows_of(ask.inputs, first))
+    tokens = sum(map(len, rows))
+    with spent(request, tokens):
+        vectors, waited, took = await model.run(request.receive, lambda embedder: embedder.vectors_of_rows(rows))
     wanted = ask.encoding_format or "float"
     data = [Embedding(index=i, embedding=encoded(vector) if wanted == "base64" else as_floats(vector))
             for i, vector in enumerate(vectors)]
@@ -61,13 +61,16 @@ async def rerank(request: Request, service: Service) -> Response:
     ask = await service.ask(request, RerankAsk)
     model = await service.shelf.embedder(ask.model)
 
-    def read(embedder: TextEmbedder) -> tuple[Floats, int]:
-        rows = rows_of((ask.query, *ask.documents), embedder, names=("query", "documents"))
+    def read(embedder: TextEmbedder) -> Floats:
         vectors = embedder.vectors_of_rows(rows)
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-        return np.asarray(unit[1:] @ unit[0], np.float64), sum(map(len, rows))
+        return np.asarray(unit[1:] @ unit[0], np.float64)
 
-    (scores, tokens), waited, took = await model.run(request.receive, read)
+    first = model.what
+    rows = await service.aside(lambda: rows_of((ask.query, *ask.documents), first, names=("query", "documents")))
+    tokens = sum(map(len, rows))
+    with spent(request, tokens):
+        scores, waited, took = await model.run(request.receive, read)
     best = np.argsort(-scores, kind="stable")[: ask.top_n]
     results = [Ranked(index=int(i), relevance_score=float(scores[i]),
                       document=RankedDocument(text=ask.documents[i]) if ask.return_documents else None) for i in best]
@@ -82,21 +85,25 @@ async def classify(request: Request, service: Service) -> Response:
     model = await service.shelf.classifier(ask.model)
     texts = (ask.input,) if isinstance(ask.input, str) else ask.input
 
-    def read(classifier: Classifier) -> tuple[Floats, int | None]:
-        tokens = None
-        if isinstance(classifier, TextClassifier):
-            rows = framed_rows(texts, classifier.tokenizer)
-            _check(rows, classifier.model.context_length, ("input",))
-            tokens = sum(map(len, rows))
-        return classifier.scores(texts), tokens
-
-    (scores, tokens), waited, took = await model.run(request.receive, read)
+    first = model.what
+    tokens = await service.aside(lambda: _counted(texts, first))
+    with spent(request, tokens or 0):
+        scores, waited, took = await model.run(request.receive, lambda classifier: classifier.scores(texts))
     labels, several = list(model.what.labels), model.what.multi_label
     data = [labelled(i, row, labels, several=several) for i, row in enumerate(scores)]
     service.metrics.prompt.labels(ask.model).inc(tokens or 0)
     return JSONResponse(ClassifyAnswer(id=new_id("classify-"), created=now(), model=ask.model, labels=labels, data=data,
                                        usage=None if tokens is None else _usage(tokens),
                                        timings=_timings(waited, took)).model_dump())
+
+
+def _counted(texts: Sequence[str], classifier: Classifier) -> int | None:
+    """The tokens of texts that a classifier reads; None where it has none. Raises Problem for one that is too long."""
+    if not isinstance(classifier, TextClassifier):
+        return None
+    rows = framed_rows(texts, classifier.tokenizer)
+    _check(rows, classifier.model.context_length, ("input",))
+    return sum(map(len, rows))
 
 
 def labelled(index: int, scores: Floats, labels: Sequence[str], *, several: bool) -> Classified:

@@ -31,7 +31,7 @@ async def tokenize(request: Request, service: Service) -> Response:
     ask = await service.ask(request, TokenizeAsk)
     tokenizer, context = await service.shelf.tokenizer(ask.model)
     ids = await service.aside(lambda: _ids(ask, tokenizer))
-    names = [tokenizer.name_of(i) for i in ids]
+    names = await service.aside(lambda: [tokenizer.name_of(i) for i in ids])
     return JSONResponse(TokenizeAnswer(count=len(ids), max_model_len=context, tokens=list(ids),
                                        token_strs=names).model_dump())
 
@@ -55,7 +55,8 @@ async def detokenize(request: Request, service: Service) -> Response:
     if worst >= tokenizer.vocab_size:
         raise Problem(400, f"token {worst} is outside the vocabulary of {tokenizer.vocab_size}", param="tokens",
                       code="token_out_of_range")
-    return JSONResponse(DetokenizeAnswer(prompt=tokenizer.decode(ask.tokens)).model_dump())
+    text = await service.aside(lambda: tokenizer.decode(ask.tokens))
+    return JSONResponse(DetokenizeAnswer(prompt=text).model_dump())
 
 
 async def render(request: Request, service: Service) -> Response:

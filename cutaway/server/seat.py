@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from cutaway.generate.request import Event, Request
+from cutaway.generate.request import Event, Request, StepFailed
 from cutaway.nn.kernels import without
 from cutaway.server.body import Gone
 from cutaway.server.problem import Problem
@@ -111,9 +111,13 @@ class Seat:
                 del self._owners[ticket]
 
     def step(self) -> list[tuple[Call, int, Event]]:
-        """One step of the engine: what came of it for whom."""
+        """One step of the engine: what came of it for whom. Raises StepFailed: an engine in which that happened is
+        made again, and all that it writes for are told."""
         with without(self.plain):
             events = self._begun.step()
+        for event in events:
+            if isinstance(event.error, StepFailed):
+                raise event.error
         told: list[tuple[Call, int, Event]] = []
         for event in events:
             call, index = self._owners[event.request]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TypeVar
@@ -17,6 +18,7 @@ from cutaway.server.body import decode, read
 from cutaway.server.keys import Allowance
 from cutaway.server.limits import Limits
 from cutaway.server.metrics import Metrics
+from cutaway.server.problem import Problem
 from cutaway.server.shelf import Shelf
 from cutaway.settings import Settings
 
@@ -54,6 +56,18 @@ def allowance_of(request: Request) -> Allowance:
     found = request.scope["state"]["allowance"]
     assert isinstance(found, Allowance)
     return found
+
+
+@contextmanager
+def spent(request: Request, tokens: int) -> Iterator[None]:
+    """While something is read that takes so many tokens of a key's; they come back where it is not read."""
+    allowance = allowance_of(request)
+    allowance.spend(tokens)
+    try:
+        yield
+    except Problem:
+        allowance.give_back(tokens)
+        raise
 
 
 def salt_of(request: Request) -> str:

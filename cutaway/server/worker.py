@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from cutaway.device import release_memory
-from cutaway.errors import CutawayError
+from cutaway.errors import CutawayError, MachineError, RequestError
 from cutaway.generate.request import Event, Request
 from cutaway.server.limits import Limits
 from cutaway.server.problem import Problem, later, problem_of
@@ -82,6 +82,10 @@ class Worker:
         """Have it written. Raises Problem 429 where too much waits already, and 503 for an engine that is not there."""
         if self.state != "ready":
             raise later("the engine is being restarted", status=503, code="engine_restarting", seconds=2)
+        if call.prompt_tokens > self._limits.waiting_tokens:
+            raise Problem(400, f"its prompts are {call.prompt_tokens:,} tokens, each choice's counted, and the queue "
+                          f"takes {self._limits.waiting_tokens:,}; ask for fewer choices or prompts at once",
+                          code="context_length_exceeded")
         tokens = sum(c.prompt_tokens for c in self._unread)
         if len(self._unread) >= self._limits.waiting or tokens + call.prompt_tokens > self._limits.waiting_tokens:
             raise later(f"{len(self._unread)} requests of {tokens:,} tokens are waiting, and the queue takes "
@@ -223,10 +227,13 @@ class Worker:
                     self._unread.remove(call)
             call.put((index, event, when) if event.error is None else self._lost(call.requests[index], event.error))
 
-    @staticmethod
-    def _lost(request: Request, error: CutawayError) -> Problem:
-        """Why one request cannot go on: what it is held to cannot be followed."""
+    def _lost(self, request: Request, error: CutawayError) -> Problem:
+        """Why one request cannot go on: what it is held to cannot be followed, or the model gives no numbers, which is
+        not the client's fault."""
         problem = problem_of(error)
+        if not isinstance(error, RequestError | MachineError):
+            log.error("%s: %s", self.name, error)
+            return Problem(500, f"{self.name} cannot go on with this text: {error}", code="model_failed")
         if problem.status == 400 and request.constraint is not None:
             problem.code = "invalid_json_schema"
         return problem

@@ -31,7 +31,8 @@ PATIENCE = 1.0  # seconds that a stream waits for its first token, so that what 
 def sampling_of(ask: Drawing) -> Sampling:
     """How the request wants its tokens drawn; the public interface's defaults are temperature 1 and top_p 1."""
     biases = tuple((int(token), value) for token, value in (ask.logit_bias or {}).items())
-    given = {"temperature": ask.temperature, "top_p": ask.top_p, "top_k": ask.top_k, "min_p": ask.min_p,
+    given = {"temperature": ask.temperature, "top_p": ask.top_p, "min_p": ask.min_p,
+             "top_k": None if ask.top_k in (-1, 0) else ask.top_k,
              "presence_penalty": ask.presence_penalty, "frequency_penalty": ask.frequency_penalty,
              "repetition_penalty": ask.repetition_penalty, "logit_bias": biases or None}
     return Sampling.model_validate({k: v for k, v in given.items() if v is not None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,10 +26,12 @@ def _token(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 class TextColumns:
-    """The lists of a completion's logprobs, part by part; offsets run on in letters from ``at``."""
+    """The lists of a completion's logprobs, part by part; offsets run on in letters from ``at``. A letter of several
+    tokens counts with its last."""
 
     def __init__(self, tokenizer: Tokenizer, *, best: bool, at: int = 0) -> None:
         self._tokenizer, self._best, self._at = tokenizer, best, at
+        self._letters = codecs.getincrementaldecoder("utf-8")("replace")
 
     def of(self, tokens: Sequence[int], logprobs: Sequence[float | None],
            alternatives: Sequence[Sequence[Alternative]]) -> TextLogprobs:
@@ -37,7 +40,7 @@ class TextColumns:
         offsets = []
         for token in tokens:
             offsets.append(self._at)
-            self._at += len(self._tokenizer.bytes_of([token]).decode(errors="ignore"))
+            self._at += len(self._letters.decode(self._tokenizer.bytes_of([token])))
         top = [None if logprob is None else {self._tokenizer.name_of(a.token): max(a.logprob, LEAST) for a in best}
                for logprob, best in zip(logprobs, alternatives, strict=True)]
         return TextLogprobs(tokens=names, token_logprobs=[None if x is None else max(x, LEAST) for x in logprobs],

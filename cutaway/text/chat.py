@@ -42,8 +42,19 @@ class Rendered(NamedTuple):
 
 
 Row = Mapping[str, Any]
-# how a template may take outer spaces from what it is given
+
+
+def _said(text: str) -> str:
+    """What stands behind what was thought."""
+    return text.rpartition("</think>")[2]
+
+
+# how a template may take outer spaces from what it is given; from turns that are over, and are not to be learned, also
+# what was thought
 _OUTER: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+_OVER: tuple[Callable[[str], str], ...] = (
+    *_OUTER, _said, lambda text: _said(text).strip(), lambda text: _said(text).lstrip(),
+    lambda text: _said(text).rstrip())
 _MARK = re.compile("\x02(\\d+|[gh])\x03")  # in place of a content, and around what the template says is generated
 
 
@@ -81,7 +92,8 @@ def _by_template(messages: Sequence[Message | Row], tools: Sequence[Row], tokeni
     weighs 1; where it says nothing of that, what the assistant's contents are.
 
     Raises RequestError where the tokenizer has no template, or one that changes what it is given otherwise than by
-    taking away outer spaces, and for a control token in anything but a content.
+    taking away outer spaces and, where a turn is to follow, what was thought (up to ``</think>``) in those before; and
+    for a control token in anything but a content.
     """
     roles = tokenizer.roles
     if not roles.template:
@@ -95,7 +107,8 @@ def _by_template(messages: Sequence[Message | Row], tools: Sequence[Row], tokeni
     shown = _applied(marked, roles.template, tools, words, add_generation_prompt=add_generation_prompt, spans=True)
     wanted = _applied(rows, roles.template, tools, words, add_generation_prompt=add_generation_prompt)
     said, generated, line = any(mark == "g" for mark in _MARK.findall(shown)), False, Line(tokenizer)
-    for part, number in _parts(shown, wanted, [str(row.get("content")) for row in rows]):
+    contents, ways = [str(row.get("content")) for row in rows], _OVER if add_generation_prompt else _OUTER
+    for part, number in _parts(shown, wanted, contents, ways):
         own = number.isdecimal() and rows[int(number)].get("role") == "assistant"
         if number in ("g", "h"):
             generated = number == "g"
@@ -144,7 +157,8 @@ def _refuse_control(values: Sequence[Any], tokenizer: Tokenizer) -> None:
                            way_out="take it out: it would be read as the model's own")
 
 
-def _parts(shown: str, wanted: str, contents: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _parts(shown: str, wanted: str, contents: Sequence[str],
+           ways: Sequence[Callable[[str], str]]) -> Iterator[tuple[str, str]]:
     """What a template wrote, in parts: its own text (""), the contents by their number, where something generated
     begins and ends ("g", "h"). Raises RequestError where the marks do not stand for the contents."""
     pieces, at = _MARK.split(shown), 0
@@ -158,7 +172,7 @@ def _parts(shown: str, wanted: str, contents: Sequence[str]) -> Iterator[tuple[s
             yield "", number
         elif number:
             behind, given = _until_content(pieces, i), contents[int(number) : int(number) + 1]
-            content = next((c for c in dict.fromkeys(how(text) for text in given for how in _OUTER)
+            content = next((c for c in dict.fromkeys(how(text) for text in given for how in ways)
                             if wanted.startswith(c + behind, at)), None)
             if content is None:
                 raise _rewritten()

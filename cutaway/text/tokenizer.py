@@ -123,6 +123,10 @@ class Tokenizer:
         return {token["content"]: token["id"] for token in self._tree["added_tokens"] if token.get("special")}
 
     @cached_property
+    def _control_names(self) -> dict[int, str]:
+        return {i: name for name, i in self._control.items()}
+
+    @cached_property
     def spelling(self) -> Spelling:
         """How tokens spell bytes."""
         return spelling_of(self._tree)
@@ -311,8 +315,7 @@ class Tokenizer:
 
     def name_of(self, token_id: int) -> str:
         """How to show one token: a control token's name, or its text with unfinished bytes written \\xHH."""
-        names = {i: name for name, i in self._control.items()}
-        return names.get(token_id) or self.bytes_of([token_id]).decode(errors="backslashreplace")
+        return self._control_names.get(token_id) or self.bytes_of([token_id]).decode(errors="backslashreplace")
 
     def stream(self) -> Decoder:
         """Decode while ids arrive: the pushes and the flush together are ``decode`` of them all."""

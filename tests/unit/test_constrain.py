@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import jsonschema
@@ -282,6 +284,13 @@ def test_each_answer_has_a_constraint_of_its_own_and_no_control_token_is_ever_te
     ({"type": "array", "minItems": 3, "maxItems": 1}, "nsatisfiable"),
     ([], "is an object, not list"), ({"properties": {"a": 3}}, "properties.a: a schema is an object or true or false"),
     ({"type": "string", "minLength": 10**6}, "too long"),
+    ({"type": "null", "required": 5}, "JSON schema: required must be a list"),
+    ({"type": "null", "required": [5]}, "required must be a list of texts"), ({"type": 5}, "type must be a text or"),
+    ({"type": "null", "pattern": 5}, "pattern must be a text"), ({"type": "null", "minItems": True}, "a whole number"),
+    ({"type": "null", "$defs": {"a": {"enum": 5}}}, "JSON schema.$defs.a: enum must be a list"),
+    ({"type": "null", "maxLength": 10**40}, "maxLength must be from 0 to 2,147,483,648"),
+    ({"type": "null", "$defs": {"a": {"minLength": -1}}}, "minLength must be from 0"),
+    ({"const": {"required": 5}, "$defs": {"a": {"$ref": "#/const"}}}, "'#/const' names what is no schema"),
     ({"properties": {f"p{i}": {} for i in range(1600)}}, "parts are more than 1,500"),
     ({"$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}},
       "$ref": "#/$defs/a"}, "JSON schema"),
@@ -289,6 +298,18 @@ def test_each_answer_has_a_constraint_of_its_own_and_no_control_token_is_ever_te
 def test_a_schema_that_is_not_honoured_is_refused_with_the_reason(schema: Any, said: str) -> None:
     with pytest.raises(RequestError, match=re.escape(said)):
         json_schema(schema, tokenizer("byte"))
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_chain_of_references_is_measured_in_one_go(turn: int) -> None:
+    names = [f"d{i}" for i in range(700)][::turn]
+    chain: dict[str, Any] = {name: {"anyOf": [{"type": "array", "items": {"$ref": f"#/$defs/{then}"}, "minItems": 1},
+                                             {"$ref": f"#/$defs/{then}"}]}
+                             for name, then in pairwise(names)}
+    chain = {name: chain.get(name, {"type": "null"}) for name in sorted(names)}
+    began = time.process_time()
+    found = growth({"$ref": f"#/$defs/{names[0]}", "$defs": chain})
+    assert time.process_time() - began < 1 and found.choice < 100
 
 
 def test_depth_is_bounded() -> None:

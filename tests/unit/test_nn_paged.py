@@ -117,10 +117,12 @@ def test_pages_are_as_many_as_the_memory_given_to_them_holds() -> None:
         Engine(model, cache_bytes=6 * model.page_bytes - 1)
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1), (6, 1), (8, 1)])
-def test_token_by_token_beside_others_is_the_whole(heads: tuple[int, int], precision: Precision) -> None:
-    """Steps in which every sequence reads one token, where a tile holds all queries of a head and where it does not."""
-    sizes = SIZES | {"num_heads": heads[0], "num_kv_heads": heads[1], "hidden_size": 16 * heads[0]}
+@pytest.mark.parametrize("heads", [(4, 4, 16), (4, 2, 16), (4, 1, 16), (6, 1, 16), (7, 1, 16), (8, 1, 16), (12, 1, 16),
+                                   (13, 1, 16), (3, 1, 48), (12, 1, 64), (10, 2, 80)])
+def test_token_by_token_beside_others_is_the_whole(heads: tuple[int, int, int], precision: Precision) -> None:
+    """Steps in which every sequence reads one token, where a tile (of 6 or 12) holds all queries of a head and where it
+    does not; heads as wide as one to five registers."""
+    sizes = SIZES | {"num_heads": heads[0], "num_kv_heads": heads[1], "hidden_size": heads[2] * heads[0]}
     model = for_reading(build(TransformerConfig(**sizes), seed=3), precision)
     pages, alone = model.new_pages(9), model.new_pages(3)
     assert pages is not None and alone is not None

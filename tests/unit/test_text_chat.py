@@ -105,6 +105,20 @@ def test_white_space_before_the_end_of_a_turn_is_learned_with_it(between: str) -
     assert tokenizer.decode(learned) == "yo" + between + tokenizer.decode([tokenizer.end_id])
 
 
+def test_what_was_thought_may_be_left_out_of_turns_that_are_over_but_not_of_what_is_learned() -> None:
+    """As Qwen 3's template does it: a client sends an answer back as it came."""
+    tokenizer = base_tokenizer()
+    template = ("{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ ': ' ~ m.content.split('</think>')[-1].lstrip() }}"
+                "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}")
+    thinks = replace(tokenizer, roles=replace(tokenizer.roles, template=template))
+    turns = [Message("user", "hi"), Message("assistant", "<think>\nwell\n</think>\n\nyo"), Message("user", "b")]
+    plain = [turns[0], Message("assistant", "yo"), turns[2]]
+    wanted = render(plain, thinks, add_generation_prompt=True)
+    assert render(turns, thinks, add_generation_prompt=True).ids == wanted.ids
+    with pytest.raises(RequestError, match="rewrites what it is given"):
+        render(turns, thinks)
+
+
 def test_a_process_that_ended_is_started_again() -> None:
     said = [Message("user", "Hi")]
     assert apply_template(said, "{{ messages[0]['content'] }}") == "Hi"

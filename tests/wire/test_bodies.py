@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -171,3 +172,50 @@ def test_labels_and_orders(wired: Wired) -> None:
     assert len(tree["results"]) == 2 and tree["results"][0]["index"] == 1
     assert abs(tree["results"][0]["relevance_score"] - 1) < 1e-5 and tree["results"][0]["document"]["text"] == "abc"
     assert tree["usage"]["total_tokens"] == 4 * 5
+
+
+@pytest.mark.parametrize("body", [
+    b'"' + b'\\"' * 400_000, b'{"a": "' + b'\\"' * 400_000 + b"\\", b'["' + b'","' * 300_000,
+    b"{" + b",".join(b'"k%d": 1' % i for i in range(60_000)) + b', "k59999": 2}'], ids=("quotes", "a last backslash",
+                                                                                       "strings", "fields"))
+def test_what_is_wrong_is_found_in_one_pass(body: bytes) -> None:
+    """Once it was found by looking at everything again from every quote, for hours."""
+    began = time.process_time()
+    with pytest.raises(Problem) as raised:
+        parsed(body)
+    assert raised.value.code == "invalid_json" and time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(("path", "more", "says"), [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x", "name": "me"}]},
+     "unknown field messages[0].name; templates have no place for it"),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+     "image_url; only text is read"),
+    ("/v1/chat/completions", {"messages": ["x"]}, "messages[0]: "),
+    ("/v1/chat/completions", {"messages": []}, "messages: list should have at least 1 item"),
+    ("/v1/completions", {"messages": None, "prompt": ["a", [1]]}, "prompt"),
+])
+def test_what_is_said_is_true(wired: Wired, path: str, more: dict[str, Any], says: str) -> None:
+    body = {name: value for name, value in (BASE | more).items() if value is not None}
+    status, tree = post(wired, path, body)
+    assert status == 400 and says in tree["error"]["message"], tree
+    assert "tuple" not in tree["error"]["message"]
+
+
+def test_tools_and_a_form_exclude_each_other_unless_none_may_be_called(wired: Wired) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    both = BASE | {"tools": tools, "response_format": {"type": "json_object"}, "max_tokens": 40}
+    assert post(wired, "/v1/chat/completions", both)[0] == 400
+    assert post(wired, "/v1/chat/completions", both | {"tool_choice": "none"})[0] == 200
+
+
+@pytest.mark.parametrize("top_k", [-1, 0])
+def test_all_tokens_are_the_top_as_vllm_says_it(wired: Wired, top_k: int) -> None:
+    assert post(wired, "/v1/chat/completions", BASE | {"top_k": top_k})[0] == 200
+    assert post(wired, "/v1/chat/completions", BASE | {"top_k": -2})[0] == 400
+
+
+def test_what_only_asks_for_log_probabilities_must_include_them(wired: Wired) -> None:
+    ask = {"model": "tiny", "input": "hi", "top_logprobs": 2, "max_output_tokens": 2}
+    assert post(wired, "/v1/responses", ask)[0] == 400
+    assert post(wired, "/v1/responses", ask | {"include": ["message.output_text.logprobs"]})[0] == 200

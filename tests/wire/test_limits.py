@@ -147,6 +147,37 @@ def test_tokens_a_minute(places: dict[str, Path]) -> None:
             client.chat.completions.create(**HI, max_tokens=100)
 
 
+def test_tokens_a_minute_are_also_those_that_are_only_read(places: dict[str, Path]) -> None:
+    with serving(places, limits=Limits(tokens_per_minute=60)) as wired:
+        client = wired.openai()
+        client.embeddings.create(model="owner/vectors", input="x" * 40)
+        with pytest.raises(openai.RateLimitError, match="left this minute"):
+            client.embeddings.create(model="owner/vectors", input="x" * 40)
+        with wired.http() as plain:
+            asked = {"/v1/rerank": {"query": "x" * 20, "documents": ["x" * 20]}, "/v1/classify": {"input": "x" * 40}}
+            for path, more in asked.items():
+                model = "labels" if path == "/v1/classify" else "owner/vectors"
+                assert plain.post(path, json={"model": model, **more}).status_code == 429, path
+
+
+def test_a_request_that_no_queue_could_take_is_not_told_to_come_again(places: dict[str, Path]) -> None:
+    with serving(places, limits=Limits(waiting_tokens=50)) as wired:
+        with pytest.raises(openai.BadRequestError, match="fewer choices") as error:
+            wired.openai().completions.create(model="tiny", prompt="x" * 30, n=2, max_tokens=1)
+        assert error.value.code == "context_length_exceeded"
+        assert wired.openai().completions.create(model="tiny", prompt="x" * 30, max_tokens=1).choices
+
+
+def test_a_server_that_is_full_says_that_it_lives(places: dict[str, Path]) -> None:
+    fake = Fake(pause=0.1)
+    with serving(places, limits=Limits(connections=1), fake=fake) as wired:
+        stream = wired.openai().chat.completions.create(**HI, stream=True, max_tokens=20)
+        with wired.http(headers={"connection": "close"}) as client:
+            assert client.get("/health").status_code == client.get("/ready").status_code == 200
+            assert client.get("/v1/models").status_code == 429
+        stream.close()
+
+
 def test_what_was_not_used_is_given_back() -> None:
     allowance = Allowance(Limits(tokens_per_minute=100))
     allowance.spend(80)

@@ -49,6 +49,7 @@ def test_a_stream_says_what_the_whole_says(wired: Wired) -> None:
     assert order == [0, 1, 2] and roles == [1, 1, 1] and ends == ["length"] * 3
     assert len(ids) == len(created) == 1
     assert "timings" in (chunks[-1].model_extra or {}) and chunks[-1].usage is None
+    assert sum("timings" in (chunk.model_extra or {}) for chunk in chunks) == 1
 
 
 def test_usage_comes_last_and_alone(wired: Wired) -> None:

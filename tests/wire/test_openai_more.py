@@ -56,6 +56,14 @@ def test_an_echo_has_the_prompts_logprobs(wired: Wired, stream: bool) -> None:
     assert [o for one in logs for o in one.text_offset or []] == [0, 0, 1, 2, 3, 4]
 
 
+def test_a_letter_of_several_tokens_counts_once(wired: Wired) -> None:
+    how: dict[str, Any] = {"model": "tiny", "max_tokens": 1, "echo": True, "logprobs": 0}
+    made = wired.openai().completions.create(**how, prompt="a\N{GRINNING FACE}b")
+    logs = made.choices[0].logprobs
+    assert logs is not None and logs.tokens is not None and logs.text_offset is not None
+    assert made.choices[0].text[logs.text_offset[logs.tokens.index("b")]] == "b"
+
+
 def test_an_encoder_decoder_reads_its_prompt(wired: Wired) -> None:
     made = wired.openai().completions.create(model="reader", prompt="translate me", max_tokens=5)
     assert len(made.choices[0].text) == 5

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from openai import BadRequestError
 from wired import BYTES, Wired, serving, write_model
 
@@ -160,6 +161,40 @@ def test_biases_and_the_price_of_saying_it_again(real: Wired) -> None:
     assert set(two.choices[0].text) == {"z", "y"} and two.choices[0].text.startswith("zz")
     with pytest.raises(BadRequestError, match="outside the vocabulary"):
         create(model="tiny", prompt="abc", max_tokens=1, logit_bias={"999999": 1})
+
+
+def test_a_step_that_fails_is_no_fault_of_the_client(places: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    """What the model's code raises ends what runs as the engine's failure, is logged, and the engine is made again."""
+    engines: list[Engine] = []
+
+    def made(model: Any) -> Engine:
+        engines.append(Engine(model))
+        return engines[-1]
+
+    ask = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+    with serving(places, engine_for=made) as server, server.http() as client:
+        assert client.post("/v1/completions", json=ask).status_code == 200
+
+        def broken(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("secret insides")
+
+        engines[-1].runner.run = broken  # type: ignore[method-assign]
+        answer = client.post("/v1/completions", json=ask)
+        assert answer.status_code == 500 and answer.json()["error"]["code"] == "engine_failed"
+        assert "secret" not in answer.text and "secret insides" in caplog.text
+        assert server.settled(lambda: client.get("/ready").status_code == 200) and len(engines) == 2
+        assert client.post("/v1/completions", json=ask).status_code == 200
+
+
+def test_a_model_without_numbers_is_no_fault_of_the_client(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2}
+    model = build(TransformerConfig(vocab_size=BYTES.vocab_size, intermediate_size=24, context_length=64, **sizes))
+    torch.nn.init.constant_(model.backbone.embedding.weight, torch.nan)  # type: ignore[union-attr, arg-type]
+    save_model(tmp_path / "m", model, BYTES)
+    with serving({"m": tmp_path / "m"}, engine_for=Engine) as server, server.http() as client:
+        answer = client.post("/v1/completions", json={"model": "m", "prompt": "x", "max_tokens": 2})
+        assert answer.status_code == 500 and answer.json()["error"]["code"] == "model_failed", answer.text
+        assert "not finite" in answer.text and client.get("/ready").status_code == 200
 
 
 def test_an_engine_that_cannot_be_made_is_said_to_the_client_and_the_server_ends(tmp_path: Path) -> None:

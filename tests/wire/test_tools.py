@@ -46,6 +46,19 @@ def test_calls_in_a_stream_come_whole_and_in_order(tooled: Wired) -> None:
     assert choice.finish_reason == "tool_calls" and len({c.id for c in calls}) == 2
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_the_limit_cut_is_said_to_be_cut(tooled: Wired, stream: bool) -> None:
+    tooled.fake.says = lambda prompt: TWO.encode()
+    most = len(ONE.encode()) + 20
+    how: dict[str, Any] = {"model": "tools", "messages": HI, "tools": TOOLS, "max_tokens": most}
+    if stream:
+        ends = [c.choices[0].finish_reason for c in tooled.openai().chat.completions.create(**how, stream=True)]
+        assert ends[-1] == "length"
+        return
+    (choice,) = tooled.openai().chat.completions.create(**how).choices
+    assert len(choice.message.tool_calls or []) == 1 and choice.finish_reason == "length"
+
+
 def test_one_call_is_enough_where_it_is_said(tooled: Wired) -> None:
     tooled.fake.says = lambda prompt: TWO.encode()
     client = tooled.openai()

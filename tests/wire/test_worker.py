@@ -153,6 +153,27 @@ def test_a_server_that_ends_tells_those_that_take_too_long(places: dict[str, Pat
             wired.server.should_exit = True
 
 
+def test_a_server_that_ends_tells_those_whose_texts_are_still_read(places: dict[str, Path]) -> None:
+    ends: list[int] = []
+    held = threading.Event()
+    with serving(places, limits=Limits(drain_seconds=0.3)) as wired:
+        wired.openai().embeddings.create(model="owner/vectors", input="x")
+        reader: Any = wired.service.shelf.opened["owner/vectors"]
+        reader.thread.submit(held.wait, 20)
+
+        def ask() -> None:
+            with wired.http() as client:
+                ends.append(client.post("/v1/embeddings", json={"model": "owner/vectors", "input": "y"}).status_code)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert wired.settled(lambda: reader.pending == 1)
+        wired.server.should_exit = True
+        thread.join(10)
+        assert ends == [503]
+        held.set()
+
+
 def test_counters_count(wired: Wired) -> None:
     before = figures(wired)
     wired.openai().chat.completions.create(**HI, max_tokens=7)

@@ -67,7 +67,7 @@ INLINE int32_t block_sum(const uint8_t *bytes) {
 }
 
 #if defined(__AVX512VNNI__)
-// R rows by two registers of 16 outputs: a block's products are added up by the instruction that makes them
+// the fours of inputs at `offset` of k's eight by their weights w
 #define HALF(R, offset) \
   for (int i = 0; i < R; i++) { \
     int32_t four; \
@@ -75,6 +75,7 @@ INLINE int32_t block_sum(const uint8_t *bytes) {
     __m512i x = _mm512_set1_epi32(four); \
     for (int j = 0; j < 2; j++) whole[i][j] = fours_by(whole[i][j], w[j], x); \
   }
+// R rows by two registers of 16 outputs (V is AVX2's): a block's products are added up by the instruction that makes them
 #define ROWS(R, V) { \
     const uint8_t *b = B, *a = A + m * K; \
     const float *by = scales + 2 * m; \
@@ -90,7 +91,7 @@ INLINE int32_t block_sum(const uint8_t *bytes) {
           w[j] = _mm512_and_si512(eight[j], _mm512_set1_epi8(15)); \
         } \
         HALF(R, 0) \
-        for (int j = 0; j < 2; j++) w[j] = _mm512_and_si512(_mm512_srli_epi16(eight[j], 4), _mm512_set1_epi8(15)); \
+        for (int j = 0; j < 2; j++) w[j] = _mm512_and_si512(_mm512_srli_epi32(eight[j], 4), _mm512_set1_epi8(15)); \
         HALF(R, 4) \
       } \
       for (int j = 0; j < 2; j++) { \

@@ -15,9 +15,6 @@
 
 #define PANEL 32        // outputs whose weights lie together: pair (or four) k of output n at k * PANEL + n
 #define GROUP 64        // inputs that share a scale
-#ifndef AHEAD
-#define AHEAD 2048       // bytes of weights that are on their way while one row passes by
-#endif
 #define ROWS_AT_ONCE 24  // rows whose sums exist at once, of which some are in registers
 
 // what a weight adds to the sum that its group begins with
@@ -98,8 +95,8 @@ static void to_bytes(const void *x, int bf, int64_t at, int64_t K, int64_t wide,
   for (int64_t i = K; i < wide; i++) out[i] = (uint8_t)zero;
 }
 
-// R rows of sums of a panel, by V vectors at a time: those of a group are whole numbers, and are scaled before they are
-// added up
+// R rows of sums of a panel, on AVX2 by V registers at a time, else by both: those of a group are whole numbers, and are
+// scaled before they are added up
 #if defined(__AVX512VNNI__)
 // sum + the products of four unsigned bytes by four signed ones, in place: left to itself, the compiler copies every sum
 // twice (a third slower)

@@ -160,6 +160,9 @@ static void put_rows(const Plan *plan, float *sums, int64_t rows, int64_t n, voi
     for (int64_t at = 0; at < PANEL; at += V * WIDE) { \
       reg acc[R][V] = {}; \
       for (int64_t k = 0; k < K; k++) { \
+        if (m == 0) \
+          for (int j = 0; j < V * WIDE / 16; j++) \
+            __builtin_prefetch((const char *)(B + k * PANEL + at) + AHEAD + 64 * j); \
         reg b[V]; \
         for (int j = 0; j < V; j++) b[j] = *(const reg *)(B + k * PANEL + at + j * WIDE); \
         for (int i = 0; i < R; i++) \

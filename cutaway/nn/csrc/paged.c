@@ -43,8 +43,12 @@ static ONCE void append(const Look *S, const void *qkv, int64_t token, int64_t g
   for (int64_t i = 0; i < S->D; i += WIDE) reg_out(to, i, reg_in(value, i, S->bf), S->cache_bf);
 }
 
-// Q queries, that lie beside each other, by P pages: 16 scores each, every one a chain over D. Of few queries the numbers
-// stay in registers, of many those of the keys
+// how many of some rows go together: `scores` and `mixed` know 1 to 6, and a whole tile
+_Static_assert(TOGETHER == 6 || TOGETHER == 12, "a whole tile is one of these");
+INLINE int some_of(int rows) { return rows < 6 ? rows : rows == TOGETHER ? TOGETHER : 6; }
+
+// Q queries by P pages: 16 scores each, every one a chain over D. q (D, TOGETHER): the numbers of all queries at one d lie
+// beside each other. Of few queries the numbers stay in registers, of many those of the keys
 #define SCORES(Q, P) { \
     reg acc[Q][P][PAGE / WIDE] = {}; \
     int64_t of[P], next[P]; \
@@ -84,15 +88,26 @@ INLINE void scores(const Look *S, const float *q, int rows, const int32_t *pages
   int64_t D = S->D, size = bf ? 2 : 4;
   const char *keys = S->keys, *values = S->values;
   for (int64_t n = from; rows > 0; n = from) {
-    int some = rows < 6 ? rows : rows == TOGETHER ? TOGETHER : 6;
+    int some = some_of(rows);
     if (some == 12) {
       while (n + 2 <= until) SCORES(12, 2)
       if (n < until) SCORES(12, 1)
     }
-    if (some == 6) while (n < until) SCORES(6, 1)
-    if (some == 5) while (n < until) SCORES(5, 1)
-    if (some == 4) while (n < until) SCORES(4, 1)
-    if (some == 3) {  // enough chains side by side to hide how long a sum takes
+#define PAIRS while (WIDE == 16 && n + 2 <= until)  // enough chains side by side to hide how long a sum takes
+    if (some == 6) {
+      PAIRS SCORES(6, 2)
+      while (n < until) SCORES(6, 1)
+    }
+    if (some == 5) {
+      PAIRS SCORES(5, 2)
+      while (n < until) SCORES(5, 1)
+    }
+    if (some == 4) {
+      PAIRS SCORES(4, 2)
+      while (n < until) SCORES(4, 1)
+    }
+#undef PAIRS
+    if (some == 3) {
       while (n + 2 <= until) SCORES(3, 2)
       if (n < until) SCORES(3, 1)
     }
@@ -142,7 +157,7 @@ INLINE void mixed(const Look *S, int rows, const int32_t *pages, int64_t from, i
                   int64_t ld, float *o, int bf) {
   int64_t D = S->D;
   for (int64_t c = 0; rows > 0; c = 0) {
-    int some = rows < 6 ? rows : rows == TOGETHER ? TOGETHER : 6;
+    int some = some_of(rows);
     if (some == 12) MIXED(12, 2)
     if (some == 6) MIXED(6, 2)
     if (some == 5) MIXED(5, 2)
@@ -204,7 +219,7 @@ static void tile(const Look *S, const Ragged *R, const void *qkv, void *out, int
     high[i] = position + 1, low[i] = S->window && high[i] > S->window ? high[i] - S->window : 0;
     if (low[i] / PAGE < from) from = low[i] / PAGE;
     if ((high[i] + PAGE - 1) / PAGE > until) until = (high[i] + PAGE - 1) / PAGE;
-    turned(S, qkv, (begin + t) * wide + h * D, position, S->query_norm, S->scale, o);
+    turned(S, qkv, (begin + t) * wide + h * D, position, S->query_norm, S->scale, o);  // o: not needed before `mixed`
     for (int64_t d = 0; d < D; d++) q[d * TOGETHER + i] = o[d];
   }
   if (S->cache_bf) scores(S, q, rows, pages, from, until, g, s, ld, 1);

@@ -23,7 +23,8 @@ typedef struct {
   void *keys, *values;                // (pages, G, D, 16) and (pages, G, 16, D)
 } Look;
 // Appends the keys and values of qkv (tokens, (H + 2 G) D) to the pages and writes what each token sees to out (tokens,
-// H D). A token's bits depend on what it sees alone. Called by all threads of a region; `units` is paged_units' answer.
+// H D). A token's bits depend on what it sees alone, as long as all numbers are: a share of 0 of what is none is none.
+// Called by all threads of a region; `units` is paged_units' answer.
 void paged_shared(const Look *look, const Ragged *ragged, const void *qkv, void *out, const int64_t *units, float *room);
 void paged_units(const Look *look, const Ragged *ragged, int64_t *units);  // (parts + 1)
 int64_t paged_room(const Look *look, const Ragged *ragged);                 // floats that a thread needs

@@ -62,13 +62,21 @@ INLINE void product_on_tiles(int64_t M, int64_t N, int64_t K, const uint16_t *A,
 }
 #endif
 
-INLINE vec dot(vec acc, uvec a, uvec b) {
+// Whether shifts and float32 are faster than the dot products of the processor: Intel's take more than two cycles each
+// (Emerald Rapids), AMD's one
+static int shifts = 1;
+#if defined(__AVX512BF16__) && defined(__GNUC__)
+__attribute__((constructor)) static void ask_who_made_it(void) {
+  __builtin_cpu_init();
+  shifts = __builtin_cpu_is("intel") != 0;
+}
+#endif
+INLINE vec dot(vec acc, uvec a, uvec b, int by_shifts) {
 #ifdef __AVX512BF16__
-  return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
-#else
+  if (!by_shifts) return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#endif
   acc += (vec)(a << 16) * (vec)(b << 16);
   return acc + (vec)(a & 0xffff0000u) * (vec)(b & 0xffff0000u);
-#endif
 }
 
 #define TILE_ROWS 32  // rows of a product that a caller lays out at once
@@ -81,23 +89,35 @@ INLINE int64_t rows_of_product(int64_t rows) {
 }
 
 // R rows of C by two vectors, all in registers
-#define ROWS(R) { \
+#define ROWS(R, BY_SHIFTS) { \
     vec acc[R][2]; \
     for (int i = 0; i < R; i++) \
       for (int j = 0; j < 2; j++) acc[i][j] = add ? *(vec *)(C + (m + i) * ldc + n + j * LANES) : (vec){}; \
     for (int64_t k = 0; k < K; k++) { \
+      if (R < 8 && m == 0) \
+        for (int j = 0; j < 2; j++) __builtin_prefetch((const char *)(B + k * ldb + n) + AHEAD + 64 * j); \
       uvec b0 = *(const uvec *)(B + k * ldb + n), b1 = *(const uvec *)(B + k * ldb + n + LANES); \
       for (int i = 0; i < R; i++) { \
         pair two; \
         memcpy(&two, A + (m + i) * lda + 2 * k, 4); \
         uvec a = (uvec){} + two; \
-        acc[i][0] = dot(acc[i][0], a, b0), acc[i][1] = dot(acc[i][1], a, b1); \
+        acc[i][0] = dot(acc[i][0], a, b0, BY_SHIFTS), acc[i][1] = dot(acc[i][1], a, b1, BY_SHIFTS); \
       } \
     } \
     for (int i = 0; i < R; i++) \
       for (int j = 0; j < 2; j++) *(vec *)(C + (m + i) * ldc + n + j * LANES) = acc[i][j]; \
   }
 
+#define ALL_ROWS(BY_SHIFTS) \
+  for (int64_t n = 0; n < N; n += 2 * LANES) { \
+    int64_t m = 0; \
+    for (; m + 8 <= M; m += 8) ROWS(8, BY_SHIFTS) \
+    if (m + 4 <= M) { \
+      ROWS(4, BY_SHIFTS) \
+      m += 4; \
+    } \
+    for (; m < M; m++) ROWS(1, BY_SHIFTS) \
+  }
 // C (M, N) (+)= A (M, 2 K) B (2 K, N); N is a multiple of 32, and on tiles M too and K of 16
 static void product(int64_t M, int64_t N, int64_t K, const uint16_t *A, int64_t lda, const pair *B, int64_t ldb, float *C,
                     int64_t ldc, int add) {
@@ -107,14 +127,7 @@ static void product(int64_t M, int64_t N, int64_t K, const uint16_t *A, int64_t 
     return;
   }
 #endif
-  for (int64_t n = 0; n < N; n += 2 * LANES) {
-    int64_t m = 0;
-    for (; m + 8 <= M; m += 8) ROWS(8)
-    if (m + 4 <= M) {
-      ROWS(4)
-      m += 4;
-    }
-    for (; m < M; m++) ROWS(1)
-  }
+  if (shifts) ALL_ROWS(1) else ALL_ROWS(0)
 }
+#undef ALL_ROWS
 #undef ROWS

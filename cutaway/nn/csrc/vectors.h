@@ -35,6 +35,7 @@ typedef int32_t ireg __attribute__((vector_size(4 * WIDE), aligned(4)));
 #if defined(__AVX512BF16__) || defined(__AMX_BF16__)
 #define BF16_UNITS  // products of bfloat16 are an instruction
 #endif
+#define AHEAD 2048  // bytes of weights that are on their way while one row passes by
 #define INLINE static inline __attribute__((always_inline))
 #define ONCE __attribute__((noinline))  // where two callers must get the same bits: one copy is compiled one way
 
