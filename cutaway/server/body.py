@@ -27,6 +27,8 @@ _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # none is looked at t
 _ELSEWHERE = {
     **dict.fromkeys(("image_url", "input_audio", "file", "file_id", "file_data"), "only text is read"),
     "call_id": "calls of tools are for /v1/chat/completions", "name": "templates have no place for it; leave it out"}
+_WORDS = {"tuple": "list", "dictionary": "object"}  # of JSON
+_PYTHONS = re.compile(rf"\b({'|'.join(_WORDS)})\b")
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
 
@@ -136,9 +138,9 @@ def _explained(cls: type[Settings], tree: dict[str, Any], error: pydantic.Valida
                        code="unknown_parameter", param=name)
     if kind == "missing":
         return Problem(400, f"{name} is missing", code="missing_required_parameter", param=name)
-    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ").replace("tuple", "list").replace(
-        "dictionary", "object")
-    return Problem(400, f"{name + ': ' if name else ''}{message[:1].lower() + message[1:]}", param=name or None)
+    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    message = _PYTHONS.sub(lambda found: _WORDS[found[0]], message[:1].lower() + message[1:])
+    return Problem(400, f"{name + ': ' if name else ''}{message}", param=name or None)
 
 
 def place_in(tree: Any, loc: tuple[str | int, ...], *, missing: bool = False) -> tuple[str, str | int]:

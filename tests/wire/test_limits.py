@@ -92,9 +92,15 @@ def test_a_queue_that_is_full(places: dict[str, Path]) -> None:
 
 
 def test_a_queue_has_a_limit_of_tokens(places: dict[str, Path]) -> None:
-    with (serving(places, limits=Limits(waiting_tokens=20)) as wired,
-          pytest.raises(openai.RateLimitError, match="queue takes")):
-        wired.openai().completions.create(model="tiny", prompt="x" * 30)
+    ask: dict[str, Any] = {"model": "tiny", "prompt": "x" * 30, "max_tokens": 1}
+    with serving(places, limits=Limits(waiting_tokens=50), fake=Fake(pause=1.0)) as wired:
+        before = threading.Thread(target=lambda: wired.openai().completions.create(**ask))
+        before.start()
+        assert wired.settled(lambda: any(getattr(o, "worker", None) and o.worker.waiting  # type: ignore[union-attr]
+                                         for o in [*wired.service.shelf.opened.values()]))
+        with pytest.raises(openai.RateLimitError, match="1 requests of 31 tokens are waiting"):
+            wired.openai().completions.create(**ask)
+        before.join()
 
 
 def test_an_answer_that_takes_too_long(places: dict[str, Path]) -> None:
