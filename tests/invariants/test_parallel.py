@@ -28,8 +28,7 @@ TESTS = Path(__file__).resolve().parents[1]
 # (biases begin at zero and are small after three steps)
 WEIGHTS = {"likelihood-vanilla": 2e-5, "likelihood-lstm-encoder-decoder": 2e-5, "likelihood-encoder-post": 2e-5,
            "likelihood-learned": 2e-5}
-# Muon orthogonalises in bfloat16, where a gradient's last bit may move an entry by 2^-8 of its size
-TOLERANCE = {"muon": 1e-4, "from-one": 1e-4, "bfloat16": 3e-3}
+TOLERANCE = {"muon-bfloat16": 1e-3, "bfloat16": 3e-3}
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +103,7 @@ def test_two_ranks_are_one(two: Path, plan: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ranks.KINDS)
 def test_a_run_of_one_goes_on_as_two(two: Path, kind: str) -> None:
     expected = ranks.go("muon", *ranks.begin("muon", SINGLE))
-    close(outcome(two / kind / "from-one")[0], expected[ranks.CUT :], TOLERANCE["from-one"])
+    close(outcome(two / kind / "from-one")[0], expected[ranks.CUT :], 1e-5)
 
 
 @pytest.mark.parametrize("kind", ranks.KINDS)
@@ -114,7 +113,7 @@ def test_a_run_of_two_goes_on_as_one(two: Path, kind: str) -> None:
     found = checkpoint.latest(two / f"two-{kind}")
     assert found is not None and found.step == ranks.CUT
     checkpoint.load(found, model=model, optimizer=optimizer)
-    close(ranks.go("muon", model, optimizer, start=ranks.CUT), expected[ranks.CUT :], 1e-4)
+    close(ranks.go("muon", model, optimizer, start=ranks.CUT), expected[ranks.CUT :], 1e-5)
 
 
 def test_processes_and_kind_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
