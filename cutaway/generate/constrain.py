@@ -143,12 +143,13 @@ def _compiled(text: str, vocabulary: Spelled, name: str, schema: Mapping[str, An
     made = LLMatcher(slices, text, log_level=0, limits=_limits())
     made.compute_bitmask()
     _check_error(made, name)
+    grows = _UNKNOWN if schema is None else growth(schema)
     took = time.thread_time() - started
     if took > COMPILE_SECONDS:
         raise RequestError(f"it took {took:.1f} s to compile, and may take {COMPILE_SECONDS:g}", where=name,
                            way_out="make it smaller: fewer properties, repetitions or alternatives")
     closer = Closer(closer.json, closer.names, samples=closer.samples)
-    return Rules(vocabulary, made, bytewise, closer, _UNKNOWN if schema is None else growth(schema), end)
+    return Rules(vocabulary, made, bytewise, closer, grows, end)
 
 
 def _samples(schema: Mapping[str, Any], vocabulary: Any) -> tuple[bytes, ...]:

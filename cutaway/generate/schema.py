@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
@@ -119,11 +119,15 @@ def _check_part(part: Any, path: str) -> None:
     for word, kind in _KINDS.items():
         if word in part and (not isinstance(part[word], kind[0]) or isinstance(part[word], bool)):
             raise _refused(f"{word} must be {kind[1]}", where=path)
-        if word in part and kind is _COUNT and not 0 <= part[word] <= _LARGEST:
+        if word in part and word in ("minItems", "minLength") and not 0 <= part[word] <= _LARGEST:
             raise _refused(f"{word} must be from 0 to {_LARGEST:,}", where=path)
     for word in ("required", "type"):
         if isinstance(part.get(word), list | tuple) and not all(isinstance(name, str) for name in part[word]):
             raise _refused(f"{word} must be a list of texts", where=path)
+        if isinstance(part.get(word), list | tuple) and len({*part[word]}) < len(part[word]):
+            raise _refused(f"a name stands twice in {word}", where=path)
+    if part.get("type") in ([], ()):
+        raise _refused("type must name one type at least", where=path)
     target = part.get("$ref")
     if target is not None and not (isinstance(target, str) and target.startswith("#")):
         raise _refused(f"$ref {target!r} is outside of this schema", "copy what it names into $defs", path)
@@ -134,7 +138,8 @@ class _Measure:
     """Lengths of the shortest documents of a schema's parts, in bytes without white space; an upper bound."""
 
     known: dict[str, float]  # by the pointer of a $ref
-    settled: bool  # False: what is infinite may be finite
+    settled: bool = True  # False: what is infinite may be finite
+    found: dict[int, float] = field(default_factory=dict)  # by a part's identity, while known does not change
 
     @classmethod
     def of(cls, root: Mapping[str, Any]) -> _Measure:
@@ -144,15 +149,21 @@ class _Measure:
         for _ in range(_ROUNDS):
             before = dict(known)
             order.reverse()
+            measure = cls(known)
             for name, part in order:
-                known[name] = cls(known, True).shortest(part)
+                known[name] = measure.shortest(part)
             if known == before:
-                return cls(known, True)
-        return cls(known, False)
+                return measure
+        return cls(known, settled=False)
 
     def shortest(self, part: Any) -> float:
         if isinstance(part, bool):
             return 1 if part else inf
+        if (length := self.found.get(id(part))) is None:
+            length = self.found[id(part)] = self._shortest(part)
+        return length
+
+    def _shortest(self, part: Mapping[str, Any]) -> float:
         if "const" in part:
             return float(literal(part["const"]))
         if "enum" in part:

@@ -50,6 +50,6 @@ CHAT: Schema = {"allOf": [
 COMPLETION: Schema = {"allOf": [_STREAMS, _any(
     without("best_of"), _both(without("n"), having("best_of", {"const": 1})),
     *(_both(having("n", {"const": k}), having("best_of", {"const": k})) for k in _COUNT))]}
-RESPONSE: Schema = _any(without("top_logprobs"), having("include", _SOME))
+RESPONSE: Schema = _any({"properties": {"top_logprobs": {"enum": [None, 0]}}}, having("include", _SOME))
 TOKENIZE: Schema = _any(_both(having("prompt", {"type": "string"}), without("messages", "tools")),
                         _both(having("messages", {"type": "array"}), without("prompt", "add_special_tokens")))

@@ -169,7 +169,7 @@ class ResponseAsk(Settings):
 
     @model_validator(mode="after")
     def _agree(self) -> ResponseAsk:
-        if self.top_logprobs is not None and not self.include:
+        if self.top_logprobs and not self.include:
             raise ValueError("top_logprobs need include: ['message.output_text.logprobs']")
         return self
 

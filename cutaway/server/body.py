@@ -24,11 +24,12 @@ from cutaway.settings import Settings, nearest
 
 S = TypeVar("S", bound=Settings)
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # none is looked at twice: one without end is the rest
-_ELSEWHERE = {
-    **dict.fromkeys(("image_url", "input_audio", "file", "file_id", "file_data"), "only text is read"),
-    "call_id": "calls of tools are for /v1/chat/completions", "name": "templates have no place for it; leave it out"}
-_WORDS = {"tuple": "list", "dictionary": "object"}  # of JSON
-_PYTHONS = re.compile(rf"\b({'|'.join(_WORDS)})\b")
+_ELSEWHERE = {  # ways out of fields that some have and these have not
+    ("messages", "name"): "templates have no place for it; leave it out",
+    ("input", "call_id"): "calls of tools are for /v1/chat/completions",
+    **{(where, name): "only text is read" for where in ("messages", "input")
+       for name in ("image_url", "input_audio", "file", "file_id", "file_data")}}
+_SHAPES = ("tuple_type", "dict_type", "too_short", "too_long")  # what is said of these has no word of the client's
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
 
@@ -133,13 +134,16 @@ def _explained(cls: type[Settings], tree: dict[str, Any], error: pydantic.Valida
     name, last = place_in(tree, loc, missing=kind == "missing")
     if kind == "extra_forbidden":
         near = nearest(str(last), [known for known in _known(cls, name) if known != last])  # it is one of another part
-        way_out = _ELSEWHERE.get(str(last)) or (f"did you mean {near!r}?" if near else "leave it out")
+        way_out = _ELSEWHERE.get((name.partition("[")[0], str(last)),
+                                 f"did you mean {near!r}?" if near else "leave it out")
         return Problem(400, f"unknown field {name}; {way_out}",
                        code="unknown_parameter", param=name)
     if kind == "missing":
         return Problem(400, f"{name} is missing", code="missing_required_parameter", param=name)
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    message = _PYTHONS.sub(lambda found: _WORDS[found[0]], message[:1].lower() + message[1:])
+    message = message[:1].lower() + message[1:]
+    if kind in _SHAPES:
+        message = message.replace("tuple", "list").replace("dictionary", "object")
     return Problem(400, f"{name + ': ' if name else ''}{message}", param=name or None)
 
 

@@ -100,7 +100,7 @@ class Endpoint:
         if "{" in self.path:
             known[404] = _POSTED[404]
         if self.public:
-            known = {s: known[s] for s in (400, 403, 429, 431, 500)}
+            known = {s: known[s] for s in (400, 403, 431, 500)}
         out: dict[int | str, dict[str, Any]] = {200: good}
         out |= {status: {"description": what, "model": ErrorAnswer} for status, what in known.items()}
         if self.path == "/ready":

@@ -119,8 +119,8 @@ class Allowance:
         now = time.monotonic()
         self.left, self.when = min(float(rate), self.left + (now - self.when) * rate / 60), now
         if tokens > rate:
-            raise Problem(400, f"the request may take {tokens:,} tokens, and a key has {rate:,} a minute; lower "
-                          "max_tokens", code="rate_limit_exceeded", param="max_tokens")
+            raise Problem(400, f"the request may take {tokens:,} tokens, and a key has {rate:,} a minute; ask for less "
+                          "at once", code="rate_limit_exceeded")
         if tokens > self.left:
             raise later(f"the request may take {tokens:,} tokens, and this key has {int(self.left):,} left this minute",
                         seconds=(tokens - self.left) * 60 / rate + 1)

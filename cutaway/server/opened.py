@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -89,13 +90,21 @@ class Reader(Generic[T]):
         """Always ready: it has nothing that could stop."""
         return "ready"
 
-    async def run(self, receive: Receive, work: Callable[[T], R]) -> tuple[R, float, float]:
-        """What ``work`` makes of the model, and the seconds that it waited and took. Raises Problem 429 where too much
-        waits already, 504 for what takes too long, what ``fail`` says, and Gone where the client left, whose turn is
-        then given up."""
+    @contextmanager
+    def attended(self) -> Iterator[None]:
+        """While somebody waits for it. Raises Problem 429 where too many do already."""
         if self.pending > self.limits.waiting:
             raise later(f"{self.pending} requests are waiting, and the queue takes {self.limits.waiting}; come again")
         self.pending += 1
+        try:
+            yield
+        finally:
+            self.pending -= 1
+            self.used = time.monotonic()
+
+    async def run(self, receive: Receive, work: Callable[[T], R]) -> tuple[R, float, float]:
+        """What ``work`` makes of the model, and the seconds that it waited and took. Raises Problem 504 for what takes
+        too long, what ``fail`` says, and Gone where the client left, whose turn is then given up."""
         asked = time.perf_counter()
 
         def timed() -> tuple[R, float, float]:
@@ -121,8 +130,6 @@ class Reader(Generic[T]):
             running.cancel()
             left.cancel()
             ended.cancel()
-            self.pending -= 1
-            self.used = time.monotonic()
 
     def change(self, what: T) -> None:
         """Read with kernels from the next request on, by the same model opened for them."""
@@ -138,7 +145,7 @@ class Reader(Generic[T]):
         self.ended.set()
 
     async def close(self) -> None:
-        """End its thread. What was waited for in vain is not waited for here."""
+        """End its thread. What was waited for in vain is not waited for here; the process ends when it does."""
         if self.refused is not None:
             self.thread.shutdown(wait=False, cancel_futures=True)
         else:

@@ -44,10 +44,12 @@ async def embeddings(request: Request, service: Service) -> Response:
                       param="dimensions", code="model_unsuited")
 
     first = model.what
-    rows = await service.aside(lambda: rows_of(ask.inputs, first))
-    tokens = sum(map(len, rows))
-    with spent(request, tokens):
-        vectors, waited, took = await model.run(request.receive, lambda embedder: embedder.vectors_of_rows(rows))
+    with model.attended():
+        rows = await service.aside(lambda: rows_of(ask.inputs, first))
+        tokens = sum(map(len, rows))
+        with spent(request, tokens) as taken:
+            vectors, waited, took = await model.run(
+                request.receive, taken.on(lambda embedder: embedder.vectors_of_rows(rows)))
     wanted = ask.encoding_format or "float"
     data = [Embedding(index=i, embedding=encoded(vector) if wanted == "base64" else as_floats(vector))
             for i, vector in enumerate(vectors)]
@@ -67,10 +69,11 @@ async def rerank(request: Request, service: Service) -> Response:
         return np.asarray(unit[1:] @ unit[0], np.float64)
 
     first = model.what
-    rows = await service.aside(lambda: rows_of((ask.query, *ask.documents), first, names=("query", "documents")))
-    tokens = sum(map(len, rows))
-    with spent(request, tokens):
-        scores, waited, took = await model.run(request.receive, read)
+    with model.attended():
+        rows = await service.aside(lambda: rows_of((ask.query, *ask.documents), first, names=("query", "documents")))
+        tokens = sum(map(len, rows))
+        with spent(request, tokens) as taken:
+            scores, waited, took = await model.run(request.receive, taken.on(read))
     best = np.argsort(-scores, kind="stable")[: ask.top_n]
     results = [Ranked(index=int(i), relevance_score=float(scores[i]),
                       document=RankedDocument(text=ask.documents[i]) if ask.return_documents else None) for i in best]
@@ -86,9 +89,11 @@ async def classify(request: Request, service: Service) -> Response:
     texts = (ask.input,) if isinstance(ask.input, str) else ask.input
 
     first = model.what
-    tokens = await service.aside(lambda: _counted(texts, first))
-    with spent(request, tokens or 0):
-        scores, waited, took = await model.run(request.receive, lambda classifier: classifier.scores(texts))
+    with model.attended():
+        tokens = await service.aside(lambda: _counted(texts, first))
+        with spent(request, tokens or 0) as taken:
+            scores, waited, took = await model.run(
+                request.receive, taken.on(lambda classifier: classifier.scores(texts)))
     labels, several = list(model.what.labels), model.what.multi_label
     data = [labelled(i, row, labels, several=several) for i, row in enumerate(scores)]
     service.metrics.prompt.labels(ask.model).inc(tokens or 0)

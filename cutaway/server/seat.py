@@ -5,6 +5,7 @@ end beside a newer one.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,6 +16,9 @@ from cutaway.nn.kernels import without
 from cutaway.server.body import Gone
 from cutaway.server.problem import Problem
 from cutaway.server.served import Figures, Served
+
+log = logging.getLogger("cutaway.server")
+FAILURES = 3  # in a row, after which an engine is made again
 
 # a choice's number, its token and when it was there; or why there is no more
 Said = tuple[int, Event, float] | Problem | Gone
@@ -65,6 +69,7 @@ class Seat:
         self.plain, self.exact = plain, exact
         self._make = make
         self._engine: Served | None = None
+        self._failures = 0  # steps of the model that failed, one after another
         self._owners: dict[int, tuple[Call, int]] = {}  # two engines may give out equal tickets
 
     def begin(self) -> None:
@@ -75,7 +80,7 @@ class Seat:
 
     def end(self) -> None:
         """Let the engine go, and those it was writing for."""
-        self._engine, self._owners = None, {}
+        self._engine, self._owners, self._failures = None, {}, 0
 
     def close(self) -> None:
         """Let it all go, the model too: it is not made again."""
@@ -111,13 +116,16 @@ class Seat:
                 del self._owners[ticket]
 
     def step(self) -> list[tuple[Call, int, Event]]:
-        """One step of the engine: what came of it for whom. Raises StepFailed: an engine in which that happened is
-        made again, and all that it writes for are told."""
+        """One step of the engine: what came of it for whom. A step of the model that failed ends what was in it, with
+        StepFailed; of several in a row the last is raised, for that engine is to be made again."""
         with without(self.plain):
             events = self._begun.step()
-        for event in events:
-            if isinstance(event.error, StepFailed):
-                raise event.error
+        failed = next((event.error for event in events if isinstance(event.error, StepFailed)), None)
+        self._failures = 0 if failed is None else self._failures + 1
+        if failed is not None:
+            log.error("%s", failed, exc_info=failed)
+            if self._failures == FAILURES:
+                raise failed
         told: list[tuple[Call, int, Event]] = []
         for event in events:
             call, index = self._owners[event.request]

@@ -18,12 +18,12 @@ from cutaway.server.body import decode, read
 from cutaway.server.keys import Allowance
 from cutaway.server.limits import Limits
 from cutaway.server.metrics import Metrics
-from cutaway.server.problem import Problem
 from cutaway.server.shelf import Shelf
 from cutaway.settings import Settings
 
 S = TypeVar("S", bound=Settings)
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
@@ -58,16 +58,31 @@ def allowance_of(request: Request) -> Allowance:
     return found
 
 
+@dataclass(slots=True)
+class Spent:
+    """Whether what tokens were spent for was begun."""
+
+    begun: bool = False
+
+    def on(self, work: Callable[[T], R]) -> Callable[[T], R]:
+        """``work``, which notes that it was begun."""
+        def noted(what: T) -> R:
+            self.begun = True
+            return work(what)
+
+        return noted
+
+
 @contextmanager
-def spent(request: Request, tokens: int) -> Iterator[None]:
-    """While something is read that takes so many tokens of a key's; they come back where it is not read."""
-    allowance = allowance_of(request)
+def spent(request: Request, tokens: int) -> Iterator[Spent]:
+    """So many tokens of a key's, for something to be read; they come back where it was never begun."""
+    allowance, taken = allowance_of(request), Spent()
     allowance.spend(tokens)
     try:
-        yield
-    except Problem:
-        allowance.give_back(tokens)
-        raise
+        yield taken
+    finally:
+        if not taken.begun:
+            allowance.give_back(tokens)
 
 
 def salt_of(request: Request) -> str:

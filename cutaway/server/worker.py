@@ -6,6 +6,7 @@ one comes for writes to the end what it has begun, step by step beside the other
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import queue
 import threading
@@ -16,7 +17,7 @@ from typing import Literal
 
 from cutaway.device import release_memory
 from cutaway.errors import CutawayError, MachineError, RequestError
-from cutaway.generate.request import Event, Request
+from cutaway.generate.request import Event, Request, StepFailed
 from cutaway.server.limits import Limits
 from cutaway.server.problem import Problem, later, problem_of
 from cutaway.server.seat import Call, Seat, summed
@@ -136,6 +137,7 @@ class Worker:
             for seat in self._seats:
                 seat.end()
             self._seats, self._gone = self._seats[-1:], []
+            gc.collect()  # what an exception has seen holds the engine, and its pages, in a circle
             pause = AGAIN if time.monotonic() - began > SLOWEST else min(2 * pause, SLOWEST)
             time.sleep(pause)
 
@@ -228,9 +230,11 @@ class Worker:
             call.put((index, event, when) if event.error is None else self._lost(call.requests[index], event.error))
 
     def _lost(self, request: Request, error: CutawayError) -> Problem:
-        """Why one request cannot go on: what it is held to cannot be followed, or the model gives no numbers, which is
-        not the client's fault."""
+        """Why one request cannot go on: what it is held to cannot be followed; or a step failed, or the model gives no
+        numbers, which is not the client's fault."""
         problem = problem_of(error)
+        if isinstance(error, StepFailed):
+            return Problem(500, "the engine failed while it was writing", code="engine_failed")
         if not isinstance(error, RequestError | MachineError):
             log.error("%s: %s", self.name, error)
             return Problem(500, f"{self.name} cannot go on with this text: {error}", code="model_failed")

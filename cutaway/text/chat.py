@@ -54,7 +54,7 @@ def _said(text: str) -> str:
 _OUTER: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
 _OVER: tuple[Callable[[str], str], ...] = (
     *_OUTER, _said, lambda text: _said(text).strip(), lambda text: _said(text).lstrip(),
-    lambda text: _said(text).rstrip())
+    lambda text: _said(text).rstrip(), lambda text: _said(text).lstrip("\n"), lambda text: _said(text).strip("\n"))
 _MARK = re.compile("\x02(\\d+|[gh])\x03")  # in place of a content, and around what the template says is generated
 
 

@@ -20,7 +20,7 @@ from cutaway.errors import RequestError
 from cutaway.generate.closing import Closer, Place
 from cutaway.generate.constrain import Rules, grammar, json_object, json_schema, regex
 from cutaway.generate.request import Constraint
-from cutaway.generate.schema import checked_schema, growth
+from cutaway.generate.schema import _Measure, checked_schema, growth
 from cutaway.generate.spelled import Spelled, spelled
 from cutaway.text.public import made
 from cutaway.text.tokenizer import ByteSettings, SubwordSettings, Tokenizer, train
@@ -288,7 +288,9 @@ def test_each_answer_has_a_constraint_of_its_own_and_no_control_token_is_ever_te
     ({"type": "null", "required": [5]}, "required must be a list of texts"), ({"type": 5}, "type must be a text or"),
     ({"type": "null", "pattern": 5}, "pattern must be a text"), ({"type": "null", "minItems": True}, "a whole number"),
     ({"type": "null", "$defs": {"a": {"enum": 5}}}, "JSON schema.$defs.a: enum must be a list"),
-    ({"type": "null", "maxLength": 10**40}, "maxLength must be from 0 to 2,147,483,648"),
+    ({"type": "null", "minLength": 10**40}, "minLength must be from 0 to 2,147,483,648"),
+    ({"properties": {"a": {"type": []}}}, "properties.a: type must name one type"),
+    ({"required": ["a", "b", "a"]}, "a name stands twice in required"),
     ({"type": "null", "$defs": {"a": {"minLength": -1}}}, "minLength must be from 0"),
     ({"const": {"required": 5}, "$defs": {"a": {"$ref": "#/const"}}}, "'#/const' names what is no schema"),
     ({"properties": {f"p{i}": {} for i in range(1600)}}, "parts are more than 1,500"),
@@ -310,6 +312,21 @@ def test_a_chain_of_references_is_measured_in_one_go(turn: int) -> None:
     began = time.process_time()
     found = growth({"$ref": f"#/$defs/{names[0]}", "$defs": chain})
     assert time.process_time() - began < 1 and found.choice < 100
+
+
+def test_a_schema_is_measured_in_no_more_than_its_size() -> None:
+    """Each part once a round, whatever stands above it; where lengths do not settle, nothing is promised."""
+    deep: dict[str, Any] = {"type": "null"}
+    for _ in range(14):
+        six = {str(i): deep for i in range(6)}
+        deep = {"type": "object", "properties": six, "required": [*six]}
+    began = time.process_time()
+    _Measure.of({}).shortest(deep)
+    zigzag = {f"d{i}": {"anyOf": [{"type": "array", "items": {"$ref": f"#/$defs/d{(i + 100) % 400}"}, "minItems": 1},
+                                  {"$ref": f"#/$defs/d{(i * 7 + 1) % 400}"}]} for i in range(400)}
+    zigzag["d0"] = {"enum": [f"value {i}" for i in range(300)]}
+    assert growth({"$ref": "#/$defs/d1", "$defs": zigzag}).choice < 10_000
+    assert time.process_time() - began < 2
 
 
 def test_depth_is_bounded() -> None:

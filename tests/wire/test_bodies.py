@@ -193,13 +193,15 @@ def test_what_is_wrong_is_found_in_one_pass(body: bytes) -> None:
      "image_url; only text is read"),
     ("/v1/chat/completions", {"messages": ["x"]}, "messages[0]: "),
     ("/v1/chat/completions", {"messages": []}, "messages: list should have at least 1 item"),
-    ("/v1/completions", {"messages": None, "prompt": ["a", [1]]}, "prompt"),
+    ("/v1/completions", {"messages": None, "prompt": ["a", [1]]}, "prompt[1]: should be a valid string"),
+    ("/v1/chat/completions", {"messages": [{"role": "tuple", "content": "x"}]}, "'tuple'"),
+    ("/v1/chat/completions", {"tools": [{"type": "function", "name": "f"}]}, "unknown field tools[0].name; "),
 ])
 def test_what_is_said_is_true(wired: Wired, path: str, more: dict[str, Any], says: str) -> None:
     body = {name: value for name, value in (BASE | more).items() if value is not None}
     status, tree = post(wired, path, body)
     assert status == 400 and says in tree["error"]["message"], tree
-    assert "tuple" not in tree["error"]["message"]
+    assert "tuple" not in tree["error"]["message"].replace("'tuple'", "")
 
 
 def test_tools_and_a_form_exclude_each_other_unless_none_may_be_called(wired: Wired) -> None:
@@ -218,4 +220,5 @@ def test_all_tokens_are_the_top_as_vllm_says_it(wired: Wired, top_k: int) -> Non
 def test_what_only_asks_for_log_probabilities_must_include_them(wired: Wired) -> None:
     ask = {"model": "tiny", "input": "hi", "top_logprobs": 2, "max_output_tokens": 2}
     assert post(wired, "/v1/responses", ask)[0] == 400
+    assert post(wired, "/v1/responses", ask | {"top_logprobs": 0})[0] == 200
     assert post(wired, "/v1/responses", ask | {"include": ["message.output_text.logprobs"]})[0] == 200

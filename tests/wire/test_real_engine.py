@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from cutaway.generate.engine import Engine
 from cutaway.generate.request import Sampling
 from cutaway.generate.writer import Options, Writer
 from cutaway.models.folder import save_model
-from cutaway.models.model import build
+from cutaway.models.model import LanguageModel, build
 from cutaway.models.open import open_language_model
 from cutaway.models.transformer import TransformerConfig
 from cutaway.nn import kernels
@@ -163,27 +165,52 @@ def test_biases_and_the_price_of_saying_it_again(real: Wired) -> None:
         create(model="tiny", prompt="abc", max_tokens=1, logit_bias={"999999": 1})
 
 
+def kept(engines: list[Engine], model: LanguageModel) -> Engine:
+    """An engine that a test can reach."""
+    engines.append(Engine(model))
+    return engines[-1]
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("secret insides")
+
+
 def test_a_step_that_fails_is_no_fault_of_the_client(places: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-    """What the model's code raises ends what runs as the engine's failure, is logged, and the engine is made again."""
+    """What the model's code raises ends what runs as the engine's failure and is logged; the engine is made again where
+    it happens again and again."""
     engines: list[Engine] = []
+    ask = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+    with serving(places, engine_for=lambda model: kept(engines, model)) as server, server.http() as client:
+        assert client.post("/v1/completions", json=ask).status_code == 200
+        engines[-1].runner.run = broken  # type: ignore[method-assign]
+        for times in range(3):
+            assert len(engines) == 1 and client.get("/ready").status_code == 200, times
+            answer = client.post("/v1/completions", json=ask)
+            assert answer.status_code == 500 and answer.json()["error"]["code"] == "engine_failed"
+            assert "secret" not in answer.text and "secret insides" in caplog.text
+        assert server.settled(lambda: len(engines) == 2 and client.get("/ready").status_code == 200)
+        assert client.post("/v1/completions", json=ask).status_code == 200
 
-    def made(model: Any) -> Engine:
-        engines.append(Engine(model))
-        return engines[-1]
 
+def test_an_engine_that_failed_leaves_its_pages(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before another is made, which may need the room."""
+    monkeypatch.setattr(logging.getLogger("cutaway.server"), "disabled", True)  # what is captured would hold it
+    engines: list[Engine] = []
+    there: list[bool] = []
+
+    def made(model: LanguageModel) -> Engine:
+        there.extend(gone() is not None for gone in (held,) if held is not None)
+        return kept(engines, model)
+
+    held: weakref.ref[Engine] | None = None
     ask = {"model": "tiny", "prompt": "x", "max_tokens": 2}
     with serving(places, engine_for=made) as server, server.http() as client:
         assert client.post("/v1/completions", json=ask).status_code == 200
-
-        def broken(*_: Any, **__: Any) -> Any:
-            raise RuntimeError("secret insides")
-
         engines[-1].runner.run = broken  # type: ignore[method-assign]
-        answer = client.post("/v1/completions", json=ask)
-        assert answer.status_code == 500 and answer.json()["error"]["code"] == "engine_failed"
-        assert "secret" not in answer.text and "secret insides" in caplog.text
-        assert server.settled(lambda: client.get("/ready").status_code == 200) and len(engines) == 2
-        assert client.post("/v1/completions", json=ask).status_code == 200
+        held = weakref.ref(engines.pop())
+        for _ in range(3):
+            assert client.post("/v1/completions", json=ask).status_code == 500
+        assert server.settled(lambda: there == [False])
 
 
 def test_a_model_without_numbers_is_no_fault_of_the_client(tmp_path: Path) -> None:
