@@ -26,8 +26,7 @@ _KINDS: dict[str, tuple[Any, str]] = {  # of what stands behind a keyword; what 
     "enum": _LIST, "required": _LIST, "type": (str | list | tuple, "a text or a list of texts"), "pattern": _TEXT,
     "format": _TEXT, **dict.fromkeys(("minItems", "maxItems", "maxProperties", "minLength", "maxLength"), _COUNT),
     **dict.fromkeys(_NUMBERS, (int | float, "a number"))}
-_LARGEST = 2**31
-_ROUNDS = 64  # in which lengths settle: a round settles a chain of references, back or forth
+_LARGEST = 2**31  # count that a document must reach: what is measured stays a number
 _DIGITS, _FORMAT = 40, 64  # bytes of a number within bounds and of a text in a format, at most
 
 
@@ -138,23 +137,24 @@ class _Measure:
     """Lengths of the shortest documents of a schema's parts, in bytes without white space; an upper bound."""
 
     known: dict[str, float]  # by the pointer of a $ref
-    settled: bool = True  # False: what is infinite may be finite
     found: dict[int, float] = field(default_factory=dict)  # by a part's identity, while known does not change
 
     @classmethod
     def of(cls, root: Mapping[str, Any]) -> _Measure:
         parts = [part for _, part in _parts(root, "") if isinstance(part, Mapping)]
         named = dict.fromkeys(part["$ref"] for part in parts if "$ref" in part)
+        fixed = {id(part): cls({})._shortest(part) for part in parts if "const" in part or "enum" in part}
         order, known = [(name, resolved(root, name)) for name in named], dict.fromkeys(named, inf)
-        for _ in range(_ROUNDS):
+        measure = cls(known, dict(fixed))
+        for _ in named:  # each round settles one at least, and a chain of references back or forth
             before = dict(known)
             order.reverse()
-            measure = cls(known)
+            measure = cls(known, dict(fixed))
             for name, part in order:
                 known[name] = measure.shortest(part)
             if known == before:
                 return measure
-        return cls(known, settled=False)
+        return cls(known, fixed)
 
     def shortest(self, part: Any) -> float:
         if isinstance(part, bool):
@@ -222,7 +222,7 @@ def resolved(root: Mapping[str, Any], pointer: str) -> Any:
 def growth(schema: Mapping[str, Any]) -> Growth:
     """How far one token can move the end of a document of this schema."""
     measure = _Measure.of(schema)
-    base, choice, certain = 16.0, 4.0, measure.settled  # 16: an escape, the rest of a character, a sign, a point
+    base, choice, certain = 16.0, 4.0, True  # 16: an escape, the rest of a character, a sign, a point
     for _, part in _parts(schema, ""):
         if not isinstance(part, Mapping):
             continue

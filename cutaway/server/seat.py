@@ -123,9 +123,9 @@ class Seat:
         failed = next((event.error for event in events if isinstance(event.error, StepFailed)), None)
         self._failures = 0 if failed is None else self._failures + 1
         if failed is not None:
-            log.error("%s", failed, exc_info=failed)
             if self._failures == FAILURES:
                 raise failed
+            log.error("%s", failed, exc_info=failed)
         told: list[tuple[Call, int, Event]] = []
         for event in events:
             call, index = self._owners[event.request]

@@ -28,7 +28,8 @@ TESTS = Path(__file__).resolve().parents[1]
 # (biases begin at zero and are small after three steps)
 WEIGHTS = {"likelihood-vanilla": 2e-5, "likelihood-lstm-encoder-decoder": 2e-5, "likelihood-encoder-post": 2e-5,
            "likelihood-learned": 2e-5}
-TOLERANCE = {"muon-bfloat16": 1e-3, "bfloat16": 3e-3}
+# Muon in bfloat16: 1.2e-3 of a norm is the most that was seen, which may be ten times this
+TOLERANCE = {"muon-bfloat16": 2e-4, "bfloat16": 3e-3}
 
 
 @pytest.fixture(scope="session")

@@ -93,11 +93,11 @@ def test_a_queue_that_is_full(places: dict[str, Path]) -> None:
 
 def test_a_queue_has_a_limit_of_tokens(places: dict[str, Path]) -> None:
     ask: dict[str, Any] = {"model": "tiny", "prompt": "x" * 30, "max_tokens": 1}
-    with serving(places, limits=Limits(waiting_tokens=50), fake=Fake(pause=1.0)) as wired:
+    fake = Fake(pause=1.0)
+    with serving(places, limits=Limits(waiting_tokens=50), fake=fake) as wired:
         before = threading.Thread(target=lambda: wired.openai().completions.create(**ask))
         before.start()
-        assert wired.settled(lambda: any(getattr(o, "worker", None) and o.worker.waiting  # type: ignore[union-attr]
-                                         for o in [*wired.service.shelf.opened.values()]))
+        assert wired.settled(lambda: fake.alive == 1)
         with pytest.raises(openai.RateLimitError, match="1 requests of 31 tokens are waiting"):
             wired.openai().completions.create(**ask)
         before.join()

@@ -63,7 +63,7 @@ INLINE void product_on_tiles(int64_t M, int64_t N, int64_t K, const uint16_t *A,
 #endif
 
 // Whether shifts and float32 are faster than the dot products of the processor: Intel's take more than two cycles each
-// (Emerald Rapids), AMD's one
+// (Emerald Rapids)
 static int shifts = 1;
 #if defined(__AVX512BF16__) && defined(__GNUC__)
 __attribute__((constructor)) static void ask_who_made_it(void) {
